@@ -1,0 +1,153 @@
+"""Fills our parameters from stored arrays, each used exactly once, and the way back."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import traverse_util
+
+from mdtrap_jax.checkpoints.arrays import Arrays, aligned_empty
+from mdtrap_jax.checkpoints.rules import Arrangement, Shape, Slot
+
+_SHOWN = 6  # names listed in one message
+
+
+def parameter_shapes(model: Any) -> dict[str, Shape]:
+  """Shapes of a model's parameters by path, without memory for them."""
+  tree = jax.eval_shape(model.init, jax.random.key(0))
+  return {
+      path: leaf.shape for path, leaf in traverse_util.flatten_dict(tree, sep="/").items()}
+
+
+def convert(
+    arrays: Arrays,
+    slots: Sequence[Slot],
+    shapes: Mapping[str, Shape],
+    *,
+    dtype: Any,
+    ignored: Iterable[str] = (),
+    source: str = "checkpoint",
+) -> Any:
+  """Our parameters from stored arrays, read one at a time straight into their final place.
+
+  Args:
+    arrays: of the checkpoint.
+    slots: which array fills what.
+    shapes: of all parameters, by path.
+    dtype: of the result; scalars stay in at least float32.
+    ignored: regular expressions of whole names that a checkpoint may have beside its weights.
+    source: for messages.
+
+  Raises:
+    ValueError: missing, unknown, misshaped or quantized arrays, all named.
+  """
+  check(arrays, slots, shapes, ignored, source)
+  if np.dtype(dtype) == np.float64 and not jax.config.jax_enable_x64:
+    raise ValueError("dtype=float64 needs jax.config.update('jax_enable_x64', True).")
+  by_path: dict[str, list[Slot]] = {}
+  for slot in slots:
+    by_path.setdefault(slot.path, []).append(slot)
+  params = {}
+  for path, shape in shapes.items():
+    buffer = aligned_empty(shape, jnp.promote_types(dtype, jnp.float32) if not shape else dtype)
+    for slot in by_path[path]:
+      view = _piece(buffer, slot)
+      arrangement = slot.arrange(view.shape)
+      array = np.asarray(arrays[slot.name].read())
+      view[...] = (
+          array.reshape(arrangement.split).transpose(arrangement.order).reshape(view.shape))
+      del array
+    params[path] = jax.device_put(buffer)  # shares the buffer on a CPU
+    del buffer, view
+  return traverse_util.unflatten_dict(params, sep="/")
+
+
+def export(params: Any, slots: Sequence[Slot], dtype: Any) -> dict[str, np.ndarray]:
+  """The way back: stored arrays by name from our parameters."""
+  flat = traverse_util.flatten_dict(params, sep="/")
+  stored = {}
+  for slot in slots:
+    view = _piece(np.asarray(flat[slot.path]), slot)
+    arrangement = slot.arrange(view.shape)
+    middle = tuple(arrangement.split[axis] for axis in arrangement.order)
+    array = view.reshape(middle).transpose(np.argsort(arrangement.order))
+    stored[slot.name] = np.ascontiguousarray(
+        array.reshape(arrangement.stored), dtype=dtype).reshape(arrangement.stored)
+  return stored
+
+
+def check(
+    arrays: Arrays, slots: Sequence[Slot], shapes: Mapping[str, Shape], ignored: Iterable[str],
+    source: str,
+) -> None:
+  """Raises one `ValueError` that names every array that does not fit."""
+  if problems := find_problems(arrays, slots, shapes, ignored):
+    raise ValueError(
+        f"{source} does not fit the model: " + "; ".join(problems)
+        + ". Check that the file is complete and unmodified, and that its config file belongs "
+        "to it.")
+
+
+def find_problems(
+    arrays: Arrays, slots: Sequence[Slot], shapes: Mapping[str, Shape], ignored: Iterable[str]
+) -> list[str]:
+  """What keeps the arrays from being converted, one sentence a kind; empty if nothing does."""
+  expected = {slot.name: expected_shape(slot, shapes).stored for slot in slots}
+  unknown = [
+      name for name in arrays
+      if name not in expected and not any(re.fullmatch(p, name) for p in ignored)]
+  missing = [name for name in expected if name not in arrays]
+  present = [name for name in expected if name in arrays]
+  misshaped = [name for name in present if tuple(arrays[name].shape) != expected[name]]
+  unfit = [name for name in present if not arrays[name].is_float]
+  unfilled = sorted(set(shapes) - {slot.path for slot in slots})
+  problems = []
+  if unfit:
+    dtypes = _listed([f"{name} ({arrays[name].dtype})" for name in unfit])
+    problems.append(
+        f"not floating-point weights: {dtypes}; quantized checkpoints cannot be fine-tuned, "
+        "use the original release")
+  if missing:
+    lines = []
+    for name in missing[:_SHOWN]:
+      near = difflib.get_close_matches(name, unknown, 1, 0.8)
+      lines.append(f"{name} {list(expected[name])}" + (f" (is {near[0]} it?)" if near else ""))
+    problems.append("missing arrays: " + _listed(lines, len(missing)))
+  if unknown:
+    lines = [f"{name} {list(arrays[name].shape)}" for name in unknown]
+    problems.append("unknown arrays: " + _listed(lines))
+  if misshaped:
+    lines = [
+        f"{name} has shape {list(arrays[name].shape)}, expected {list(expected[name])}"
+        for name in misshaped]
+    problems.append("misshaped arrays: " + _listed(lines))
+  if unfilled:
+    problems.append("nothing in this layout fills our parameters " + _listed(unfilled))
+  return problems
+
+
+def expected_shape(slot: Slot, shapes: Mapping[str, Shape]) -> Arrangement:
+  """How the checkpoint must hold the slot's array, given our parameters' shapes."""
+  shape = shapes[slot.path]
+  if slot.block is not None:
+    shape = shape[1:]
+  if slot.part is not None:
+    shape = (*shape[:-2], shape[-1])
+  return slot.arrange(shape)
+
+
+def _piece(buffer: np.ndarray, slot: Slot) -> np.ndarray:
+  if slot.block is not None:
+    buffer = buffer[slot.block]
+  return buffer if slot.part is None else buffer[..., slot.part, :]
+
+
+def _listed(lines: Sequence[str], total: int | None = None) -> str:
+  more = (len(lines) if total is None else total) - len(lines[:_SHOWN])
+  return ", ".join(lines[:_SHOWN]) + (f" and {more} more" if more else "")

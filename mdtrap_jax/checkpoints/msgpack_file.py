@@ -1,0 +1,74 @@
+"""Reads `flax_model.msgpack` files, one array at a time."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import BinaryIO
+
+import msgpack
+import numpy as np
+from flax import serialization
+
+from mdtrap_jax.checkpoints.arrays import StoredArray
+
+_NDARRAY = 1  # Flax's extension code of arrays
+_HEAD = 512  # bytes that surely hold an array's shape and dtype
+
+
+def open_msgpack(path: Path) -> dict[str, StoredArray]:
+  """The arrays of a tree of dictionaries as Flax serializes it.
+
+  Raises:
+    ValueError: the file is truncated or holds something else.
+  """
+  arrays = {}
+  with open(path, "rb") as file, open(path, "rb") as peek:
+    # No limit on what one array may need; the default of 100 MB is less than an embedding.
+    unpacker = msgpack.Unpacker(file, max_buffer_size=2**32 - 1)
+    try:
+      _walk(path, unpacker, peek, (), arrays)
+    except (msgpack.UnpackException, ValueError, TypeError, KeyError) as error:
+      raise ValueError(
+          f"{path}: truncated, or not a Flax msgpack file of weights ({error!r}). "
+          "Download it again.") from error
+  return arrays
+
+
+def _walk(
+    path: Path, unpacker: msgpack.Unpacker, peek: BinaryIO, parents: tuple[str, ...],
+    arrays: dict[str, StoredArray],
+) -> None:
+  """Records where each array of one dictionary lies; reads none."""
+  for _ in range(unpacker.read_map_header()):
+    name = (*parents, unpacker.unpack())
+    begin = unpacker.tell()
+    peek.seek(begin)
+    head = peek.read(_HEAD)
+    if head[0] & 0xF0 == 0x80 or head[0] in (0xDE, 0xDF):
+      _walk(path, unpacker, peek, name, arrays)
+      continue
+    unpacker.skip()
+    end = unpacker.tell()
+    shape, dtype = _shape_and_dtype(head)
+    arrays[".".join(name)] = StoredArray(shape, dtype, _reader(path, begin, end))
+
+
+def _shape_and_dtype(head: bytes) -> tuple[tuple[int, ...], np.dtype]:
+  """Decodes the beginning of Flax's array extension, `[shape, dtype name, bytes]`."""
+  sizes = {0xC7: 3, 0xC8: 4, 0xC9: 6}  # ext 8, 16 and 32: bytes before the payload
+  start = sizes.get(head[0], 2)  # else a fixext
+  if head[start - 1] != _NDARRAY:
+    raise ValueError(f"an extension of type {head[start - 1]} where an array should be")
+  unpacker = msgpack.Unpacker()
+  unpacker.feed(head[start:])
+  unpacker.read_array_header()
+  return tuple(unpacker.unpack()), np.dtype(unpacker.unpack())
+
+
+def _reader(path: Path, begin: int, end: int):
+  def read() -> np.ndarray:
+    with open(path, "rb") as file:
+      file.seek(begin)
+      return serialization.msgpack_restore(file.read(end - begin))
+
+  return read

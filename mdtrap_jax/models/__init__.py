@@ -1,0 +1,57 @@
+"""Vision-language models by name, and their construction without weights."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+
+from mdtrap_jax.models.clip import CLIP_MODELS
+from mdtrap_jax.models.families import FAMILIES
+from mdtrap_jax.models.specification import Specification
+from mdtrap_jax.models.tokenizers import HashTokenizer
+from mdtrap_jax.models.vlm import VisionLanguageModel
+
+__all__ = ["FAMILIES", "MODELS", "Specification", "VisionLanguageModel", "build", "find"]
+
+MODELS: dict[str, Specification] = {**CLIP_MODELS}
+
+
+def find(name: str) -> Specification:
+  """The named size.
+
+  Raises:
+    ValueError: there is none of that name; the nearest names are suggested.
+  """
+  if name not in MODELS:
+    near = difflib.get_close_matches(name, MODELS, 3, 0.4) or sorted(MODELS)
+    raise ValueError(f"no model is named {name!r}; the nearest names are {', '.join(near)}.")
+  return MODELS[name]
+
+
+def build(
+    name: str | Specification, *, image_size: int | None = None
+) -> VisionLanguageModel:
+  """A model for random weights: `build("clip-vit-b16").init(key)`.
+
+  Its tokenizer hashes words, since no tokenizer's files are at hand; use
+  `checkpoints.load` for published weights and their tokenizer.
+
+  Args:
+    name: of `MODELS`, or a specification of one's own.
+    image_size: in pixels, where it is not the size's own.
+
+  Raises:
+    ValueError: no such name.
+  """
+  specification = find(name) if isinstance(name, str) else name
+  image, text = specification.image, specification.text
+  if image_size is not None:
+    image = dataclasses.replace(image, image_size=image_size)
+  family = FAMILIES[specification.family]
+  return VisionLanguageModel(
+      name=name if isinstance(name, str) else specification.family,
+      image=image,
+      text=text,
+      tokenize=HashTokenizer(text.vocabulary_size, text.context_length, text.pool == "last"),
+      image_mean=family.image_mean,
+      image_std=family.image_std)

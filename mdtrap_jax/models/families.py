@@ -1,0 +1,30 @@
+"""What the families of vision-language models expect of their inputs."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+
+class Family(NamedTuple):
+  """What an image and a prompt must look like."""
+
+  image_mean: tuple[float, float, float]  # of images in [0, 1]
+  image_std: tuple[float, float, float]
+  resize: str  # "crop": short side, then the center; "squash": both sides alike
+  prompt: str  # "{}" is the class name
+  lower_case: bool = False  # prompts are lower-cased before the tokenizer
+  strip_punctuation: bool = False  # and lose their punctuation
+
+
+FAMILIES = {
+    "clip": Family(
+        (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711), "crop",
+        "a photo of a {}."),
+    "siglip": Family(
+        (0.5, 0.5, 0.5), (0.5, 0.5, 0.5), "squash", "a photo of a {}.", lower_case=True,
+        strip_punctuation=True),
+    "siglip2": Family(
+        (0.5, 0.5, 0.5), (0.5, 0.5, 0.5), "squash", "a photo of a {}.", lower_case=True),
+    "pe-core": Family(
+        (0.5, 0.5, 0.5), (0.5, 0.5, 0.5), "squash", "a photo of a {}."),
+}

@@ -1,0 +1,79 @@
+"""Both ends of a text encoder: token ids to tokens, and tokens to one embedding."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from mdtrap_jax.models.transformer import BlockConfig, LayerNorm
+
+
+@dataclasses.dataclass(frozen=True)
+class TextConfig:
+  """The static shape of a text encoder. Defaults are CLIP's beside ViT-B."""
+
+  context_length: int = 77
+  vocabulary_size: int = 49408
+  width: int = 512
+  depth: int = 12
+  heads: int = 8
+  mlp_width: int = 2048
+  embed_dim: int = 512  # D
+  activation: str = "quick_gelu"
+  epsilon: float = 1e-5
+  causal: bool = True
+  pool: str = "end"  # "end": at the end-of-text token; "last": at the last position
+  end_token: int | None = None  # None: the largest id of the row, as OpenAI's code has it
+  projection_bias: bool = False
+
+  def __post_init__(self):
+    if self.pool not in ("end", "last"):
+      raise ValueError(f"pool={self.pool!r}: choose 'end' or 'last'.")
+
+  @property
+  def block(self) -> BlockConfig:
+    """The configuration of the blocks between the two ends."""
+    return BlockConfig(
+        self.width, self.heads, self.mlp_width, self.activation, self.epsilon, self.causal)
+
+
+class TextStem(nn.Module):
+  """Token embedding and pooling of one text encoder."""
+
+  config: TextConfig
+
+  def setup(self):
+    config = self.config
+    normal = nn.initializers.normal
+    self.token = self.param("token", normal(0.02), (config.vocabulary_size, config.width))
+    self.position = self.param("position", normal(0.01), (config.context_length, config.width))
+    self.post_norm = LayerNorm(epsilon=config.epsilon)
+    self.projection = nn.Dense(config.embed_dim, use_bias=config.projection_bias)
+
+  def embed(self, token_ids: jax.Array) -> jax.Array:
+    """Maps ids `[B, L] int32` to tokens `[B, L, width]`.
+
+    Raises:
+      ValueError: the rows do not have the encoder's context length.
+    """
+    length = self.config.context_length
+    if token_ids.shape[1:] != (length,):
+      raise ValueError(f"token ids have shape {token_ids.shape}, expected [B, {length}].")
+    return self.token[token_ids] + self.position[None]
+
+  def pool(self, tokens: jax.Array, token_ids: jax.Array) -> jax.Array:
+    """Maps the last block's tokens `[B, L, width]` to embeddings `[B, D]`, not normalized."""
+    if self.config.pool == "last":
+      pooled = tokens[:, -1]
+    else:
+      end = self.config.end_token
+      position = jnp.argmax(token_ids if end is None else token_ids == end, axis=-1)
+      pooled = jnp.take_along_axis(tokens, position[:, None, None], axis=1)[:, 0]
+    return self.projection(self.post_norm(pooled))
+
+  def __call__(self, token_ids: jax.Array) -> jax.Array:
+    """An encoder without blocks; touches every parameter, for `init`."""
+    return self.pool(self.embed(token_ids), token_ids)

@@ -1,0 +1,201 @@
+"""Pre-norm transformer blocks, stacked along a leading layer axis, with optional LoRA.
+
+All families share this file: they differ in `BlockConfig`, in how inputs become tokens
+(`image_stem.py`, `text_stem.py`) and in the names their checkpoints use.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import itertools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from mdtrap_jax.models.lora import PROJECTIONS, LoraConfig, LoraFactors, lora_delta
+from mdtrap_jax.models.rope import Rope, rotate
+
+ACTIVATIONS = {
+    "quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x),
+    "gelu": functools.partial(jax.nn.gelu, approximate=False),
+    "gelu_tanh": functools.partial(jax.nn.gelu, approximate=True),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class BlockConfig:
+  """The static shape of a block; all blocks of an encoder share one."""
+
+  width: int
+  heads: int
+  mlp_width: int
+  activation: str = "quick_gelu"
+  epsilon: float = 1e-5  # of the layer norms
+  causal: bool = False
+  rope: Rope | None = None  # rotary position embedding of queries and keys
+
+  def __post_init__(self):
+    if self.activation not in ACTIVATIONS:
+      raise ValueError(
+          f"activation={self.activation!r}: choose one of {sorted(ACTIVATIONS)}.")
+    if self.width % self.heads:
+      raise ValueError(f"width={self.width} is not a multiple of heads={self.heads}.")
+
+
+class LayerNorm(nn.LayerNorm):
+  """Layer norm with statistics in at least float32 and the output in the input's dtype."""
+
+  use_fast_variance: bool = False
+
+  @nn.compact
+  def __call__(self, x: jax.Array) -> jax.Array:
+    """Normalizes the last axis of `x [..., W]`."""
+    return super().__call__(x).astype(x.dtype)
+
+
+def attention(q: jax.Array, k: jax.Array, v: jax.Array, heads: int, causal: bool = False):
+  """Scaled dot-product attention, softmax in at least float32.
+
+  Args:
+    q: `[B, S, W]`.
+    k: `[B, T, W]`.
+    v: `[B, T, W]`.
+    heads: number of heads; divides `W`.
+    causal: a position sees itself and earlier ones only.
+
+  Returns:
+    `[B, S, W]`.
+  """
+  q, k, v = (t.reshape(*t.shape[:-1], heads, -1) for t in (q, k, v))
+  if q.dtype in (jnp.bfloat16, jnp.float16):
+    out = jax.nn.dot_product_attention(q, k, v, is_causal=causal)
+  else:  # jax.nn's computes float64 logits in float32
+    logits = jnp.einsum("bqhd,bkhd->bhqk", q * q.shape[-1]**-0.5, k)
+    if causal:
+      visible = jnp.tri(q.shape[1], k.shape[1], dtype=bool)
+      logits = jnp.where(visible[None, None], logits, -jnp.inf)
+    out = jnp.einsum("bhqk,bkhd->bqhd", jax.nn.softmax(logits, axis=-1), v)
+  return out.reshape(*out.shape[:-2], -1)
+
+
+class Attention(nn.Module):
+  """Multi-head self-attention; the three projections are one kernel `[W, 3, W]`."""
+
+  config: BlockConfig
+  lora: LoraConfig | None = None
+
+  @nn.compact
+  def __call__(
+      self, x: jax.Array, factors: LoraFactors | None = None, key: jax.Array | None = None
+  ) -> jax.Array:
+    """Maps `[B, S, W]` to `[B, S, W]`."""
+    qkv = nn.DenseGeneral((3, self.config.width), name="qkv")(x)
+    projected = {name: qkv[..., i, :] for i, name in enumerate(PROJECTIONS)}
+    if factors is not None:
+      delta = lora_delta(x, factors, self.lora, key)
+      for i, name in enumerate(self.lora.projections):
+        projected[name] = projected[name] + delta[i]
+    q, k, v = (projected[name] for name in PROJECTIONS)
+    if self.config.rope is not None:
+      q, k = (rotate(t, self.config.rope, self.config.heads) for t in (q, k))
+    out = attention(q, k, v, self.config.heads, self.config.causal)
+    return nn.Dense(self.config.width, name="out")(out)
+
+
+class Mlp(nn.Module):
+  """Two dense layers with an activation between."""
+
+  width: int
+  activation: str
+
+  @nn.compact
+  def __call__(self, x: jax.Array) -> jax.Array:
+    """Maps `[..., W]` to `[..., W]`."""
+    hidden = ACTIVATIONS[self.activation](nn.Dense(self.width, name="fc1")(x))
+    return nn.Dense(x.shape[-1], name="fc2")(hidden)
+
+
+class Block(nn.Module):
+  """`x + attention(norm(x))`, then `x + mlp(norm(x))`."""
+
+  config: BlockConfig
+  lora: LoraConfig | None = None
+
+  @nn.compact
+  def __call__(
+      self, x: jax.Array, factors: LoraFactors | None = None, key: jax.Array | None = None
+  ) -> jax.Array:
+    """Maps `[B, S, W]` to `[B, S, W]`; `factors` are this block's own."""
+    epsilon = self.config.epsilon
+    attend = Attention(self.config, self.lora, name="attention")
+    x = x + attend(LayerNorm(epsilon=epsilon, name="norm1")(x), factors, key)
+    mlp = Mlp(self.config.mlp_width, self.config.activation, name="mlp")
+    return x + mlp(LayerNorm(epsilon=epsilon, name="norm2")(x))
+
+
+def init_blocks(key: jax.Array, config: BlockConfig, depth: int) -> Any:
+  """Random parameters of `depth` blocks, every leaf with a leading axis `[depth, ...]`."""
+  sample = jnp.zeros((1, 2, config.width))
+  if config.rope is not None:
+    sample = jnp.zeros((1, config.rope.tokens, config.width))
+  init = lambda k: Block(config).init(k, sample)["params"]
+  return jax.vmap(init)(jax.random.split(key, depth))
+
+
+def run_blocks(
+    params: Any,
+    x: jax.Array,
+    config: BlockConfig,
+    *,
+    start: int = 0,
+    stop: int | None = None,
+    lora: LoraConfig | None = None,
+    factors: LoraFactors | None = None,
+    key: jax.Array | None = None,
+) -> jax.Array:
+  """Runs blocks `start … stop-1`.
+
+  Neighboring blocks that are all adapted, or all plain, run as one `lax.scan`: any set of
+  adapted blocks is allowed and plain ones pay nothing for the others.
+
+  Args:
+    params: stacked parameters, every leaf `[depth, ...]`.
+    x: tokens `[B, S, W]`.
+    config: of the blocks.
+    start: the first block to run; `x` is that block's input.
+    stop: one past the last block to run; all of them when `None`.
+    lora: what is adapted; needed with `factors`.
+    factors: `a [A, P, W, r]`, `b [A, P, r, W]`, or `None` for the base model.
+    key: typed key of the dropout masks, folded with the block's number; `None` for none.
+
+  Returns:
+    tokens `[B, S, W]`.
+  """
+  depth = jax.tree.leaves(params)[0].shape[0]
+  stop = depth if stop is None else stop
+  adapted = () if factors is None else lora.blocks(depth)
+
+  def step(x, block):
+    block_params, block_factors, number = block
+    block_key = None if key is None else jax.random.fold_in(key, number)
+    module = Block(config, lora)
+    return module.apply({"params": block_params}, x, block_factors, block_key), None
+
+  for is_adapted, run in itertools.groupby(range(start, stop), key=adapted.__contains__):
+    run = list(run)
+    block_params = _take(params, run[0], len(run), depth)
+    block_factors = None
+    if is_adapted:
+      block_factors = _take(factors, adapted.index(run[0]), len(run), len(adapted))
+    x, _ = jax.lax.scan(step, x, (block_params, block_factors, jnp.asarray(run)))
+  return x
+
+
+def _take(tree: Any, start: int, count: int, depth: int) -> Any:
+  """Leaves `[start:start+count]`; the tree itself when that is all of it (no copy)."""
+  if count == depth:
+    return tree
+  return jax.tree.map(lambda leaf: leaf[start:start + count], tree)

@@ -1,0 +1,148 @@
+"""A vision-language model: static description and pure functions; its weights live outside.
+
+Every family (CLIP, SigLIP, PE-Core, the miniature) is one `VisionLanguageModel`. An encoder
+runs in three steps, `embed → blocks → pool`, so that an episode can keep the part below the
+first adapted block and pay for it once.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mdtrap_jax.models.image_stem import ImageConfig, ImageStem
+from mdtrap_jax.models.lora import LoraConfig, LoraFactors, init_factors
+from mdtrap_jax.models.text_stem import TextConfig, TextStem
+from mdtrap_jax.models.transformer import init_blocks, run_blocks
+
+Params = Any  # {"image": encoder, "text": encoder, "logit_scale": []}; see `init`
+Factors = Mapping[str, LoraFactors]  # {"image": …} and/or {"text": …}: adapted encoders only
+
+
+@dataclasses.dataclass(frozen=True)
+class VisionLanguageModel:
+  """Two encoders and what their inputs must look like.
+
+  Attributes:
+    name: as the user gave it.
+    image: the image encoder's shape.
+    text: the text encoder's shape.
+    tokenize: texts to token ids `[n, L] int32`.
+    image_mean: per channel, of images in [0, 1].
+    image_std: per channel.
+  """
+
+  name: str
+  image: ImageConfig
+  text: TextConfig
+  tokenize: Callable[[Sequence[str]], np.ndarray]
+  image_mean: tuple[float, float, float]
+  image_std: tuple[float, float, float]
+
+  def init(self, key: jax.Array) -> Params:
+    """Random weights, float32; `key` is consumed.
+
+    Returns:
+      `{"image": {"stem": …, "blocks": …}, "text": {…}, "logit_scale": [] (its logarithm)}`,
+      block leaves stacked `[depth, ...]`.
+    """
+    keys = jax.random.split(key, 4)
+    size = self.image.image_size
+    image = {
+        "stem": ImageStem(self.image).init(keys[0], jnp.zeros((1, size, size, 3)))["params"],
+        "blocks": init_blocks(keys[1], self.image.block, self.image.depth)}
+    ids = jnp.zeros((1, self.text.context_length), jnp.int32)
+    text = {
+        "stem": TextStem(self.text).init(keys[2], ids)["params"],
+        "blocks": init_blocks(keys[3], self.text.block, self.text.depth)}
+    return {"image": image, "text": text, "logit_scale": jnp.log(1 / 0.07)}
+
+  def init_lora(self, key: jax.Array, lora: LoraConfig) -> dict[str, LoraFactors]:
+    """Fresh factors of the adapted encoders, `{"image": …}` and/or `{"text": …}`."""
+    configs = {"image": self.image, "text": self.text}
+    return {
+        name: init_factors(jax.random.fold_in(key, i), lora, config.depth, config.width)
+        for i, (name, config) in enumerate(configs.items()) if name in lora.encoders}
+
+  def embed_image(
+      self, params: Params, images: jax.Array, lora: LoraConfig | None = None
+  ) -> jax.Array:
+    """Everything below the first adapted block; all of this stays fixed in an episode.
+
+    Args:
+      params: of the model.
+      images: `[B, H, W, 3]`, normalized with the model's mean and std.
+      lora: what is adapted; `None` stops after the patch embedding.
+
+    Returns:
+      tokens `[B, S, width]`.
+    """
+    encoder = params["image"]
+    tokens = ImageStem(self.image).apply({"params": encoder["stem"]}, images, method="embed")
+    stop = first_adapted_block(lora, "image", self.image.depth)
+    return run_blocks(encoder["blocks"], tokens, self.image.block, stop=stop)
+
+  def encode_image_tokens(
+      self,
+      params: Params,
+      tokens: jax.Array,
+      lora: LoraConfig | None = None,
+      factors: Factors | None = None,
+      key: jax.Array | None = None,
+  ) -> jax.Array:
+    """Embeddings `[B, D]` (not normalized) from the tokens of `embed_image`.
+
+    Args:
+      params: of the model.
+      tokens: `[B, S, width]` from `embed_image` with the same `lora`.
+      lora: what is adapted.
+      factors: the episode's factors, or `None` for the base model.
+      key: typed key of the LoRA dropout, consumed; `None` for no dropout.
+    """
+    encoder = params["image"]
+    start = first_adapted_block(lora, "image", self.image.depth)
+    tokens = run_blocks(
+        encoder["blocks"], tokens, self.image.block, start=start, lora=lora,
+        factors=(factors or {}).get("image"), key=key)
+    return ImageStem(self.image).apply({"params": encoder["stem"]}, tokens, method="pool")
+
+  def encode_image(self, params: Params, images: jax.Array, **adapted) -> jax.Array:
+    """Embeddings `[B, D]` (not normalized) of normalized images `[B, H, W, 3]`."""
+    tokens = self.embed_image(params, images, adapted.get("lora"))
+    return self.encode_image_tokens(params, tokens, **adapted)
+
+  def encode_text(
+      self,
+      params: Params,
+      token_ids: jax.Array,
+      lora: LoraConfig | None = None,
+      factors: Factors | None = None,
+      key: jax.Array | None = None,
+  ) -> jax.Array:
+    """Embeddings `[B, D]` (not normalized) of token ids `[B, L] int32`."""
+    encoder, stem = params["text"], TextStem(self.text)
+    tokens = stem.apply({"params": encoder["stem"]}, token_ids, method="embed")
+    tokens = run_blocks(
+        encoder["blocks"], tokens, self.text.block, lora=lora,
+        factors=(factors or {}).get("text"), key=key)
+    return stem.apply({"params": encoder["stem"]}, tokens, token_ids, method="pool")
+
+  def logit_scale(self, params: Params) -> jax.Array:
+    """The scale `s` of the cosines, `[]`: 100 for a trained CLIP."""
+    return jnp.exp(params["logit_scale"])
+
+
+def first_adapted_block(lora: LoraConfig | None, encoder: str, depth: int) -> int:
+  """The block where an episode's own computation starts.
+
+  An encoder that is not adapted is fixed altogether, and `depth` says so; without `lora`
+  nothing is precomputed, and the answer is 0.
+  """
+  if lora is None:
+    return 0
+  return lora.blocks(depth)[0] if encoder in lora.encoders else depth

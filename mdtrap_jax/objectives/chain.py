@@ -1,0 +1,138 @@
+"""The whole objective of an episode: named terms, one pull-back, one optimizer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import optax
+
+from mdtrap_jax.objectives.pull_back import pull_back
+from mdtrap_jax.objectives.terms import NEEDS_ALL_VIEWS, NEEDS_CLEAN, TERMS, Context
+
+
+class Phase(NamedTuple):
+  """Steps `start … stop-1` that run as one compiled program."""
+
+  start: int
+  stop: int
+  clean: bool  # whether the clean pass runs
+
+
+def mark(fifths: int, steps: int) -> int:
+  """The step at which so many fifths of `T = steps` are done: `S = T // 5` each, the last `T`."""
+  return steps if fifths == 5 else fifths * (steps // 5)
+
+
+def evaluation_marks(steps: int) -> tuple[int, ...]:
+  """The steps after which accuracy is logged: `S, 2S, 3S, 4S, T`.
+
+  Raises:
+    ValueError: fewer than five steps.
+  """
+  if steps < 5:
+    raise ValueError(f"steps={steps}: an episode needs at least 5 fine-tuning steps.")
+  return tuple(mark(fifths, steps) for fifths in range(1, 6))
+
+
+def enabled_terms(config: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+  """The terms with a weight other than zero, in the order of `TERMS`.
+
+  Args:
+    config: `{term: {"weight": …, "window": (first fifth, last fifth), …}}`.
+
+  Raises:
+    ValueError: an unknown term, or a window that is not within `(0, 5)`.
+  """
+  for name, options in config.items():
+    if name not in TERMS:
+      raise ValueError(f"objective.{name}: no such term; choose from {sorted(TERMS)}, or add "
+                       "yours to mdtrap_jax.objectives.terms.TERMS.")
+    start, stop = options["window"]
+    if not 0 <= start < stop <= 5:
+      raise ValueError(f"objective.{name}.window={(start, stop)}: give the first and last "
+                       "fifth of the steps, for example (0, 3).")
+  return {name: dict(config[name]) for name in TERMS
+          if name in config and config[name]["weight"] != 0}
+
+
+def make_phases(config: Mapping[str, Mapping[str, Any]], steps: int) -> tuple[Phase, ...]:
+  """Splits `0 … T-1` where the clean pass starts or stops being needed."""
+  windows = [terms["window"] for name, terms in enabled_terms(config).items()
+             if name in NEEDS_CLEAN]
+  spans = [(mark(start, steps), mark(stop, steps)) for start, stop in windows]
+  cuts = sorted({0, steps, *(edge for span in spans for edge in span)})
+  return tuple(
+      Phase(start, stop, any(a <= start < b for a, b in spans))
+      for start, stop in zip(cuts, cuts[1:], strict=False))
+
+
+def make_objective(
+    config: Mapping[str, Mapping[str, Any]],
+    optimizer: optax.GradientTransformation,
+    *,
+    steps: int,
+    logit_scale: float,
+    num_views: int,
+    num_clean: int,
+    batch_size: int | None = None,
+) -> optax.GradientTransformationExtraArgs:
+  """Chains the enabled terms, the pull-back and the optimizer under their names.
+
+  Args:
+    config: `{term: {"weight": …, "window": …, **options of the term's factory}}`.
+    optimizer: applied to the parameters' gradient.
+    steps: `T`.
+    logit_scale: `s`.
+    num_views: `N`.
+    num_clean: `M`.
+    batch_size: views per step, or `None` for all of them.
+
+  Returns:
+    A transform from zero cotangents to parameter updates. `update` takes the keyword
+    arguments `features`, `batch`, `key`, `step` and `features_vjp`; its state is addressed by
+    term: `state["svl"].value`.
+
+  Raises:
+    ValueError: no term is on, or a term that needs all views is on beside a batch size.
+  """
+  terms = enabled_terms(config)
+  if not terms:
+    raise ValueError("every term of the objective has weight 0: nothing would be learned.")
+  if batch_size is not None and (whole := sorted(NEEDS_ALL_VIEWS & set(terms))):
+    raise ValueError(f"adapt.batch_size={batch_size}: {', '.join(whole)} compares all views "
+                     "in every step; set adapt.batch_size=0 or switch the term off.")
+  stages = []
+  for name, options in terms.items():
+    first, last = options.pop("window")
+    context = Context(
+        logit_scale=logit_scale, num_views=num_views, num_clean=num_clean,
+        start=mark(first, steps), stop=mark(last, steps),
+        fade=int((last - first) / 5 * steps))
+    stages.append((name, TERMS[name](context, **options)))
+  return optax.named_chain(*stages, ("encoder", pull_back()), ("optimizer", optimizer))
+
+
+def make_optimizer(
+    learning_rate: float,
+    steps: int,
+    *,
+    weight_decay: float = 1e-2,
+    floor: float = 1e-6,
+    periods: float = 8.0,
+    b1: float = 0.9,
+    b2: float = 0.999,
+    eps: float = 1e-8,
+) -> optax.GradientTransformation:
+  """AdamW with the reference's cosine schedule, whose half wave lasts `periods · T` steps.
+
+  `lr_t = floor + (lr - floor) (1 + cos(π t / (periods · T))) / 2`, so it hardly moves.
+  """
+  schedule = optax.cosine_decay_schedule(
+      learning_rate, int(periods * steps), alpha=floor / learning_rate)
+  return optax.adamw(schedule, b1=b1, b2=b2, eps=eps, weight_decay=weight_decay)
+
+
+def term_states(opt_state: Mapping[str, Any], names: Sequence[str] = tuple(TERMS)):
+  """The states of the terms in a chain's state, by name."""
+  return {name: opt_state[name] for name in names if name in opt_state}

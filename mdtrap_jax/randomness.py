@@ -1,0 +1,28 @@
+"""Randomness by identity: every number follows from (seed, episode, stream, step) alone.
+
+An episode's data and draws therefore never depend on the batch it runs in, on the number of
+devices or on what ran before it.
+"""
+
+from __future__ import annotations
+
+import jax
+
+STREAMS = ("views", "lora", "dropout", "terms", "batches")
+
+
+def episode_key(seed: int, episode: jax.Array | int) -> jax.Array:
+  """The key of one episode, `[]` typed."""
+  return jax.random.fold_in(jax.random.key(seed), episode)
+
+
+def stream(key: jax.Array, name: str, step: jax.Array | int | None = None) -> jax.Array:
+  """A key for one use within an episode, and for one step of it.
+
+  Args:
+    key: an episode's key; may be used for any number of streams.
+    name: one of `STREAMS`.
+    step: folded in when given.
+  """
+  key = jax.random.fold_in(key, STREAMS.index(name))
+  return key if step is None else jax.random.fold_in(key, step)
