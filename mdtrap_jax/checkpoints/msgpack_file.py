@@ -11,7 +11,7 @@ from flax import serialization
 
 from mdtrap_jax.checkpoints.arrays import StoredArray
 
-_NDARRAY = 1  # Flax's extension code of arrays
+_ARRAYS = (1, 3)  # Flax's extension codes of arrays and of NumPy scalars
 _HEAD = 512  # bytes that surely hold an array's shape and dtype
 
 
@@ -57,7 +57,7 @@ def _shape_and_dtype(head: bytes) -> tuple[tuple[int, ...], np.dtype]:
   """Decodes the beginning of Flax's array extension, `[shape, dtype name, bytes]`."""
   sizes = {0xC7: 3, 0xC8: 4, 0xC9: 6}  # ext 8, 16 and 32: bytes before the payload
   start = sizes.get(head[0], 2)  # else a fixext
-  if head[start - 1] != _NDARRAY:
+  if head[start - 1] not in _ARRAYS:
     raise ValueError(f"an extension of type {head[start - 1]} where an array should be")
   unpacker = msgpack.Unpacker()
   unpacker.feed(head[start:])
@@ -69,6 +69,6 @@ def _reader(path: Path, begin: int, end: int):
   def read() -> np.ndarray:
     with open(path, "rb") as file:
       file.seek(begin)
-      return serialization.msgpack_restore(file.read(end - begin))
+      return np.asarray(serialization.msgpack_restore(file.read(end - begin)))
 
   return read
