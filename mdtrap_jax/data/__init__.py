@@ -1,0 +1,1 @@
+"""Sources of labeled images, episodes drawn from them, and their views on the device."""

@@ -1,0 +1,1 @@
+"""TFDS builders of the target domains that TFDS itself does not have."""
