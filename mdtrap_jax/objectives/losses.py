@@ -90,3 +90,46 @@ def softmax_divergence(target: jax.Array, relation: jax.Array) -> jax.Array:
 
 
 DIVERGENCES = {"cosine": cosine_divergence, "softmax": softmax_divergence}
+
+
+def unit_or_zero(embeddings: jax.Array) -> jax.Array:
+  """`unit`, but a row of zeros (an absent class) stays one and has zero gradient."""
+  squares = jnp.sum(embeddings * embeddings, axis=-1, keepdims=True)
+  nonzero = squares > 0  # two `where`s: the unselected side's gradient must be finite
+  return embeddings * jnp.where(
+      nonzero, jax.lax.rsqrt(jnp.where(nonzero, squares, 1)), 0)
+
+
+def symmetric_cross_entropy(
+    embeddings: jax.Array, prototypes: jax.Array, labels: jax.Array, logit_scale: float
+) -> jax.Array:
+  """CoPA's contrastive loss: each image finds its prototype, each prototype its image.
+
+  Prototypes are expanded by label to one per image, `[N, D]`; the logits are
+  `s · z pᵀ [N, N]`, the targets the diagonal in both directions, the loss the mean of the two.
+  Rows of one class share a prototype, so the loss cannot fall below the logarithm of their
+  number.
+
+  Args:
+    embeddings: `[N, D]`.
+    prototypes: `[C, D]`, one row a class: class means or texts. A row of zeros is allowed.
+    labels: `[N] int32`; negative ones mark rows that are left out.
+    logit_scale: `s`; CoPA's is `e^2`.
+
+  Returns:
+    `[]`, in nats.
+  """
+  z, p = (unit_or_zero(rows) for rows in (embeddings, prototypes))
+  real = labels >= 0
+  # Rows of a class share a column: [N, C] logits say all that [N, N] would.
+  logits = logit_scale * z @ p.T
+  counts = jax.nn.one_hot(labels, p.shape[0], dtype=z.dtype).sum(0)
+  own = jnp.take_along_axis(logits, jnp.maximum(labels, 0)[:, None], axis=1)[:, 0]
+  present = (counts > 0)[None]
+  log_counts = jnp.log(jnp.where(present, counts[None], 1))
+  over_prototypes = jax.nn.logsumexp(
+      jnp.where(present, logits + log_counts, -jnp.inf), axis=1)
+  over_images = jax.nn.logsumexp(jnp.where(real[:, None], logits, -jnp.inf), axis=0)
+  over_images = over_images[jnp.maximum(labels, 0)]
+  total = jnp.where(real, over_prototypes + over_images - 2 * own, 0).sum()
+  return total / (2 * jnp.maximum(real.sum(), 1))

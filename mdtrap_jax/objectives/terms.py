@@ -211,11 +211,27 @@ def add_relation_alignment(context: Context, weight: float = 3.0, divergence: st
   return optax.GradientTransformationExtraArgs(inner.init, update)
 
 
+def add_symmetric_cross_entropy(context: Context, weight: float = 1.0):
+  """CoPA's contrastive loss between images and the prototypes of their classes.
+
+  With texts as prototypes it is CLIP's own pre-training loss on the support set.
+  """
+
+  def loss(features, batch, memory, key, step):
+    del key, step
+    value = losses.symmetric_cross_entropy(
+        features.image, features.text, batch.labels, context.logit_scale)
+    return value, memory
+
+  return make_term("symmetric", loss, weight, context.start, context.stop)
+
+
 TERMS: dict[str, Callable[..., optax.GradientTransformationExtraArgs]] = {
     "vlm": add_cross_entropy,
     "visual": add_visual_strengthening,
     "svl": add_random_prototypes,
     "ra": add_relation_alignment,
+    "symmetric": add_symmetric_cross_entropy,
 }
 # Terms that need the clean pass, and terms that need all N views in every step.
 NEEDS_CLEAN = frozenset({"ra"})

@@ -1,0 +1,72 @@
+"""Nearest class centroid by cosine: prototypes, similarities and their masks.
+
+Legend: `N` support and `Q` query rows, `C` ways, `D` width. A task may hold fewer rows and
+classes than its arrays: a row whose label is negative is padding and counts nowhere, and a class
+without support rows is never predicted. So tasks of any size run in one compiled program.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from mdtrap_jax.objectives.losses import unit_or_zero
+
+
+class Task(NamedTuple):
+  """One few-shot task; padding rows hold any finite values."""
+
+  support: jax.Array  # [N, ...] features [D], feature maps [h, w, D] or images [H, W, 3]
+  support_labels: jax.Array  # [N] int32, in 0 … C-1; negative for padding
+  query: jax.Array  # [Q, ...], like `support`
+  query_labels: jax.Array  # [Q] int32, likewise
+
+
+class Prediction(NamedTuple):
+  """How a task's queries are classified."""
+
+  accuracy: jax.Array  # [] in [0, 1], over the rows that are not padding
+  cosines: jax.Array  # [Q, C], -inf for a class that the task does not have
+
+
+def membership(labels: jax.Array, ways: int, dtype: jax.typing.DTypeLike) -> jax.Array:
+  """`[N, C]`, 1 where the row is of the class; all 0 for padding."""
+  return jax.nn.one_hot(labels, ways, dtype=dtype)
+
+
+def prototypes(features: jax.Array, labels: jax.Array, ways: int) -> jax.Array:
+  """Mean feature of each class, `[C, ...]` from `[N, ...]`; zeros for an absent class."""
+  member = membership(labels, ways, features.dtype)
+  total = jnp.tensordot(member, features, axes=(0, 0))
+  counts = jnp.maximum(member.sum(0), 1)
+  return total / counts.reshape(ways, *(1,) * (features.ndim - 1))
+
+
+def cosines(images: jax.Array, class_prototypes: jax.Array) -> jax.Array:
+  """`[Q, C]` from `[Q, D]` and `[C, D]`."""
+  return unit_or_zero(images) @ unit_or_zero(class_prototypes).T
+
+
+def predict(
+    images: jax.Array, class_prototypes: jax.Array, support_labels: jax.Array,
+    query_labels: jax.Array,
+) -> Prediction:
+  """Classifies queries by their cosine to the prototypes.
+
+  Args:
+    images: `[Q, D]`, of the queries.
+    class_prototypes: `[C, D]`.
+    support_labels: `[N] int32`; says which classes the task has.
+    query_labels: `[Q] int32`.
+  """
+  ways = class_prototypes.shape[0]
+  present = membership(support_labels, ways, jnp.float32).sum(0) > 0
+  similarity = cosines(images, class_prototypes)
+  similarity = jnp.where(present[None], similarity, -jnp.inf)
+  real = query_labels >= 0
+  correct = (jnp.argmax(similarity, axis=-1) == query_labels) & real
+  # A NaN has an argmax too: it must not count as a hit.
+  correct &= ~jnp.isnan(similarity).any(-1)
+  return Prediction(correct.sum() / jnp.maximum(real.sum(), 1), similarity)
