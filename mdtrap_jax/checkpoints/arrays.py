@@ -30,15 +30,16 @@ Arrays = Mapping[str, StoredArray]  # names with "." between their parts
 def in_memory(flat: Mapping[str, np.ndarray]) -> dict[str, StoredArray]:
   """Arrays that are already loaded, in the form that the readers return."""
   return {
-      name: StoredArray(np.shape(array), np.asarray(array).dtype, lambda array=array: array)
+      name.replace("/", "."): StoredArray(np.shape(array), np.asarray(array).dtype, lambda array=array: array)
       for name, array in flat.items()}
 
 
-def without_prefix(arrays: Arrays, prefix: str) -> dict[str, StoredArray]:
-  """The arrays with `prefix` taken off their names, where all of them have it."""
-  if arrays and all(name.startswith(prefix) for name in arrays):
-    return {name.removeprefix(prefix): array for name, array in arrays.items()}
-  return dict(arrays)
+def normalized(arrays: Arrays) -> dict[str, StoredArray]:
+  """Names without what training put before all of them: `module.`, big_vision's `params.`."""
+  named = dict(arrays)
+  if named and all(name.startswith("module.") for name in named):
+    named = {name.removeprefix("module."): array for name, array in named.items()}
+  return {name.removeprefix("params."): array for name, array in named.items()}
 
 
 def aligned_empty(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:

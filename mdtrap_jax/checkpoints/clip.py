@@ -1,16 +1,19 @@
-"""CLIP's published layouts: OpenAI and open_clip (one set of names), Hugging Face torch and Flax."""
+"""CLIP's published layouts: OpenAI's (open_clip's too) and Hugging Face's, torch and Flax."""
 
 from __future__ import annotations
 
+import functools
 import warnings
-from collections.abc import Mapping
-from typing import Any
 
-from mdtrap_jax.checkpoints.arrays import Arrays
 from mdtrap_jax.checkpoints.layout import (
-    Checkpoint, Description, Layout, activation, count_blocks, merged_config)
+    Checkpoint,
+    Description,
+    Layout,
+    activation,
+    count_blocks,
+    merged_config,
+)
 from mdtrap_jax.checkpoints.rules import FLAX, TORCH, Module
-from mdtrap_jax.models.families import FAMILIES
 from mdtrap_jax.models.image_stem import ImageConfig
 from mdtrap_jax.models.text_stem import TextConfig
 
@@ -26,6 +29,17 @@ def packed_blocks(name: str, path: str) -> tuple[Module, ...]:
       Module("dense", f"{name}.{{}}.mlp.c_proj", f"{path}/mlp/fc2"))
 
 
+def packed_text(prefix: str) -> tuple[Module, ...]:
+  """A text encoder under OpenAI's names; open_clip may put `text.` before them."""
+  return (
+      Module("table", f"{prefix}token_embedding", "text/stem/token"),
+      Module("array", f"{prefix}positional_embedding", "text/stem/position"),
+      *packed_blocks(f"{prefix}transformer.resblocks", "text/blocks"),
+      Module("norm", f"{prefix}ln_final", "text/stem/post_norm"),
+      Module("matrix", f"{prefix}text_projection", "text/stem/projection"),
+      Module("array", "logit_scale", "logit_scale"))
+
+
 def hf_blocks(name: str, path: str) -> tuple[Module, ...]:
   """Transformer blocks under Hugging Face's names."""
   return (
@@ -38,14 +52,7 @@ def hf_blocks(name: str, path: str) -> tuple[Module, ...]:
       Module("dense", f"{name}.{{}}.mlp.fc2", f"{path}/mlp/fc2"))
 
 
-OPENAI_TEXT = (
-    Module("table", "token_embedding", "text/stem/token"),
-    Module("array", "positional_embedding", "text/stem/position"),
-    *packed_blocks("transformer.resblocks", "text/blocks"),
-    Module("norm", "ln_final", "text/stem/post_norm"),
-    Module("matrix", "text_projection", "text/stem/projection"),
-)
-OPENAI = (
+OPENAI_IMAGE = (
     Module("convolution", "visual.conv1", "image/stem/patch"),
     Module("array", "visual.class_embedding", "image/stem/class_token"),
     Module("array", "visual.positional_embedding", "image/stem/position"),
@@ -53,8 +60,6 @@ OPENAI = (
     *packed_blocks("visual.transformer.resblocks", "image/blocks"),
     Module("norm", "visual.ln_post", "image/stem/post_norm"),
     Module("matrix", "visual.proj", "image/stem/projection"),
-    *OPENAI_TEXT,
-    Module("array", "logit_scale", "logit_scale"),
 )
 HF = (
     Module("convolution", "vision_model.embeddings.patch_embedding", "image/stem/patch"),
@@ -83,7 +88,7 @@ HF_TEXT_DEFAULTS = {
 
 def describe_hf(checkpoint: Checkpoint) -> Description:
   """The model that a Hugging Face `config.json` describes."""
-  config = checkpoint.require_config()
+  config = checkpoint.require_config("clip")
   vision = merged_config(config, "vision_config", HF_VISION_DEFAULTS)
   text = merged_config(config, "text_config", HF_TEXT_DEFAULTS)
   embed_dim = config.get("projection_dim", 512)
@@ -101,74 +106,63 @@ def describe_hf(checkpoint: Checkpoint) -> Description:
       heads=text["num_attention_heads"], mlp_width=text["intermediate_size"],
       embed_dim=embed_dim, activation=activation(text["hidden_act"]),
       epsilon=text["layer_norm_eps"], end_token=end_token)
-  return Description(image_config, text_config, *checkpoint.mean_and_std(FAMILIES["clip"]))
+  return Description("clip", image_config, text_config)
 
 
-def describe_openai(checkpoint: Checkpoint) -> Description:
+def describe_openai(checkpoint: Checkpoint, text_prefix: str = "") -> Description:
   """The model of OpenAI's names: sizes from the shapes, the rest from `open_clip_config.json`.
 
-  Without that file it is one of OpenAI's own: QuickGELU, heads of 64 channels.
+  Without that file it is taken for one of OpenAI's own: QuickGELU, heads of 64 channels.
   """
-  config = checkpoint.open_clip_config
-  if config is None and not checkpoint.is_torchscript:
-    warnings.warn(
-        f"{checkpoint.source} says nothing about its activation; assuming OpenAI's "
-        "QuickGELU. For an open_clip checkpoint put its open_clip_config.json beside it.",
-        stacklevel=2)
+  config, choices, shape = checkpoint.open_clip_config, checkpoint.choices, checkpoint.shape
   model = (config or {}).get("model_cfg", {})
-  vision, text = model.get("vision_cfg", {}), model.get("text_cfg", {})
-  width = checkpoint.shape("visual.conv1.weight")[0]
-  act = "quick_gelu" if config is None or model.get("quick_gelu") else "gelu"
-  image, text = openai_configs(
-      checkpoint.arrays, activation=act, image_heads=width // vision.get("head_width", 64),
-      text_heads=text.get("heads"))
-  return Description(image, text, *checkpoint.mean_and_std(FAMILIES["clip"]))
-
-
-def openai_configs(
-    arrays: Arrays | Mapping[str, Any],
-    *,
-    activation: str = "quick_gelu",
-    image_heads: int | None = None,
-    text_heads: int | None = None,
-) -> tuple[ImageConfig, TextConfig]:
-  """The two encoders' shapes from the shapes of arrays under OpenAI's names.
-
-  Args:
-    arrays: by OpenAI's names; anything with a `shape`.
-    activation: of both MLPs.
-    image_heads: where it is not the image width divided by 64.
-    text_heads: where it is not the text width divided by 64.
-  """
-  width, _, patch, _ = arrays["visual.conv1.weight"].shape
-  tokens = arrays["visual.positional_embedding"].shape[0]
-  context, text_width = arrays["positional_embedding"].shape
+  act = choices.activation
+  if act is None:
+    act = "quick_gelu" if config is None or model.get("quick_gelu") else "gelu"
+    if config is None and not checkpoint.is_torchscript:
+      warnings.warn(
+          f"{checkpoint.source} does not say its activation; assuming OpenAI's QuickGELU. "
+          "For an open_clip checkpoint put its open_clip_config.json beside it.",
+          stacklevel=2)
+  width, _, patch, _ = shape("visual.conv1.weight")
+  tokens = shape("visual.positional_embedding")[0]
+  head_width = model.get("vision_cfg", {}).get("head_width", 64)
+  blocks = "visual.transformer.resblocks"
   image = ImageConfig(
       image_size=round((tokens - 1)**0.5) * patch, patch_size=patch, width=width,
-      depth=count_blocks(arrays, "visual.transformer.resblocks.{}."),
-      heads=image_heads or width // 64,
-      mlp_width=arrays["visual.transformer.resblocks.0.mlp.c_fc.bias"].shape[0],
-      embed_dim=arrays["visual.proj"].shape[1], activation=activation)
-  text = TextConfig(
-      context_length=context, vocabulary_size=arrays["token_embedding.weight"].shape[0],
-      width=text_width, depth=count_blocks(arrays, "transformer.resblocks.{}."),
-      heads=text_heads or text_width // 64,
-      mlp_width=arrays["transformer.resblocks.0.mlp.c_fc.bias"].shape[0],
-      embed_dim=arrays["text_projection"].shape[1], activation=activation)
-  return image, text
+      depth=count_blocks(checkpoint.arrays, f"{blocks}.{{}}."),
+      heads=choices.image_heads or max(width // head_width, 1),
+      mlp_width=shape(f"{blocks}.0.mlp.c_fc.bias")[0], embed_dim=shape("visual.proj")[1],
+      activation=act)
+  return Description("clip", image, describe_packed_text(checkpoint, text_prefix, act))
 
+
+def describe_packed_text(checkpoint: Checkpoint, prefix: str, activation: str) -> TextConfig:
+  """A text encoder of OpenAI's names from the shapes of its arrays."""
+  shape, blocks = checkpoint.shape, f"{prefix}transformer.resblocks"
+  model = (checkpoint.open_clip_config or {}).get("model_cfg", {})
+  context_length, width = shape(f"{prefix}positional_embedding")
+  heads = checkpoint.choices.text_heads or model.get("text_cfg", {}).get("heads")
+  return TextConfig(
+      context_length=context_length,
+      vocabulary_size=shape(f"{prefix}token_embedding.weight")[0], width=width,
+      depth=count_blocks(checkpoint.arrays, f"{blocks}.{{}}."),
+      heads=heads or max(width // 64, 1), mlp_width=shape(f"{blocks}.0.mlp.c_fc.bias")[0],
+      embed_dim=shape(f"{prefix}text_projection")[1], activation=activation)
+
+
+_BUFFERS = ("input_resolution", "context_length", "vocab_size", r"(text\.)?attn_mask")
 
 LAYOUTS = (
     Layout(
-        "clip-openai", "clip", ("visual.class_embedding", "visual.proj"), OPENAI, TORCH,
-        describe_openai, ignored=("input_resolution", "context_length", "vocab_size",
-                                  "attn_mask"), excluded=("visual.attn_pool.probe",)),
+        "clip-openai", (*OPENAI_IMAGE, *packed_text("")), TORCH, describe_openai, _BUFFERS,
+        "bicubic-antialias"),
     Layout(
-        "clip-huggingface", "clip",
-        ("vision_model.embeddings.class_embedding", "text_projection.weight"), HF, TORCH,
-        describe_hf, ignored=(r"(text|vision)_model\.embeddings\.position_ids",)),
+        "clip-open_clip", (*OPENAI_IMAGE, *packed_text("text.")), TORCH,
+        functools.partial(describe_openai, text_prefix="text."), _BUFFERS,
+        "bicubic-antialias"),
     Layout(
-        "clip-huggingface-flax", "clip",
-        ("vision_model.embeddings.class_embedding", "text_projection.kernel"), HF, FLAX,
-        describe_hf),
+        "clip-huggingface", HF, TORCH, describe_hf,
+        (r"(text|vision)_model\.embeddings\.position_ids",)),
+    Layout("clip-huggingface-flax", HF, FLAX, describe_hf),
 )

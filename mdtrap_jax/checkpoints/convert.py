@@ -134,18 +134,18 @@ def find_problems(
 
 def expected_shape(slot: Slot, shapes: Mapping[str, Shape]) -> Arrangement:
   """How the checkpoint must hold the slot's array, given our parameters' shapes."""
-  shape = shapes[slot.path]
-  if slot.block is not None:
-    shape = shape[1:]
-  if slot.part is not None:
-    shape = (*shape[:-2], shape[-1])
+  # A view of nothing: the same indexing as in `_piece`, without memory.
+  shape = _piece(np.broadcast_to(np.empty((), np.uint8), shapes[slot.path]), slot).shape
   return slot.arrange(shape)
 
 
 def _piece(buffer: np.ndarray, slot: Slot) -> np.ndarray:
   if slot.block is not None:
     buffer = buffer[slot.block]
-  return buffer if slot.part is None else buffer[..., slot.part, :]
+  if slot.part is None:
+    return buffer
+  part = slice(*slot.part) if isinstance(slot.part, tuple) else slot.part
+  return buffer[..., part, :]
 
 
 def _listed(lines: Sequence[str], total: int | None = None) -> str:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import difflib
 import re
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from mdtrap_jax.checkpoints.arrays import Arrays
-from mdtrap_jax.checkpoints.rules import Dialect, Module, Shape, Slot, slots
-from mdtrap_jax.models.families import Family
+from mdtrap_jax.checkpoints.rules import Dialect, Module, Shape, Slot, same, slots
+from mdtrap_jax.models.families import FAMILIES
 from mdtrap_jax.models.image_stem import ImageConfig
 from mdtrap_jax.models.text_stem import TextConfig
 
@@ -18,6 +19,17 @@ Channels = tuple[float, float, float]
 ACTIVATIONS = {
     "quick_gelu": "quick_gelu", "gelu": "gelu", "gelu_pytorch_tanh": "gelu_tanh",
     "gelu_new": "gelu_tanh", "gelu_fast": "gelu_tanh"}
+
+
+_HEADS = ((".kernel", "", same), (".bias", "", same))  # of kinds that `adapt` adds
+
+
+class Choices(NamedTuple):
+  """What shapes do not tell, where the caller knows it."""
+
+  image_heads: int | None = None
+  text_heads: int | None = None
+  activation: str | None = None
 
 
 class Checkpoint(NamedTuple):
@@ -30,6 +42,7 @@ class Checkpoint(NamedTuple):
   open_clip_config: Mapping[str, Any] | None = None
   preprocessor: Mapping[str, Any] | None = None  # preprocessor_config.json
   is_torchscript: bool = False
+  choices: Choices = Choices()
 
   def shape(self, name: str) -> Shape:
     """Shape of one array.
@@ -38,61 +51,73 @@ class Checkpoint(NamedTuple):
       ValueError: there is none of that name.
     """
     if name not in self.arrays:
-      raise ValueError(f"{self.source}: the array {name} is missing.")
+      near = difflib.get_close_matches(name, self.arrays, 1, 0.8)
+      raise ValueError(
+          f"{self.source}: the array {name} is missing"
+          + (f" (is {near[0]} it?)" if near else "")
+          + ". Check that the file is complete and unmodified.")
     return self.arrays[name].shape
 
-  def require_config(self) -> Mapping[str, Any]:
+  def require_config(self, model_type: str) -> Mapping[str, Any]:
     """Hugging Face's `config.json`.
 
     Raises:
       FileNotFoundError: there is none.
+      ValueError: it describes another kind of model.
     """
     if self.config is None:
       raise FileNotFoundError(
           f"{self.source}: this layout needs its config.json in the same folder.")
+    if (found := self.config.get("model_type")) != model_type:
+      raise ValueError(
+          f"{self.source}: its arrays are those of a {model_type} model, but config.json says "
+          f"model_type={found!r}. Give the config.json that belongs to the weights.")
     return self.config
-
-  def mean_and_std(self, family: Family) -> tuple[Channels, Channels]:
-    """Per-channel statistics from the files beside the weights, else the family's."""
-    preprocess = (self.open_clip_config or {}).get("preprocess_cfg", {})
-    preprocessor = self.preprocessor or {}
-    mean = preprocess.get("mean") or preprocessor.get("image_mean") or family.image_mean
-    std = preprocess.get("std") or preprocessor.get("image_std") or family.image_std
-    return tuple(mean), tuple(std)
 
 
 class Description(NamedTuple):
   """The model that a checkpoint holds."""
 
+  family: str  # of `families.FAMILIES`
   image: ImageConfig
   text: TextConfig
-  image_mean: Channels
-  image_std: Channels
+  sigmoid_bias: bool = False
+
+  def mean_and_std(self, checkpoint: Checkpoint) -> tuple[Channels, Channels]:
+    """Per-channel statistics from the files beside the weights, else the family's."""
+    preprocess = (checkpoint.open_clip_config or {}).get("preprocess_cfg", {})
+    preprocessor, family = checkpoint.preprocessor or {}, FAMILIES[self.family]
+    mean = preprocess.get("mean") or preprocessor.get("image_mean") or family.image_mean
+    std = preprocess.get("std") or preprocessor.get("image_std") or family.image_std
+    return tuple(mean), tuple(std)
 
 
 class Layout(NamedTuple):
   """One published way of naming and arranging a family's arrays."""
 
   name: str
-  family: str
-  markers: tuple[str, ...]  # arrays that tell this layout
-  table: Iterable[Module] | Callable[[Description], Iterable[Module]]
-  dialect: Dialect | Callable[[Description], Dialect]
+  table: Iterable[Module]
+  dialect: Dialect
   describe: Callable[[Checkpoint], Description]
   ignored: tuple[str, ...] = ()  # regular expressions of harmless extra arrays
-  excluded: tuple[str, ...] = ()  # arrays that tell another layout
   resample: str = "bicubic"  # of the image positions, at another input size
-
-  def fits(self, arrays: Arrays) -> bool:
-    """Whether the arrays' names are of this layout."""
-    return all(m in arrays for m in self.markers) and not any(
-        e in arrays for e in self.excluded)
+  adapt: Callable[[Description], Dialect] | None = None  # additions to the dialect
 
   def slots(self, description: Description, shapes: Mapping[str, Shape]) -> list[Slot]:
     """One slot per array that a checkpoint of this model has."""
-    table = self.table(description) if callable(self.table) else self.table
-    dialect = self.dialect(description) if callable(self.dialect) else self.dialect
-    return slots(table, dialect, shapes)
+    dialect = self.dialect
+    if self.adapt is not None:
+      dialect = {**dialect, **self.adapt(description)}
+    return slots(self.table, dialect, shapes)
+
+  def count_known(self, names: Iterable[str]) -> int:
+    """How many of the names are of this layout's kind, whatever their shapes."""
+    templates = {
+        module.name + suffix for module in self.table
+        for suffix, _, _ in self.dialect.get(module.kind, _HEADS)}
+    pattern = "|".join(re.escape(name).replace(r"\{\}", r"\d+") for name in sorted(templates))
+    match = re.compile(pattern)
+    return sum(match.fullmatch(name) is not None for name in names)
 
 
 def activation(name: str) -> str:

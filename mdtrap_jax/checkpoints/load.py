@@ -11,19 +11,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mdtrap_jax.checkpoints import clip
-from mdtrap_jax.checkpoints.arrays import in_memory, without_prefix
+from mdtrap_jax.checkpoints import clip, pe_core, siglip
+from mdtrap_jax.checkpoints.arrays import in_memory, normalized
 from mdtrap_jax.checkpoints.convert import convert, parameter_shapes
-from mdtrap_jax.checkpoints.layout import Checkpoint, Description, Layout
+from mdtrap_jax.checkpoints.layout import Checkpoint, Choices, Description, Layout
 from mdtrap_jax.checkpoints.positions import resample
 from mdtrap_jax.checkpoints.source import open_checkpoint
 from mdtrap_jax.models import tokenizers
 from mdtrap_jax.models.families import FAMILIES
 from mdtrap_jax.models.vlm import VisionLanguageModel
 
-LAYOUTS: tuple[Layout, ...] = (*clip.LAYOUTS,)
+# Where two know the same number of a checkpoint's names, the first is taken: PE-Core's tables
+# contain CLIP's.
+LAYOUTS: tuple[Layout, ...] = (*clip.LAYOUTS, *siglip.LAYOUTS, *pe_core.LAYOUTS)
 _QUANTIZED = ("qweight", "qzeros", "SCB", "weight_scale", "absmax", "weight_format")
-
 
 Tokenize = Callable[[Sequence[str]], np.ndarray]  # n texts to ids [n, L] int32
 
@@ -53,12 +54,50 @@ def load(
   layout = find_layout(checkpoint)
   checkpoint = checkpoint._replace(arrays=normalized(checkpoint.arrays))
   description = layout.describe(checkpoint)
-  text = description.text
   if tokenize is None:
+    text = description.text
     tokenize = tokenizers.from_folder(
-        checkpoint.folder, layout.family, context_length=text.context_length,
+        checkpoint.folder, description.family, context_length=text.context_length,
         vocabulary_size=text.vocabulary_size)
-  model = assemble(description, str(source), tokenize)
+  model = assemble(checkpoint, description, str(source), tokenize)
+  params = fill(model, checkpoint, layout, description, dtype)
+  return resized(model, params, layout, image_size)
+
+
+def from_arrays(
+    flat: Mapping[str, np.ndarray],
+    *,
+    dtype: Any = jnp.float32,
+    image_size: int | None = None,
+    image_heads: int | None = None,
+    text_heads: int | None = None,
+    activation: str | None = None,
+    tokenize: Tokenize | None = None,
+) -> tuple[VisionLanguageModel, Any]:
+  """A model from arrays in memory under published names that need no config file.
+
+  Args:
+    flat: arrays by the names of OpenAI, open_clip, big_vision or Meta's PE-Core; sizes follow
+      from their shapes.
+    dtype: of the weights; float64 needs `jax_enable_x64`.
+    image_size: as in `load`.
+    image_heads: where shapes do not tell and it is not the published size's.
+    text_heads: likewise.
+    activation: of the MLPs, under OpenAI's names only.
+    tokenize: texts to ids; without it words are hashed.
+
+  Raises:
+    ValueError: arrays that do not fit, all named.
+  """
+  choices = Choices(image_heads, text_heads, activation)
+  checkpoint = Checkpoint(normalized(in_memory(flat)), "arrays in memory", choices=choices)
+  layout = find_layout(checkpoint)
+  description = layout.describe(checkpoint)
+  if tokenize is None:
+    text = description.text
+    tokenize = tokenizers.HashTokenizer(
+        text.vocabulary_size, text.context_length, text.pool == "last")
+  model = assemble(checkpoint, description, description.family, tokenize)
   params = fill(model, checkpoint, layout, description, dtype)
   return resized(model, params, layout, image_size)
 
@@ -72,36 +111,17 @@ def from_openai(
     activation: str = "quick_gelu",
     tokenize: Tokenize | None = None,
 ) -> tuple[VisionLanguageModel, Any]:
-  """A CLIP from arrays in memory under OpenAI's state-dict names.
+  """A CLIP from arrays in memory under OpenAI's state-dict names; see `from_arrays`.
 
-  Args:
-    flat: arrays by name; sizes follow from their shapes.
-    dtype: of the weights; float64 needs `jax_enable_x64`.
-    image_heads: where it is not the image width divided by 64.
-    text_heads: where it is not the text width divided by 64.
-    activation: of the MLPs.
-    tokenize: texts to ids; without it words are hashed.
-
-  Raises:
-    ValueError: arrays that do not fit, all named.
+  Heads are the widths divided by 64 where they are not given.
   """
-  layout = LAYOUTS[0]
-  checkpoint = Checkpoint(normalized(in_memory(flat)), "state dict")
-  for name in layout.markers:
-    checkpoint.shape(name)
-  image, text = clip.openai_configs(
-      checkpoint.arrays, activation=activation, image_heads=image_heads,
-      text_heads=text_heads)
-  family = FAMILIES[layout.family]
-  description = Description(image, text, family.image_mean, family.image_std)
-  if tokenize is None:
-    tokenize = tokenizers.HashTokenizer(text.vocabulary_size, text.context_length)
-  model = assemble(description, "openai", tokenize)
-  return model, fill(model, checkpoint, layout, description, dtype)
+  return from_arrays(
+      flat, dtype=dtype, image_heads=image_heads, text_heads=text_heads,
+      activation=activation, tokenize=tokenize)
 
 
 def find_layout(checkpoint: Checkpoint) -> Layout:
-  """The published layout that the arrays' names are of.
+  """The published layout that most of the arrays' names are of.
 
   Raises:
     ValueError: quantized weights, or none of the known layouts.
@@ -111,28 +131,24 @@ def find_layout(checkpoint: Checkpoint) -> Layout:
     raise ValueError(
         f"{checkpoint.source} is quantized ({', '.join(quantized[:3]) or 'see config.json'}); "
         "quantized weights cannot be fine-tuned, use the original release.")
-  arrays = normalized(checkpoint.arrays)
-  for layout in LAYOUTS:
-    if layout.fits(arrays):
-      return layout
-  some = ", ".join(list(checkpoint.arrays)[:4])
-  raise ValueError(
-      f"{checkpoint.source}: no known layout of {', '.join(sorted(FAMILIES))}; its arrays are "
-      f"named {some}, … . Give a checkpoint with both encoders of one of these families.")
-
-
-def normalized(arrays: Any) -> Any:
-  """Without the prefix that distributed training puts before every name."""
-  return without_prefix(arrays, "module.")
+  names = normalized(checkpoint.arrays)
+  counts = [layout.count_known(names) for layout in LAYOUTS]
+  if 2 * max(counts) <= len(names):
+    some = ", ".join(list(checkpoint.arrays)[:4])
+    raise ValueError(
+        f"{checkpoint.source}: no known layout of {', '.join(sorted(FAMILIES))}; its arrays "
+        f"are named {some}, … . Give a checkpoint with both encoders of one of these families.")
+  return LAYOUTS[counts.index(max(counts))]
 
 
 def assemble(
-    description: Description, name: str, tokenize: Tokenize
+    checkpoint: Checkpoint, description: Description, name: str, tokenize: Tokenize
 ) -> VisionLanguageModel:
   """The model that a checkpoint describes."""
+  mean, std = description.mean_and_std(checkpoint)
   return VisionLanguageModel(
       name=name, image=description.image, text=description.text, tokenize=tokenize,
-      image_mean=description.image_mean, image_std=description.image_std)
+      image_mean=mean, image_std=std, sigmoid_bias=description.sigmoid_bias)
 
 
 def fill(
@@ -153,6 +169,8 @@ def resized(
   if image_size is None or image_size == model.image.image_size:
     return model, params
   image = dataclasses.replace(model.image, image_size=image_size)
+  if image.grid == model.image.grid:
+    return dataclasses.replace(model, image=image), params
   stem = params["image"]["stem"]
   position = np.asarray(stem["position"])
   first = int(image.class_token)

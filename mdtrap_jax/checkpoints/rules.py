@@ -25,17 +25,19 @@ class Arrangement(NamedTuple):
 Arrange = Callable[[Shape], Arrangement]  # from the shape of ours
 
 
+Part = int | tuple[int, int]  # an index on the axis before the last, or a range of them
+
+
 class Module(NamedTuple):
   """One layer: its kind, its published name (`{}` for the block's number), our path.
 
-  `part` is the index on the axis before the last where the layer is one of the packed
-  query, key and value.
+  `part` says which of the packed query, key and value the layer is.
   """
 
   kind: str
   name: str
   path: str
-  part: int | None = None
+  part: Part | None = None
 
 
 class Slot(NamedTuple):
@@ -44,7 +46,7 @@ class Slot(NamedTuple):
   name: str
   path: str
   block: int | None
-  part: int | None
+  part: Part | None
   arrange: Arrange
 
 
@@ -98,7 +100,7 @@ def split_first(heads: int) -> Arrange:
 
 
 def stacked(arrange: Arrange) -> Arrange:
-  """The same for all blocks at once, stored with a leading axis."""
+  """All blocks in one array, stored with a leading axis."""
 
   def arrange_all(shape: Shape) -> Arrangement:
     one = arrange(shape[1:])
@@ -113,17 +115,25 @@ Dialect = Mapping[str, Iterable[tuple[str, str, Arrange]]]  # (suffix there, our
 
 TORCH: Dialect = {
     "array": (("", "", same),),
-    "vector": (("", "", leading(1)),),  # a scalar stored as [1]
-    "probe": (("", "", leading(1)),),
+    "leading": (("", "", leading(1)),),  # stored with a leading axis of length 1
+    "leading2": (("", "", leading(2)),),
     "table": ((".weight", "", same),),
     "norm": ((".weight", "/scale", same), (".bias", "/bias", same)),
     "dense": ((".weight", "/kernel", transposed), (".bias", "/bias", same)),
     "matrix": (("", "/kernel", same),),  # a projection kept as a bare array [in, out]
     "convolution": ((".weight", "/kernel", convolution), (".bias", "/bias", same)),
     "packed": (("_weight", "/kernel", packed_kernel), ("_bias", "/bias", packed_bias)),
+    "packed dense": ((".weight", "/kernel", packed_kernel), (".bias", "/bias", packed_bias)),
+    # Attention pooling keeps its packed projections in two parameters of its own.
+    "packed pool": (("_weight", "_kernel", packed_kernel), ("_bias", "_bias", packed_bias)),
+    "packed pool dense": (
+        (".weight", "_kernel", packed_kernel), (".bias", "_bias", packed_bias)),
+    "dense pool": ((".weight", "_kernel", transposed), (".bias", "_bias", same)),
 }
 FLAX: Dialect = {
     "array": (("", "", same),),
+    "leading": (("", "", leading(1)),),
+    "leading2": (("", "", leading(2)),),
     "table": ((".embedding", "", same),),
     "norm": ((".scale", "/scale", same), (".bias", "/bias", same)),
     "dense": ((".kernel", "/kernel", same), (".bias", "/bias", same)),
@@ -155,5 +165,6 @@ def slots(
             Slot(module.name.format(block) + suffix, path, block, module.part, arrange)
             for block in range(shapes[path][0])]
       else:
-        result.append(Slot(module.name + suffix, path, None, module.part, arrange))
+        whole = stacked(arrange) if "/blocks/" in path else arrange
+        result.append(Slot(module.name + suffix, path, None, module.part, whole))
   return result

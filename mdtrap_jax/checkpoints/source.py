@@ -9,6 +9,7 @@ from typing import Any
 
 from mdtrap_jax.checkpoints.layout import Checkpoint
 from mdtrap_jax.checkpoints.msgpack_file import open_msgpack
+from mdtrap_jax.checkpoints.npz_file import open_npz
 from mdtrap_jax.checkpoints.safetensors_file import open_safetensors, open_sharded
 from mdtrap_jax.checkpoints.torch_file import open_torch
 from mdtrap_jax.models import MODELS
@@ -113,6 +114,8 @@ def _open_file(path: Path) -> Checkpoint:
     arrays = open_sharded(path)
   elif path.suffix == ".safetensors":
     arrays = open_safetensors(path)
+  elif path.suffix == ".npz":
+    arrays = open_npz(path)
   elif path.suffix == ".msgpack":
     arrays = open_msgpack(path)
   elif path.suffix in (".pt", ".bin", ".pth"):

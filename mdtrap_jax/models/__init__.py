@@ -7,13 +7,15 @@ import difflib
 
 from mdtrap_jax.models.clip import CLIP_MODELS
 from mdtrap_jax.models.families import FAMILIES
+from mdtrap_jax.models.pe_core import PE_CORE_MODELS
+from mdtrap_jax.models.siglip import SIGLIP_MODELS
 from mdtrap_jax.models.specification import Specification
 from mdtrap_jax.models.tokenizers import HashTokenizer
 from mdtrap_jax.models.vlm import VisionLanguageModel
 
 __all__ = ["FAMILIES", "MODELS", "Specification", "VisionLanguageModel", "build", "find"]
 
-MODELS: dict[str, Specification] = {**CLIP_MODELS}
+MODELS: dict[str, Specification] = {**CLIP_MODELS, **SIGLIP_MODELS, **PE_CORE_MODELS}
 
 
 def find(name: str) -> Specification:
@@ -54,4 +56,5 @@ def build(
       text=text,
       tokenize=HashTokenizer(text.vocabulary_size, text.context_length, text.pool == "last"),
       image_mean=family.image_mean,
-      image_std=family.image_std)
+      image_std=family.image_std,
+      sigmoid_bias=specification.family.startswith("siglip"))

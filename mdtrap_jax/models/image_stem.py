@@ -36,12 +36,13 @@ class ImageConfig:
   pool_heads: int = 0  # of attention pooling
   pool_mlp_width: int = 0  # of attention pooling
   projection: bool = True  # SigLIP has none: D = width
+  projection_bias: bool = False  # timm's layout of PE-Core has one, of zeros
   rope: bool = False  # 2-D rotary positions in every block, as PE-Core has
 
   def __post_init__(self):
-    if self.image_size % self.patch_size:
+    if self.image_size < self.patch_size:
       raise ValueError(
-          f"image_size={self.image_size} is not a multiple of patch_size={self.patch_size}.")
+          f"image_size={self.image_size} is less than patch_size={self.patch_size}.")
     if self.pool not in ("class", "attention"):
       raise ValueError(f"pool={self.pool!r}: choose 'class' or 'attention'.")
     if self.pool == "class" and not self.class_token:
@@ -52,7 +53,7 @@ class ImageConfig:
 
   @property
   def grid(self) -> int:
-    """Patches along one side."""
+    """Patches along one side; a remainder of pixels (SigLIP's 384 = 27·14 + 6) is left out."""
     return self.image_size // self.patch_size
 
   @property
@@ -79,11 +80,15 @@ class AttentionPool(nn.Module):
   def __call__(self, tokens: jax.Array) -> jax.Array:
     """Maps tokens `[B, S, W]` to `[B, W]`."""
     config, width = self.config, self.config.width
-    probe = self.param("probe", nn.initializers.xavier_uniform(), (1, width), tokens.dtype)
-    query = nn.Dense(width, name="query")(jnp.broadcast_to(
-        probe[None], (tokens.shape[0], 1, width)))
-    key_value = nn.DenseGeneral((2, width), name="key_value")(tokens)
-    out = attention(query, key_value[..., 0, :], key_value[..., 1, :], config.pool_heads)
+    xavier = nn.initializers.xavier_uniform()
+    probe = self.param("probe", xavier, (1, width))
+    # Packed like the blocks' projections, but the query sees the probe alone.
+    kernel = self.param("qkv_kernel", xavier, (width, 3, width)).astype(tokens.dtype)
+    bias = self.param("qkv_bias", nn.initializers.zeros, (3, width)).astype(tokens.dtype)
+    query = probe.astype(tokens.dtype) @ kernel[:, 0] + bias[:1]
+    query = jnp.broadcast_to(query[None], (tokens.shape[0], 1, width))
+    key, value = (tokens @ kernel[:, part] + bias[None, part:part + 1] for part in (1, 2))
+    out = attention(query, key, value, config.pool_heads)
     out = nn.Dense(width, name="out")(out)[:, 0]
     mlp = Mlp(config.pool_mlp_width, config.activation, name="mlp")
     return out + mlp(LayerNorm(epsilon=config.epsilon, name="norm")(out))
@@ -107,7 +112,7 @@ class ImageStem(nn.Module):
     if config.pool == "attention":
       self.attention_pool = AttentionPool(config)
     if config.projection:
-      self.projection = nn.Dense(config.embed_dim, use_bias=False)
+      self.projection = nn.Dense(config.embed_dim, use_bias=config.projection_bias)
 
   def embed(self, images: jax.Array) -> jax.Array:
     """Maps normalized images `[B, H, W, 3]` to tokens `[B, S, width]`.
@@ -119,6 +124,7 @@ class ImageStem(nn.Module):
     if images.shape[1:] != (size, size, 3):
       raise ValueError(f"images have shape {images.shape}, expected [B, {size}, {size}, 3].")
     batch, grid, patch = images.shape[0], config.grid, config.patch_size
+    images = images[:, :grid * patch, :grid * patch]
     patches = images.reshape(batch, grid, patch, grid, patch, 3).swapaxes(2, 3)
     tokens = self.patch(patches.reshape(batch, grid * grid, patch * patch * 3))
     if config.class_token:

@@ -35,6 +35,7 @@ class VisionLanguageModel:
     tokenize: texts to token ids `[n, L] int32`.
     image_mean: per channel, of images in [0, 1].
     image_std: per channel.
+    sigmoid_bias: SigLIP's logits have a bias; it shifts all alike, so a softmax does not see it.
   """
 
   name: str
@@ -43,13 +44,14 @@ class VisionLanguageModel:
   tokenize: Callable[[Sequence[str]], np.ndarray]
   image_mean: tuple[float, float, float]
   image_std: tuple[float, float, float]
+  sigmoid_bias: bool = False
 
   def init(self, key: jax.Array) -> Params:
     """Random weights, float32; `key` is consumed.
 
     Returns:
       `{"image": {"stem": …, "blocks": …}, "text": {…}, "logit_scale": [] (its logarithm)}`,
-      block leaves stacked `[depth, ...]`.
+      block leaves stacked `[depth, ...]`; with `sigmoid_bias` also `"logit_bias": []`.
     """
     keys = jax.random.split(key, 4)
     size = self.image.image_size
@@ -60,7 +62,8 @@ class VisionLanguageModel:
     text = {
         "stem": TextStem(self.text).init(keys[2], ids)["params"],
         "blocks": init_blocks(keys[3], self.text.block, self.text.depth)}
-    return {"image": image, "text": text, "logit_scale": jnp.log(1 / 0.07)}
+    params = {"image": image, "text": text, "logit_scale": jnp.log(1 / 0.07)}
+    return {**params, "logit_bias": jnp.float32(-10)} if self.sigmoid_bias else params
 
   def init_lora(self, key: jax.Array, lora: LoraConfig) -> dict[str, LoraFactors]:
     """Fresh factors of the adapted encoders, `{"image": …}` and/or `{"text": …}`."""

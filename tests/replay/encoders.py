@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -26,17 +27,52 @@ def replay(path: str | Path) -> list[Check]:
   path = Path(path)
   if path.is_dir():
     return _clip(path)
-  raise ValueError(f"{path}: no encoder recording.")
+  with np.load(path) as file:
+    arrays = dict(file)
+  if "image_nhwc" in arrays:
+    return _siglip(arrays)
+  if "config" in arrays and "image_tokens" in arrays:
+    return _pe_core(arrays)
+  raise ValueError(f"{path}: no encoder recording; its arrays are {', '.join(arrays)[:200]}.")
 
 
 def _clip(folder: Path) -> list[Check]:
   recorded = np.load(folder / "io.npz")
-  model, params = checkpoints.load(folder, tokenize=_no_tokenizer)
   images = jnp.asarray(recorded["image_nchw"].transpose(0, 2, 3, 1))
+  model, params = checkpoints.load(
+      folder, image_size=images.shape[1], tokenize=_no_tokenizer)
+  return _embeddings(model, params, images, recorded)
+
+
+def _siglip(arrays: dict[str, np.ndarray]) -> list[Check]:
+  weights = {name: a for name, a in arrays.items() if name.startswith("params/")}
+  images = jnp.asarray(arrays["image_nhwc"])
+  model, params = checkpoints.from_arrays(
+      weights, image_size=images.shape[1], tokenize=_no_tokenizer)
+  checks = [
+      _check("temperature", model.logit_scale(params), arrays["temperature"]),
+      _check("bias", params["logit_bias"], arrays["bias"])]
+  return checks + _embeddings(model, params, images, arrays, unit_norm=True)
+
+
+def _pe_core(arrays: dict[str, np.ndarray]) -> list[Check]:
+  config = ast.literal_eval(str(arrays["config"]))
+  weights = {
+      name.removeprefix("model/"): a for name, a in arrays.items() if name.startswith("model/")}
+  images = jnp.asarray(arrays["image"].transpose(0, 2, 3, 1))
+  model, params = checkpoints.from_arrays(
+      weights, image_size=images.shape[1], image_heads=config["heads"],
+      text_heads=config["text"]["heads"], tokenize=_no_tokenizer)
+  return _embeddings(model, params, images, arrays)
+
+
+def _embeddings(model, params, images, recorded, unit_norm: bool = False) -> list[Check]:
   ids = jnp.asarray(recorded["token_ids"], jnp.int32)
-  return [
-      _check("image_embeds", model.encode_image(params, images), recorded["image_embeds"]),
-      _check("text_embeds", model.encode_text(params, ids), recorded["text_embeds"])]
+  ours = {"image_embeds": model.encode_image(params, images),
+          "text_embeds": model.encode_text(params, ids)}
+  if unit_norm:
+    ours = {k: v / jnp.linalg.norm(v, axis=-1, keepdims=True) for k, v in ours.items()}
+  return [_check(name, value, recorded[name]) for name, value in ours.items()]
 
 
 def _check(name: str, ours, recorded: np.ndarray) -> Check:
