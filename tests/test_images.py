@@ -111,7 +111,9 @@ def test_32_bit_values_are_not_guessed():
 @pytest.mark.parametrize("kind", ["jpeg", "png", "gif", "bmp", "tiff", "webp"])
 def test_truncated_names_the_file(kind):
   encoded = encode(Image.fromarray(RGB), kind)
-  with pytest.raises(images.UnreadableImageError, match=r"Cannot read the image x/y\.z: .*skip"):
+  with pytest.raises(
+    images.UnreadableImageError, match=r"Cannot read the image x/y\.z: .*skip"
+  ):
     images.decode(encoded[: len(encoded) // 2], "x/y.z")
 
 

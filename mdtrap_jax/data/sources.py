@@ -90,7 +90,7 @@ class FolderSource:
         if file.suffix.lower() not in IMAGE_SUFFIXES:
           strangers.append(file)
           continue
-        status = file.stat()
+        status = file.stat(follow_symlinks=file.exists())  # A dead link fails when read.
         entry = (file.relative_to(root).as_posix(), status.st_size, status.st_mtime_ns)
         digest.update(repr(entry).encode())
         self._files.append(file)

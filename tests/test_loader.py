@@ -1,0 +1,233 @@
+import errno
+import itertools
+import multiprocessing
+import os
+import threading
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from mdtrap_jax.data import cache as cache_lib
+from mdtrap_jax.data import images, loader, sampler, sources
+
+SIZES = {"ways": 2, "shots": 1, "queries": 3}
+OPTIONS = {"seed": 5, "size": 8, "threads": 4, **SIZES}
+
+
+@pytest.fixture
+def source(tmp_path):
+  """Three classes of eight images."""
+  random = np.random.default_rng(0)
+  for label, number in itertools.product("abc", range(8)):
+    file = tmp_path / "data" / label / f"{number}.png"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(random.integers(0, 256, (10, 12, 3), dtype=np.uint8)).save(file)
+  return sources.FolderSource(tmp_path / "data")
+
+
+def assert_same(first, second):
+  for name, one, other in zip(first._fields, first, second, strict=True):
+    np.testing.assert_array_equal(one, other, err_msg=name)
+
+
+def test_shapes_types_and_content(source):
+  batches = list(loader.episode_batches(source, [4, 9, 2], 2, **OPTIONS))
+  assert [batch.episode.tolist() for batch in batches] == [[4, 9], [2]]
+  batch = batches[0]
+  assert (batch.episode.dtype, batch.classes.dtype) == (np.int64, np.int32)
+  assert (batch.support.dtype, batch.query.dtype) == (np.uint8, np.uint8)
+  assert (batch.support_index.dtype, batch.query_index.dtype) == (np.int64, np.int64)
+  assert batch.classes.shape == (2, 2)
+  assert batch.support.shape == (2, 2, 8, 8, 3)
+  assert batch.query.shape == (2, 6, 8, 8, 3)
+  drawn = sampler.sample_episode(source.labels, seed=5, episode=9, **SIZES)
+  np.testing.assert_array_equal(batch.support_index[1], drawn.support)
+  np.testing.assert_array_equal(batch.query_index[1], drawn.query)
+  np.testing.assert_array_equal(source.labels[batch.query_index[1]][:, 0], batch.classes[1])
+  for pixels, index in zip(batch.query[1], drawn.query.reshape(-1), strict=True):
+    np.testing.assert_array_equal(pixels, images.resize(source.image(index), 8))
+
+
+def test_episodes_do_not_depend_on_batches_or_threads(source):
+  together = list(loader.episode_batches(source, range(7), 7, **OPTIONS))[0]
+  for batch_size, threads in ((1, 0), (2, 1), (3, 8)):
+    options = {**OPTIONS, "threads": threads}
+    batches = list(loader.episode_batches(source, range(7), batch_size, **options))
+    columns = (np.concatenate(column) for column in zip(*batches, strict=True))
+    assert_same(loader.EpisodeBatch(*columns), together)
+
+
+def test_no_episodes_no_batches(source):
+  assert list(loader.episode_batches(source, [], 4, **OPTIONS)) == []
+
+
+def test_decoding_runs_ahead_in_parallel(source):
+  """Four readers must be inside `image` at once, or the barrier breaks."""
+  barrier = threading.Barrier(4, timeout=20)
+  plain = source.image
+
+  def image(index):
+    barrier.wait()
+    return plain(index)
+
+  source.image = image
+  batches = loader.episode_batches(source, range(4), 4, **OPTIONS)
+  assert len(next(batches).episode) == 4
+
+
+def break_images(source, indices):
+  for index in indices:
+    with open(source.describe(index), "wb") as file:
+      file.write(b"broken")
+
+
+def test_an_unreadable_image_stops_with_its_own_message(source):
+  drawn = sampler.sample_episode(source.labels, seed=5, episode=3, **SIZES)
+  broken = drawn.query[1, 2]
+  break_images(source, [broken])
+  batches = loader.episode_batches(source, [3], 1, **OPTIONS)
+  with pytest.raises(images.UnreadableImageError) as caught:
+    next(batches)
+  assert str(caught.value).startswith(
+    f"Cannot read the image {source.describe(broken)}: not an"
+  )
+
+
+def test_skipped_images_are_replaced_in_drawn_order(source, caplog):
+  drawn = sampler.sample_episode(source.labels, seed=5, episode=3, **SIZES)
+  before = list(loader.episode_batches(source, [3], 1, **OPTIONS))[0]
+  break_images(source, [drawn.support[0, 0], drawn.query[0, 1], drawn.spare[0][1]])
+  after = list(loader.episode_batches(source, [3], 1, unreadable="skip", **OPTIONS))[0]
+  spare = drawn.spare[0]
+  assert after.support_index[0].tolist() == [[spare[0]], drawn.support[1].tolist()]
+  query = drawn.query.copy()
+  query[0, 1] = spare[2]
+  np.testing.assert_array_equal(after.query_index[0], query)
+  np.testing.assert_array_equal(after.query[0, 1], images.resize(source.image(spare[2]), 8))
+  np.testing.assert_array_equal(after.query[0, 3:], before.query[0, 3:])
+  for broken in (drawn.support[0, 0], drawn.query[0, 1], spare[1]):
+    assert source.describe(broken) in caplog.text
+  again = loader.load_episode(source, drawn, 8, "skip", episode=3)
+  assert_same(again, loader.EpisodeBatch(*(column[0] for column in after)))
+
+
+def test_running_out_of_spares_names_the_class(source):
+  break_images(source, range(8))
+  batches = loader.episode_batches(
+    sources.keep_classes(source, ["a"]), [0], 1, unreadable="skip", **{**OPTIONS, "ways": 1}
+  )
+  with pytest.raises(images.UnreadableImageError, match=r"Class 'a' of .* too few readable"):
+    next(batches)
+
+
+@pytest.mark.parametrize(
+  ("change", "message"),
+  [
+    ({"unreadable": "ignore"}, "unreadable='ignore' is none of error, skip"),
+    ({"batch_size": 0}, "batch_size=0 must be at least 1"),
+    ({"threads": -1}, "threads=-1"),
+  ],
+)
+def test_bad_options(source, change, message):
+  with pytest.raises(ValueError, match=message):
+    loader.episode_batches(source, **{"episodes": [0], "batch_size": 1, **OPTIONS, **change})
+
+
+def test_kept_classes_report_the_sources_indices(source):
+  kept = sources.keep_classes(source, ["b", "c"])
+  batch = next(loader.episode_batches(kept, range(6), 6, **OPTIONS))
+  assert batch.query_index.min() >= 8
+  np.testing.assert_array_equal(source.labels[batch.query_index][..., 0], batch.classes + 1)
+
+
+def open_cache(source, folder, size=8):
+  return cache_lib.ImageCache(folder, source.identity, len(source.labels), size)
+
+
+def test_cached_images_are_the_images(source, tmp_path):
+  plain = list(loader.episode_batches(source, range(5), 2, **OPTIONS))
+  cache = open_cache(source, tmp_path / "cache" / "new")
+  first = list(loader.episode_batches(source, range(5), 2, cache=cache, **OPTIONS))
+  source.image = None  # From here on, nothing may be decoded.
+  cache = open_cache(source, tmp_path / "cache" / "new")
+  second = list(loader.episode_batches(source, range(5), 2, cache=cache, **OPTIONS))
+  for one, two, three in zip(plain, first, second, strict=True):
+    assert_same(one, two)
+    assert_same(one, three)
+
+
+def test_other_data_or_size_has_other_files(source, tmp_path):
+  cache = open_cache(source, tmp_path / "cache")
+  cache.put(3, np.full((8, 8, 3), 7, np.uint8))
+  assert open_cache(source, tmp_path / "cache").get(3)[0, 0, 0] == 7
+  assert open_cache(source, tmp_path / "cache", size=4).get(3) is None
+  os.utime(source.describe(3), (1, 1))
+  changed = sources.FolderSource(source.name)
+  assert open_cache(changed, tmp_path / "cache").get(3) is None
+
+
+def test_cache_refuses_what_does_not_fit(source, tmp_path):
+  cache = open_cache(source, tmp_path)
+  with pytest.raises(ValueError, match="does not fit a cache of 24"):
+    cache.put(0, np.zeros((4, 4, 3), np.uint8))
+  with pytest.raises(ValueError, match="Image 24"):
+    cache.put(24, np.zeros((8, 8, 3), np.uint8))
+
+
+def test_an_interrupted_write_is_not_believed(source, tmp_path, monkeypatch):
+  cache = open_cache(source, tmp_path)
+  calls = []
+
+  def pwrite(descriptor, data, offset):
+    calls.append(len(data))
+    if len(calls) == 1:
+      return write(descriptor, data[:50], offset)  # A short write, then the disk is full.
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+  write = os.pwrite
+  monkeypatch.setattr(os, "pwrite", pwrite)
+  with pytest.raises(OSError, match=r"image cache .*No space left.*cache_dir=") as caught:
+    cache.put(2, np.full((8, 8, 3), 9, np.uint8))
+  assert caught.value.errno == errno.ENOSPC
+  assert calls == [192, 142]
+  monkeypatch.undo()
+  assert cache.get(2) is None
+  cache.put(2, np.full((8, 8, 3), 9, np.uint8))
+  assert (cache.get(2) == 9).all()
+
+
+def test_full_disk_reaches_the_caller(source, tmp_path, monkeypatch):
+  cache = open_cache(source, tmp_path)
+
+  def full(*_):
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+  monkeypatch.setattr(os, "pwrite", full)
+  with pytest.raises(OSError, match="No space left"):
+    next(loader.episode_batches(source, [0], 1, cache=cache, **OPTIONS))
+
+
+def test_cache_folder_that_cannot_be(source, tmp_path):
+  (tmp_path / "file").write_text("")
+  with pytest.raises(OSError, match=r"Cannot create the image cache .*cache_dir="):
+    open_cache(source, tmp_path / "file" / "cache")
+
+
+def _fill(folder, identity, offset):
+  cache = cache_lib.ImageCache(folder, identity, 200, 16)
+  for index in range(offset, 200, 1):
+    cache.put(index, np.full((16, 16, 3), index, np.uint8))
+
+
+def test_two_processes_fill_one_cache(tmp_path):
+  context = multiprocessing.get_context("spawn")
+  workers = [context.Process(target=_fill, args=(tmp_path, "x", start)) for start in (0, 50)]
+  for worker in workers:
+    worker.start()
+  for worker in workers:
+    worker.join(60)
+    assert worker.exitcode == 0
+  cache = cache_lib.ImageCache(tmp_path, "x", 200, 16)
+  for index in range(200):
+    assert (cache.get(index) == index).all()
