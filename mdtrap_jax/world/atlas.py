@@ -27,7 +27,7 @@ class Atlas(NamedTuple):
   shapes: np.ndarray  # [pages, PAGE, PAGE] float32, distance in radii, negative inside
   anchors: np.ndarray  # [pages, 2] float32, deepest point of each shape, in radii
   textures: np.ndarray  # [textures, TILE, TILE] float32 in [0, 1]
-  grounds: np.ndarray  # [backgrounds, TILE, TILE, 3] float32 in [0, 1]
+  grounds: np.ndarray  # [3 * backgrounds, TILE, TILE] float32 in [0, 1], r, g, b of each
 
 
 def _polar(radius, count=360):
@@ -82,7 +82,7 @@ _POLYGONS = {
     [(-1, -0.25), (0.15, -0.25), (0.15, -0.75), (1, 0), (0.15, 0.75), (0.15, 0.25), (-1, 0.25)]
   ],
   "drop": [_drop()],
-  "flower": [_polar(lambda a: 0.66 + 0.32 * np.cos(5 * a))],
+  "flower": [_polar(lambda a: 0.70 + 0.27 * np.cos(5 * a))],
   "lightning": [
     [(0.2, -1), (-0.6, 0.12), (-0.08, 0.12), (-0.3, 1), (0.62, -0.28), (0.08, -0.28), (0.6, -1)]
   ],
@@ -194,7 +194,8 @@ def _grounds(rng) -> np.ndarray:
     "cloudy": _blend((0.33, 0.56, 0.88), (0.98, 0.98, 1.0), np.clip(2.2 * clouds - 0.7, 0, 1)),
     "tiled": tile + ((0.34, 0.40, 0.44) - tile) * grout[..., None],
   }
-  return np.stack([grounds[name] for name in scenes.BACKGROUNDS]).astype(np.float32)
+  stack = np.stack([grounds[name] for name in scenes.BACKGROUNDS])
+  return np.moveaxis(stack, -1, 1).reshape(-1, TILE, TILE).astype(np.float32)
 
 
 @functools.cache

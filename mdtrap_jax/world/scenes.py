@@ -45,12 +45,12 @@ _CLASHES = {
   "white": ("white", "cloudy", "tiled"),
   "gray": ("gray",),
   "black": ("black",),
-  "brown": ("wooden",),
+  "brown": ("wooden", "brick"),
   "green": ("grassy",),
   "blue": ("watery", "cloudy"),
   "yellow": ("sandy",),
   "red": ("brick",),
-  "orange": ("brick",),
+  "orange": ("brick", "wooden"),
 }
 
 
@@ -92,7 +92,7 @@ class Scene(NamedTuple):
   angle: jax.Array  # [] float32, radians
   slant: jax.Array  # [] float32, shear
   aspect: jax.Array  # [] float32, width over height
-  warp: jax.Array  # [3] float32, amplitude and two phases of a gentle bend
+  bend: jax.Array  # [2] float32, curvature of the upright and of the level lines
   stroke: jax.Array  # [] float32, growth of the outline in radii
   color: jax.Array  # [3] float32 in [0, 1]
   tone: jax.Array  # [] float32, second tone of the texture: < 0 darker, > 0 lighter
@@ -185,6 +185,8 @@ def sample_scene(key: jax.Array, wanted: Attributes = ANY) -> Scene:
 
   low = jnp.array([0.52, 0.38, 0.70])[size]
   high = jnp.array([0.66, 0.46, 0.88])[size]
+  # A scanned digit may fill the frame.
+  high = high + jnp.where(board & digit & (size == SIZES.index("large")), 0.2, 0.0)
   radius = between(low, high)
   room = jnp.maximum(0.95 - radius, 0.06)
   base = jnp.asarray(np.array(list(COLOR_TABLE.values()), np.float32))[color]
@@ -214,10 +216,8 @@ def sample_scene(key: jax.Array, wanted: Attributes = ANY) -> Scene:
     angle=between(-0.35, 0.35) * jnp.where(digit, 0.6, 1.0),
     slant=between(-1.0, 1.0) * jnp.where(digit, 0.28, 0.08),
     aspect=1.0 + between(-0.12, 0.12),
-    warp=jnp.stack([
-      between(0.0, 1.0) * jnp.where(digit, 0.09, 0.03), *vector(0.0, 2 * np.pi, 2)
-    ]),
-    stroke=jnp.where(digit, between(-0.02, 0.07), between(-0.02, 0.02)),
+    bend=vector(-1.0, 1.0, 2) * jnp.where(digit, 0.14, 0.04),
+    stroke=between(-0.02, jnp.where(digit, jnp.where(board, 0.13, 0.07), 0.02)),
     color=jnp.clip(base + vector(-0.05, 0.05, 3), 0.0, 1.0),
     tone=jnp.where(lighter, between(0.5, 0.75), -between(0.5, 0.7)),
     period=between(0.25, 0.36),
@@ -229,10 +229,11 @@ def sample_scene(key: jax.Array, wanted: Attributes = ANY) -> Scene:
     ground_gain=between(0.85, 1.12) * (1.0 + vector(-0.06, 0.06, 3)),
     light=jnp.where(board, 0.3, 1.0) * light,
     shadow=jnp.where(board, 0.0, between(0.0, 0.6)),
-    rim=jnp.where(board, 0.0, between(0.0, 0.7)),
+    # An edge keeps a texture's lighter half from melting into a light background.
+    rim=jnp.where(board, 0.0, between(jnp.where(texture > 0, 0.35, 0.0), 0.7)),
     specks=specks,
     speck_colors=0.1 + 0.8 * u[:, 5:],
-    softness=jnp.where(board, between(1.0, 5.0), between(1.0, 2.0)),
+    softness=jnp.where(board, between(1.0, 7.0), between(1.0, 2.0)),
     gain=between(0.85, 1.12) * (1.0 + vector(-0.04, 0.04, 3)),
     contrast=between(0.85, 1.15),
     grain=between(0.0, 0.05),
