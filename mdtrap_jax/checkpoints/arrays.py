@@ -29,9 +29,12 @@ Arrays = Mapping[str, StoredArray]  # names with "." between their parts
 
 def in_memory(flat: Mapping[str, np.ndarray]) -> dict[str, StoredArray]:
   """Arrays that are already loaded, in the form that the readers return."""
-  return {
-      name.replace("/", "."): StoredArray(np.shape(array), np.asarray(array).dtype, lambda array=array: array)
-      for name, array in flat.items()}
+  arrays = {}
+  for name, array in flat.items():
+    array = np.asarray(array)
+    arrays[name.replace("/", ".")] = StoredArray(
+        array.shape, array.dtype, lambda array=array: array)
+  return arrays
 
 
 def normalized(arrays: Arrays) -> dict[str, StoredArray]:

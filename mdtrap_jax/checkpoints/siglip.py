@@ -156,7 +156,8 @@ def describe_big_vision(checkpoint: Checkpoint) -> Description:
       m.image.image_size for m in SIGLIP_MODELS.values()
       if (m.image.width, m.image.patch_size, m.image.grid) == (width, patch, grid))
   image = _image_config(
-      next(published, grid * patch), patch, width, image_depth, image_heads, image_mlp, "gelu_tanh", 1e-6)
+      next(published, grid * patch), patch, width, image_depth, image_heads, image_mlp,
+      "gelu_tanh", 1e-6)
   text = _text_config(
       shape("txt.pos_embedding")[1], vocabulary_size, text_width, text_depth, text_heads,
       text_mlp, shape("txt.head.kernel")[1], "gelu_tanh", 1e-6)

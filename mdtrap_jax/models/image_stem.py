@@ -100,6 +100,7 @@ class ImageStem(nn.Module):
   config: ImageConfig
 
   def setup(self):
+    """Declares the parameters that `embed` and `pool` share out between them."""
     config = self.config
     normal = nn.initializers.normal(config.width**-0.5)
     self.patch = nn.Dense(config.width, use_bias=config.patch_bias)

@@ -28,21 +28,20 @@ def _text(context_length: int, width: int, depth: int, heads: int) -> TextConfig
 _SMALL_TEXT, _LARGE_TEXT = _text(32, 512, 12, 8), _text(32, 1024, 24, 16)
 
 
-def _entry(image: ImageConfig, text: TextConfig, hub: str, billions: tuple[float, float]):
-  return Specification("pe-core", image, text, f"timm/{hub}", published_billions=billions)
+def _entry(image: ImageConfig, text: TextConfig, hub: str) -> Specification:
+  return Specification("pe-core", image, text, f"timm/{hub}")
 
 
 PE_CORE_MODELS = {
     "pe-core-t16-384": _entry(
-        _image(384, 16, 192, 12, 3, 768, 512), _SMALL_TEXT, "PE-Core-T-16-384", (0.01, 0.06)),
+        _image(384, 16, 192, 12, 3, 768, 512), _SMALL_TEXT, "PE-Core-T-16-384"),
     "pe-core-s16-384": _entry(
-        _image(384, 16, 384, 12, 6, 1536, 512), _SMALL_TEXT, "PE-Core-S-16-384", (0.02, 0.06)),
+        _image(384, 16, 384, 12, 6, 1536, 512), _SMALL_TEXT, "PE-Core-S-16-384"),
     "pe-core-b16-224": _entry(
-        _image(224, 16, 768, 12, 12, 3072, 1024), _LARGE_TEXT, "PE-Core-B-16", (0.09, 0.31)),
+        _image(224, 16, 768, 12, 12, 3072, 1024), _LARGE_TEXT, "PE-Core-B-16"),
     "pe-core-l14-336": _entry(
-        _image(336, 14, 1024, 24, 16, 4096, 1024), _LARGE_TEXT, "PE-Core-L-14-336",
-        (0.32, 0.31)),
+        _image(336, 14, 1024, 24, 16, 4096, 1024), _LARGE_TEXT, "PE-Core-L-14-336"),
     "pe-core-g14-448": _entry(
         _image(448, 14, 1536, 50, 16, 8960, 1280, class_token=False), _text(72, 1280, 24, 20),
-        "PE-Core-bigG-14-448", (1.88, 0.47)),
+        "PE-Core-bigG-14-448"),
 }

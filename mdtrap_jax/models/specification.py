@@ -17,4 +17,3 @@ class Specification(NamedTuple):
   hub: str | None = None  # Hugging Face hub name
   published_counts: tuple[int, int] | None = None  # parameters of the image and text encoder
   published_total: int | None = None  # parameters of both, with scale and bias
-  published_billions: tuple[float, float] | None = None  # where only rounded ones are known

@@ -46,6 +46,7 @@ class TextStem(nn.Module):
   config: TextConfig
 
   def setup(self):
+    """Declares the parameters that `embed` and `pool` share out between them."""
     config = self.config
     normal = nn.initializers.normal
     self.token = self.param("token", normal(0.02), (config.vocabulary_size, config.width))

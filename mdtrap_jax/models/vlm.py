@@ -35,7 +35,7 @@ class VisionLanguageModel:
     tokenize: texts to token ids `[n, L] int32`.
     image_mean: per channel, of images in [0, 1].
     image_std: per channel.
-    sigmoid_bias: SigLIP's logits have a bias; it shifts all alike, so a softmax does not see it.
+    sigmoid_bias: SigLIP's logits have a bias; it shifts all alike, a softmax does not see it.
   """
 
   name: str

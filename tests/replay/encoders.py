@@ -9,6 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from mdtrap_jax import checkpoints
+from mdtrap_jax.models.image_stem import ImageStem
+from mdtrap_jax.models.transformer import run_blocks
 from tests.replay.check import Check
 
 TOLERANCE = 1e-5
@@ -63,7 +65,13 @@ def _pe_core(arrays: dict[str, np.ndarray]) -> list[Check]:
   model, params = checkpoints.from_arrays(
       weights, image_size=images.shape[1], image_heads=config["heads"],
       text_heads=config["text"]["heads"], tokenize=_no_tokenizer)
-  return _embeddings(model, params, images, arrays)
+  checks = _embeddings(model, params, images, arrays)
+  tokens = model.embed_image(params, images)
+  tokens = run_blocks(params["image"]["blocks"], tokens, model.image.block)
+  tokens = ImageStem(model.image).apply(
+      {"params": params["image"]["stem"]}, tokens,
+      method=lambda stem, tokens: stem.post_norm(tokens))
+  return [*checks, _check("image_tokens", tokens, arrays["image_tokens"])]
 
 
 def _embeddings(model, params, images, recorded, unit_norm: bool = False) -> list[Check]:
