@@ -1,5 +1,6 @@
 """Package metadata; `pip install -e .` or `pip install -e .[test]`."""
 
+import re
 from pathlib import Path
 
 from setuptools import find_packages, setup
@@ -9,7 +10,7 @@ INSTALL = [
     "flax>=0.10",
     "grain>=0.2.10",
     "huggingface_hub>=0.30",
-    "jax>=0.6",
+    "jax>=0.7",
     "matplotlib>=3.8",
     "ml_collections>=1.0",
     "numpy>=1.26",
@@ -29,11 +30,15 @@ EXTRAS = {
         "scikit-learn>=1.4", "torch==2.13.0"],
 }
 
+ROOT = Path(__file__).parent
+VERSION = re.search(
+    r'__version__ = "(.+)"', (ROOT / "mdtrap_jax/__init__.py").read_text(encoding="utf-8"))[1]
+
 setup(
     name="mdtrap_jax",
-    version="0.1.0",
+    version=VERSION,
     description="Cross-domain few-shot learning with vision-language models in JAX.",
-    long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
+    long_description=(ROOT / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     python_requires=">=3.11",

@@ -18,7 +18,7 @@ from mdtrap_jax.models.vlm import Params, VisionLanguageModel
 from mdtrap_jax.objectives.losses import unit
 from mdtrap_jax.objectives.pull_back import zero_cotangents
 from mdtrap_jax.objectives.terms import Batch, Features
-from mdtrap_jax.randomness import stream
+from mdtrap_jax.randomness import episode_key, stream
 
 STATUS = ("ok", "non-finite")
 
@@ -26,7 +26,7 @@ STATUS = ("ok", "non-finite")
 class Episode(NamedTuple):
   """The data of one episode; rows are class-major, then shot or query."""
 
-  key: jax.Array  # [] typed key, the episode's own
+  number: jax.Array  # [] int32, the episode's identity; all its randomness follows from it
   support: jax.Array  # [M, S, S, 3] uint8
   support_labels: jax.Array  # [M] int32, in 0 … C-1
   query: jax.Array  # [C·Q, S, S, 3] uint8
@@ -72,6 +72,7 @@ class Adaptation:
     tx: the objective chain of `objectives.chain.make_objective`.
     views: `V`, how many of the view recipes are used.
     batch_size: views per step, or `None` for all `N`.
+    seed: with an episode's number, makes its key.
   """
 
   model: VisionLanguageModel
@@ -79,6 +80,7 @@ class Adaptation:
   tx: optax.GradientTransformationExtraArgs
   views: int = 5
   batch_size: int | None = None
+  seed: int = 0
 
   def prepare(self, params: Params, episode: Episode) -> tuple[Prepared, AdaptState]:
     """Draws the views and computes everything below the first adapted block.
@@ -92,11 +94,12 @@ class Adaptation:
     """
     mean, std = self.model.image_mean, self.model.image_std
     dtype = params["image"]["stem"]["position"].dtype
-    views = make_views(stream(episode.key, "views"), episode.support, self.views)
+    key = episode_key(self.seed, episode.number)
+    views = make_views(stream(key, "views"), episode.support, self.views)
     images = normalize(views, mean, std, dtype)
     query = normalize(episode.query, mean, std, dtype)
     return self.prepare_images(
-        params, images, query, key=episode.key, labels=episode.support_labels,
+        params, images, query, key=key, labels=episode.support_labels,
         query_labels=episode.query_labels, token_ids=episode.token_ids, text=episode.text)
 
   def prepare_images(

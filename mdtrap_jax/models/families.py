@@ -12,8 +12,6 @@ class Family(NamedTuple):
   image_std: tuple[float, float, float]
   resize: str  # "crop": short side, then the center; "squash": both sides alike
   prompt: str  # "{}" is the class name
-  lower_case: bool = False  # prompts are lower-cased before the tokenizer
-  strip_punctuation: bool = False  # and lose their punctuation
 
 
 FAMILIES = {
@@ -21,10 +19,9 @@ FAMILIES = {
         (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711), "crop",
         "a photo of a {}."),
     "siglip": Family(
-        (0.5, 0.5, 0.5), (0.5, 0.5, 0.5), "squash", "a photo of a {}.", lower_case=True,
-        strip_punctuation=True),
+        (0.5, 0.5, 0.5), (0.5, 0.5, 0.5), "squash", "a photo of a {}."),
     "siglip2": Family(
-        (0.5, 0.5, 0.5), (0.5, 0.5, 0.5), "squash", "a photo of a {}.", lower_case=True),
+        (0.5, 0.5, 0.5), (0.5, 0.5, 0.5), "squash", "a photo of a {}."),
     "pe-core": Family(
         (0.5, 0.5, 0.5), (0.5, 0.5, 0.5), "squash", "a photo of a {}."),
 }

@@ -1,0 +1,10 @@
+"""ChestX-ray14: 7 single-label findings, X-ray images. Paper: 22.68 % (5-way 1-shot, SVL + RA)."""
+
+from configs import default
+
+
+def get_config(method="svl_ra"):
+  config = default.get_config(method)
+  config.data.name = "chestx"
+  config.adapt.steps_per_shot = 125
+  return config

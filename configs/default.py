@@ -1,0 +1,87 @@
+"""Every field there is, with the paper's values; the other files only override.
+
+`--config=configs/NAME.py:METHOD` picks a method of `METHODS`; any field can be set on the
+command line, as `--config.data.shots=5`. `None` means: the paper's value, which depends on
+other fields.
+"""
+
+from ml_collections import ConfigDict
+from ml_collections.config_dict import placeholder
+
+METHODS = {
+    "svl_ra": {},  # the paper's method, as below
+    "svl": {"objective.ra.weight": 0.0},
+    "ra": {"objective.svl.weight": 0.0},
+    # Cross-entropy only, all views in each step: what the others are compared with.
+    "vlm": {"objective.svl.weight": 0.0, "objective.ra.weight": 0.0},
+    # The trap: visual learning strengthened instead of suppressed.
+    "visual": {"objective.svl.weight": 0.0, "objective.ra.weight": 0.0,
+               "objective.visual.weight": 0.1},
+    # The reference's plain baseline: batches of 25 views, 250 steps whatever the shots.
+    "baseline": {"objective.svl.weight": 0.0, "objective.ra.weight": 0.0,
+                 "adapt.batch_size": 25, "adapt.steps": 250},
+}
+
+
+def get_config(method="svl_ra"):
+  config = ConfigDict()
+  config.seed = 0
+  config.episodes = placeholder(int)  # None: 800 for 1-shot, 400 otherwise
+  config.episodes_per_device = 0  # adapted at once on each device; 0: found from its memory
+
+  config.data = data = ConfigDict()
+  data.name = "folder"  # folder, eurosat, cropdisease, isic, chestx, world or digits
+  data.path = ""  # of data.name=folder: one subfolder of images per class
+  data.data_dir = ""  # where TFDS data sets were prepared; "": TFDS's default
+  data.split = "all"  # a TFDS split; "all" is the whole data set
+  data.classes = ()  # names of the classes to keep; (): all
+  data.small_classes = "error"  # a class with too few images: "error" or "drop"
+  data.unreadable = "error"  # an image that cannot be read: "error", or "skip" with a warning
+  data.ways = 5  # C, classes in an episode
+  data.shots = 1  # K, support images of each class
+  data.queries = 15  # Q, query images of each class
+  data.template = "a photo of a {}."  # the prompt; {} is the class name
+  data.threads = 4  # that decode images ahead of the device
+  data.cache_dir = ""  # keep resized images here; "": no cache
+
+  config.model = model = ConfigDict()
+  model.name = "openai/clip-vit-base-patch16"  # hub name, named size, local folder or file
+  model.random_weights = False  # of a named size; accuracy then means nothing
+  model.dtype = "auto"  # float32, bfloat16, or auto: float32 on CPUs, bfloat16 elsewhere
+
+  config.lora = lora = ConfigDict()
+  lora.encoder = "vision"  # which encoder is tuned: vision, text or both
+  lora.position = "all"  # bottom, mid, up, half-bottom, half-up, top3, or numbers as "0,1,2"
+  lora.projections = "qkv"  # any of q, k and v
+  lora.rank = 16
+  lora.alpha = 8.0
+  lora.scale = "sqrt"  # alpha / sqrt(rank), or "linear": alpha / rank
+  lora.dropout = 0.25
+
+  # A term is on from its window's first to its last fifth of the steps; weight 0 removes it.
+  config.objective = objective = ConfigDict()
+  objective.vlm = ConfigDict({"weight": 1.0, "window": (0, 5)})
+  objective.visual = ConfigDict({"weight": 0.0, "window": (0, 3)})
+  objective.svl = ConfigDict({"weight": 0.1, "window": (0, 3)})  # 0.001 for text alone
+  objective.ra = ConfigDict({"weight": 3.0, "window": (0, 3)})
+  objective.ra.divergence = "cosine"  # as the reference computes it, or "softmax" (the paper)
+
+  config.adapt = adapt = ConfigDict()
+  adapt.views = 5  # V, of each support image
+  adapt.steps_per_shot = 250
+  adapt.steps = placeholder(int)  # T; None: steps_per_shot · shots
+  adapt.batch_size = 0  # views per step; 0: all
+
+  config.optimizer = optimizer = ConfigDict()
+  optimizer.learning_rate = 2e-4  # at step 0, per step
+  optimizer.floor = 1e-6  # of the cosine schedule
+  optimizer.periods = 8.0  # the schedule's half wave, in lengths of the whole run
+  optimizer.weight_decay = 1e-2
+  optimizer.b1 = 0.9
+  optimizer.b2 = 0.999
+  optimizer.eps = 1e-8
+
+  if method not in METHODS:
+    raise ValueError(f"--config=…:{method}: no such method; choose from {sorted(METHODS)}.")
+  config.update_from_flattened_dict(METHODS[method])
+  return config

@@ -1,0 +1,9 @@
+"""One's own images: `--config.data.path=DIR`, with one subfolder of images per class."""
+
+from configs import default
+
+
+def get_config(method="svl_ra"):
+  config = default.get_config(method)
+  config.data.name = "folder"
+  return config

@@ -1,0 +1,1 @@
+"""What is measured after or beside adaptation."""

@@ -1,0 +1,136 @@
+"""The only place where episodes are batched and spread over devices.
+
+Everything else is written for one episode. Here it is mapped over a leading axis `[E, ...]`,
+and that axis is split over a one-dimensional device mesh. Episodes never communicate.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from mdtrap_jax.adapt import Adaptation, Episode
+
+AXIS = "episode"
+MEMORY_SHARE = 0.9  # of a device's memory that a batch of episodes may fill
+CPU_ROWS = 16384  # tokens per step that keep CPU cores busy; more only costs memory
+
+
+def episode_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
+  """A mesh with one axis, `episode`, over all devices or those given."""
+  return Mesh(np.asarray(jax.devices() if devices is None else devices), (AXIS,))
+
+
+def over_episodes(
+    fn: Callable[..., Any], mesh: Mesh, mapped: tuple[bool, ...], donate: tuple[int, ...] = ()
+) -> Callable[..., Any]:
+  """Compiles `fn`, written for one episode, for a batch of them on all devices of `mesh`.
+
+  Args:
+    fn: pure function of one episode.
+    mesh: from `episode_mesh`.
+    mapped: for each positional argument, whether it has a leading episode axis `[E, ...]`;
+      the others are shared by all episodes. `E` is a multiple of the number of devices.
+    donate: arguments whose memory the result may take over.
+  """
+  batched = jax.vmap(fn, in_axes=tuple(0 if m else None for m in mapped))
+  specs = tuple(PartitionSpec(AXIS) if m else PartitionSpec() for m in mapped)
+  # `shard_map` and not sharding propagation: no collective can creep in between episodes.
+  sharded = jax.shard_map(
+      batched, mesh=mesh, in_specs=specs, out_specs=PartitionSpec(AXIS), check_vma=False)
+  return jax.jit(sharded, donate_argnums=donate)
+
+
+def replicate(tree: Any, mesh: Mesh) -> Any:
+  """Copies a pytree to every device."""
+  return jax.device_put(tree, NamedSharding(mesh, PartitionSpec()))
+
+
+def spread(tree: Any, mesh: Mesh) -> Any:
+  """Splits the leading axis `[E, ...]` of every leaf over the devices."""
+  return jax.device_put(tree, NamedSharding(mesh, PartitionSpec(AXIS)))
+
+
+class Programs(NamedTuple):
+  """The compiled programs of a run; each takes and returns batches of episodes."""
+
+  prepare: Callable[..., Any]  # (params, episodes) -> (prepared, state)
+  evaluate: Callable[..., Any]  # (params, prepared, state) -> Evaluation
+  run: dict[bool, Callable[..., Any]]  # [clean] (params, prepared, state, start, stop) -> state
+
+
+def make_programs(adaptation: Adaptation, mesh: Mesh) -> Programs:
+  """Maps the three functions of one episode over episodes and devices."""
+  run = {
+      clean: over_episodes(
+          functools.partial(adaptation.run, clean=clean), mesh,
+          (False, True, True, False, False), donate=(2,))
+      for clean in (False, True)}
+  return Programs(
+      prepare=over_episodes(adaptation.prepare, mesh, (False, True)),
+      evaluate=over_episodes(adaptation.evaluate, mesh, (False, True, True)),
+      run=run)
+
+
+def episodes_per_device(
+    adaptation: Adaptation, params: Any, episode: Episode, *, clean: bool, most: int,
+    device: jax.Device | None = None, memory: int | None = None,
+) -> int:
+  """How many episodes one device should adapt at once.
+
+  On a CPU, where larger batches gain nothing once the cores are busy, that is a fixed number
+  of token rows. Elsewhere it is what fits: the step is compiled for one and for two episodes,
+  and the compiler's own memory analysis is extrapolated to the device's memory.
+
+  Args:
+    adaptation: what runs.
+    params: of the model.
+    episode: shapes of one episode (`jax.ShapeDtypeStruct` leaves will do).
+    clean: whether the schedule has a clean pass.
+    most: an upper bound, such as the number of episodes to run.
+    device: whose memory counts; the first one when `None`.
+    memory: in bytes, instead of asking the device.
+
+  Raises:
+    MemoryError: not even one episode fits.
+  """
+  device = jax.devices()[0] if device is None else device
+  prepared, _ = jax.eval_shape(adaptation.prepare, params, episode)
+  rows = prepared.tokens.shape[0] + clean * prepared.batch.clean_labels.shape[0]
+  if device.platform == "cpu" and memory is None:
+    return max(1, min(most, CPU_ROWS // (rows * prepared.tokens.shape[1])))
+  limit = MEMORY_SHARE * (_device_memory(device) if memory is None else memory)
+  one, two = (_bytes_needed(adaptation, params, episode, count, clean) for count in (1, 2))
+  if one > limit:
+    raise MemoryError(
+        f"one episode needs {one / 2**30:.2f} GiB and {device} may use {limit / 2**30:.2f} GiB: "
+        "use fewer views or shots, a smaller model, or bfloat16.")
+  return max(1, min(most, 1 + int((limit - one) // max(two - one, 1))))
+
+
+def _bytes_needed(adaptation, params, episode, count, clean) -> int:
+  """Peak memory of a step of `count` episodes on one device, by the compiler's analysis."""
+  batch = jax.tree.map(
+      lambda x: jax.ShapeDtypeStruct((count, *x.shape), x.dtype), episode)
+  prepare = jax.vmap(adaptation.prepare, in_axes=(None, 0))
+  prepared, state = jax.eval_shape(prepare, params, batch)
+  run = jax.vmap(functools.partial(adaptation.run, clean=clean),
+                 in_axes=(None, 0, 0, None, None))
+  step = jax.ShapeDtypeStruct((), jnp.int32)
+  compiled = jax.jit(run, donate_argnums=2).lower(params, prepared, state, step, step).compile()
+  memory = compiled.memory_analysis()
+  return (memory.argument_size_in_bytes + memory.output_size_in_bytes
+          + memory.temp_size_in_bytes - memory.alias_size_in_bytes)
+
+
+def _device_memory(device: jax.Device) -> int:
+  """Bytes a device has, or the host's where it does not say."""
+  stats = device.memory_stats() or {}
+  return stats.get("bytes_limit") or os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")

@@ -1,0 +1,255 @@
+"""From a config to a results table: loads, adapts batch after batch, reports, resumes."""
+
+from __future__ import annotations
+
+import json
+import platform
+import time
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+from absl import logging
+
+from mdtrap_jax import __version__, checkpoints, models, parallel, results, settings
+from mdtrap_jax.adapt import STATUS, Adaptation, Episode
+from mdtrap_jax.data.cache import ImageCache
+from mdtrap_jax.data.class_selection import check_feasible
+from mdtrap_jax.data.loader import EpisodeBatch, episode_batches
+from mdtrap_jax.data.prompts import make_prompts
+from mdtrap_jax.data.sources import Source, make_source
+from mdtrap_jax.models.lora import LoraConfig
+from mdtrap_jax.models.vlm import Params, VisionLanguageModel
+from mdtrap_jax.objectives import chain
+from mdtrap_jax.progress import Progress
+
+SEGMENT_SECONDS = 5.0  # between two looks at the progress bar
+PACKAGES = ("jax", "jaxlib", "flax", "optax")
+
+
+class Prompts(NamedTuple):
+  """All classes of a source as the text encoder sees them."""
+
+  token_ids: np.ndarray  # [n, L] int32
+  text: np.ndarray  # [n, D] float32, embeddings by the base model
+
+
+def run(config: ml_collections.ConfigDict, workdir: str | Path) -> dict[str, Any]:
+  """Adapts every episode of `config` that `workdir` does not hold yet.
+
+  Args:
+    config: from a file of `configs/`.
+    workdir: where the run's files are; made, or resumed.
+
+  Returns:
+    What `summary.json` says.
+
+  Raises:
+    ValueError, OSError: input that cannot be right; raised before anything is computed where
+      it can be known then.
+  """
+  config = settings.resolve(config)
+  source = make_source(config.data)
+  data = config.data
+  source = check_feasible(source, data.ways, data.shots, data.queries, data.small_classes)
+  with results.WorkDirectory(workdir, config) as directory:
+    todo = [e for e in range(config.episodes) if e not in directory.finished]
+    seconds = 0.0
+    if todo:
+      seconds = _run_episodes(config, source, directory, todo)
+    return _finish(config, directory, len(todo), seconds)
+
+
+def load_model(config: ml_collections.ConfigDict) -> tuple[VisionLanguageModel, Params]:
+  """The model of `config.model`, published or of random weights."""
+  dtype = config.model.dtype
+  if dtype == "auto":
+    dtype = "float32" if jax.default_backend() == "cpu" else "bfloat16"
+  if not config.model.random_weights:
+    return checkpoints.load(config.model.name, dtype=jnp.dtype(dtype))
+  logging.warning("%s has random weights: its accuracy means nothing.", config.model.name)
+  model = models.build(config.model.name)
+  params = model.init(jax.random.key(config.seed))
+  return model, jax.tree.map(lambda leaf: leaf.astype(dtype), params)
+
+
+def make_lora(config: ml_collections.ConfigDict) -> LoraConfig:
+  """`config.lora` as the models take it."""
+  position = config.lora.position
+  if position.replace(",", "").replace(" ", "").isdigit():
+    position = tuple(int(block) for block in position.split(","))
+  return LoraConfig(
+      rank=config.lora.rank, alpha=config.lora.alpha, dropout=config.lora.dropout,
+      projections=tuple(config.lora.projections), encoder=config.lora.encoder,
+      position=position, scale=config.lora.scale)
+
+
+def make_adaptation(
+    config: ml_collections.ConfigDict, model: VisionLanguageModel, logit_scale: float
+) -> Adaptation:
+  """How `config` adapts an episode of `model`."""
+  data, adapt = config.data, config.adapt
+  num_clean = data.ways * data.shots
+  batch_size = adapt.batch_size or None
+  tx = chain.make_objective(
+      config.objective.to_dict(),
+      chain.make_optimizer(steps=adapt.steps, **config.optimizer.to_dict()),
+      steps=adapt.steps, logit_scale=logit_scale, num_views=adapt.views * num_clean,
+      num_clean=num_clean, batch_size=batch_size)
+  return Adaptation(
+      model=model, lora=make_lora(config), tx=tx, views=adapt.views, batch_size=batch_size,
+      seed=config.seed)
+
+
+def encode_prompts(
+    model: VisionLanguageModel, params: Params, class_names: tuple[str, ...], template: str
+) -> Prompts:
+  """Tokens and base-model embeddings of every class of a source, computed once."""
+  token_ids = model.tokenize(make_prompts(class_names, template))
+  text = jax.jit(model.encode_text)(params, token_ids)
+  return Prompts(token_ids, np.asarray(text.astype(jnp.float32)))
+
+
+def make_episodes(batch: EpisodeBatch, prompts: Prompts, size: int) -> Episode:
+  """A batch for the device, `[size, ...]`; the last episode is repeated where rows lack."""
+  ways, shots = batch.support_index.shape[1:]
+  queries = batch.query_index.shape[2]
+  rows = np.minimum(np.arange(size), len(batch.episode) - 1)
+  labels = lambda count: np.tile(np.repeat(np.arange(ways, dtype=np.int32), count), (size, 1))
+  return Episode(
+      number=batch.episode[rows].astype(np.int32),
+      support=batch.support[rows], support_labels=labels(shots),
+      query=batch.query[rows], query_labels=labels(queries),
+      token_ids=prompts.token_ids[batch.classes][rows],
+      text=prompts.text[batch.classes][rows])
+
+
+def _run_episodes(config, source: Source, directory, todo: list[int]) -> float:
+  """Adapts the episodes `todo`; returns the seconds it took without loading the model."""
+  data = config.data
+  model, params = load_model(config)
+  adaptation = make_adaptation(config, model, float(model.logit_scale(params)))
+  phases = chain.make_phases(config.objective.to_dict(), config.adapt.steps)
+  marks = chain.evaluation_marks(config.adapt.steps)
+  prompts = encode_prompts(model, params, source.class_names, data.template)
+  mesh = parallel.episode_mesh()
+  params = parallel.replicate(params, mesh)
+  size = mesh.size * _episodes_per_device(config, adaptation, params, prompts, len(todo), mesh)
+  programs = parallel.make_programs(adaptation, mesh)
+  batches = episode_batches(
+      source, todo, size, seed=config.seed, ways=data.ways, shots=data.shots,
+      queries=data.queries, size=model.image.image_size, unreadable=data.unreadable,
+      threads=data.threads, cache=_image_cache(config, source, model.image.image_size))
+
+  started = time.monotonic()
+  with Progress(directory, len(todo), config.adapt.steps) as progress:
+    for batch in batches:
+      episodes = parallel.spread(make_episodes(batch, prompts, size), mesh)
+      outcome = _adapt(programs, params, episodes, phases, marks, progress,
+                       len(batch.episode))
+      lines = [_line(i, batch, source, *outcome) for i in range(len(batch.episode))]
+      directory.append(lines)
+      progress.finished(lines)
+  return time.monotonic() - started
+
+
+def _image_cache(config, source: Source, size: int) -> ImageCache | None:
+  if not config.data.cache_dir:
+    return None
+  return ImageCache(config.data.cache_dir, source.identity, len(source.labels), size)
+
+
+def _episodes_per_device(config, adaptation, params, prompts: Prompts, todo: int, mesh) -> int:
+  most = -(-todo // mesh.size)
+  if config.episodes_per_device:
+    return min(config.episodes_per_device, most)
+  data, size = config.data, adaptation.model.image.image_size
+  shape = lambda *dims: jax.ShapeDtypeStruct(dims, jnp.uint8)
+  integers = lambda *dims: jax.ShapeDtypeStruct(dims, jnp.int32)
+  support, query = data.ways * data.shots, data.ways * data.queries
+  episode = Episode(
+      integers(), shape(support, size, size, 3), integers(support),
+      shape(query, size, size, 3), integers(query),
+      integers(data.ways, prompts.token_ids.shape[1]),
+      jax.ShapeDtypeStruct((data.ways, prompts.text.shape[1]), jnp.float32))
+  clean = any(
+      phase.clean
+      for phase in chain.make_phases(config.objective.to_dict(), config.adapt.steps))
+  count = parallel.episodes_per_device(adaptation, params, episode, clean=clean, most=most)
+  logging.info("%d episodes at once on each of %d devices", count, mesh.size)
+  return count
+
+
+def _adapt(programs, params, episodes: Episode, phases, marks, progress, rows: int):
+  """Runs one batch through all its steps.
+
+  Returns:
+    Evaluations by step (0 is zero-shot), the terms' states and the statuses, on the host.
+  """
+  prepared, state = programs.prepare(params, episodes)
+  evaluations = {0: jax.device_get(programs.evaluate(params, prepared, state))}
+  length = 1
+  for phase in phases:
+    edges = [phase.start, *(m for m in marks if phase.start < m < phase.stop), phase.stop]
+    step, run = phase.start, programs.run[phase.clean]
+    while step < phase.stop:
+      stop = min(step + length, *(edge for edge in edges if edge > step), phase.stop)
+      before = time.monotonic()
+      state = jax.block_until_ready(run(params, prepared, state, step, stop))
+      rate = (time.monotonic() - before) / (stop - step)
+      progress.stepped(rows, stop - step)
+      step, length = stop, max(1, int(SEGMENT_SECONDS / max(rate, 1e-6)))
+      if step in marks:
+        evaluations[step] = jax.device_get(programs.evaluate(params, prepared, state))
+  terms = jax.device_get({
+      name: (term.value, term.norm, term.cosine)
+      for name, term in chain.term_states(state.opt_state).items()})
+  progress.terms(terms, rows)
+  return evaluations, terms, jax.device_get(state.status)
+
+
+def _line(i: int, batch: EpisodeBatch, source: Source, evaluations, terms, status):
+  """What `episodes.jsonl` says of row `i` of a batch."""
+  finite = all(np.isfinite(e.cosines[i]).all() for e in evaluations.values())
+  ok = finite and status[i] == STATUS.index("ok")
+  accuracy = {step: round(float(e.accuracy[i]), 6) for step, e in evaluations.items()}
+  number = lambda x: float(x) if np.isfinite(x) else None
+  if not ok:
+    logging.warning("episode %d became non-finite: frozen and counted as failed.",
+                    batch.episode[i])
+  return {
+      "episode": int(batch.episode[i]),
+      "status": "ok" if ok else "non-finite",
+      "accuracy": list(accuracy.values())[-1] if ok else None,
+      "accuracy_at": {str(step): value for step, value in accuracy.items() if step},
+      "zero_shot_accuracy": accuracy[0],
+      "class_names": [source.class_names[c] for c in batch.classes[i]],
+      "support": batch.support_index[i].tolist(),
+      "query": batch.query_index[i].tolist(),
+      "losses": {name: number(value[i]) for name, (value, _, _) in terms.items()},
+  }
+
+
+def _finish(config, directory, ran: int, seconds: float) -> dict[str, Any]:
+  """Writes `summary.json` over all episodes of the config."""
+  lines = [line for episode, line in sorted(directory.finished.items())
+           if episode < config.episodes]
+  summary = results.summarize(lines)
+  rate = ran / seconds if seconds else None
+  previous = directory.path / "summary.json"
+  if rate is None and previous.exists():  # nothing was left to do: keep the measured rate
+    rate = json.loads(previous.read_text(encoding="utf-8")).get("episodes_per_second")
+  summary |= {
+      "episodes_per_second": rate,
+      "device": f"{jax.device_count()} × {jax.devices()[0].device_kind}",
+      "platform": jax.default_backend(),
+      "python": platform.python_version(),
+      "versions": {"mdtrap_jax": __version__} | {name: version(name) for name in PACKAGES},
+  }
+  directory.write_json("summary.json", summary)
+  return summary
+

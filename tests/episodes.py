@@ -1,0 +1,61 @@
+"""Small made-up episodes that several tests share."""
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+
+from configs import default
+from mdtrap_jax import models, runner
+from mdtrap_jax.adapt import Episode
+
+WAYS, SHOTS, QUERIES, STEPS = 3, 1, 4, 10
+
+
+def small_config(**overrides) -> ml_collections.ConfigDict:
+  """The default config, cut down to seconds; overrides are dotted names with `__` for dots."""
+  config = default.get_config()
+  config.update_from_flattened_dict({
+      "model.name": "clip-tiny", "model.random_weights": True, "data.ways": WAYS,
+      "data.shots": SHOTS, "data.queries": QUERIES, "data.threads": 1, "adapt.steps": STEPS,
+      "optimizer.learning_rate": 1e-2, "lora.rank": 2, "episodes": 5})
+  config.update_from_flattened_dict(
+      {name.replace("__", "."): value for name, value in overrides.items()})
+  return config
+
+
+def small_adaptation(config=None):
+  """The tiny CLIP, its weights, and how it is adapted."""
+  config = small_config() if config is None else config
+  model, params = runner.load_model(config)
+  return runner.make_adaptation(config, model, 30.0), params
+
+
+def small_episodes(model, count: int) -> Episode:
+  """Episodes of colored noise, `[count, ...]`; each class has a tint of its own."""
+  rng = np.random.default_rng(0)
+  size = model.image.image_size
+  tint = rng.integers(0, 120, (count, WAYS, 1, 1, 1, 3))
+
+  def images(per_class):
+    noise = rng.integers(0, 130, (count, WAYS, per_class, size, size, 3))
+    return (noise + tint).astype(np.uint8).reshape(count, -1, size, size, 3)
+
+  labels = lambda n: np.tile(np.repeat(np.arange(WAYS, dtype=np.int32), n), (count, 1))
+  text = rng.standard_normal((count, WAYS, model.text.embed_dim)).astype(np.float32)
+  ids = rng.integers(1, 90, (count, WAYS, model.text.context_length)).astype(np.int32)
+  ids[..., -1] = model.text.vocabulary_size - 1
+  return Episode(
+      number=np.arange(count, dtype=np.int32) + 7,
+      support=images(SHOTS), support_labels=labels(SHOTS),
+      query=images(QUERIES), query_labels=labels(QUERIES), token_ids=ids, text=text)
+
+
+def row(tree, i):
+  """One episode of a batch."""
+  return jax.tree.map(lambda leaf: jnp.asarray(leaf)[i], tree)
+
+
+def tiny_models():
+  """Names of the registry that are small enough for tests."""
+  return [name for name in models.MODELS if "tiny" in name]

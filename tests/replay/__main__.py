@@ -1,0 +1,77 @@
+"""`python -m tests.replay PATH…`: replays recordings of the reference implementations.
+
+Prints one line per check and exits with 1 if any fails. A path is a recording, or a folder of
+recordings.
+"""
+
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+
+FLOAT64 = ("mind", "heads")  # kinds recorded in float64
+
+
+def kind_of(path: Path) -> str:
+  """Which replay a file or folder is for, by what it holds and not by its name.
+
+  Raises:
+    ValueError: it is in none of the known formats.
+  """
+  if path.is_dir():
+    if (path / "io.npz").exists():
+      return "encoders"
+  elif path.suffix == ".npz":
+    with np.load(path) as file:
+      names = set(file.files)
+    if "random_prototype_index" in names:
+      return "mind"
+    if {"support", "support_labels"} <= names or {"ncc", "url"} & names or {
+        "support_12x12", "support_images_12x12"} & names or "train_losses" in names:
+      return "heads"
+    if "token_ids" in names:
+      return "encoders"
+  raise ValueError(f"{path} is in none of the formats that can be replayed: mind_*.npz, "
+                   "copa_*.npz, url_*.npz, siglip_*.npz, pe_core_*.npz, or a folder with io.npz.")
+
+
+def replay(path: Path):
+  """The checks of one recording."""
+  kind = kind_of(path)
+  jax.config.update("jax_enable_x64", kind in FLOAT64)
+  if kind == "mind":
+    from tests.replay.mind import replay as run
+  elif kind == "heads":
+    from tests.replay.heads import replay as run
+  else:
+    from tests.replay.encoders import replay as run
+  return run(path)
+
+
+def main(arguments: list[str]) -> int:
+  """Replays every path; the exit status."""
+  if not arguments:
+    print(__doc__)
+    return 2
+  failed = 0
+  for argument in arguments:
+    path = Path(argument)
+    if not path.exists():
+      print(f"error: {path} does not exist.")
+      return 2
+    print(path)
+    try:
+      checks = replay(path)
+    except ValueError as error:
+      print(f"error: {error}")
+      return 2
+    for check in checks:
+      print(f"  {check}")
+      failed += not check.ok
+  print(f"{failed} FAIL" if failed else "all ok")
+  return int(failed > 0)
+
+
+if __name__ == "__main__":
+  sys.exit(main(sys.argv[1:]))

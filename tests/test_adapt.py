@@ -1,0 +1,174 @@
+"""One episode alone, in a batch, on one and on eight devices; failures; mini-batches."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mdtrap_jax import parallel
+from mdtrap_jax.adapt import STATUS
+from mdtrap_jax.objectives import chain
+from tests.episodes import STEPS, row, small_adaptation, small_config, small_episodes
+
+COUNT = 8
+CLOSE = {"rtol": 2e-3, "atol": 2e-4}  # ten Adam steps amplify the order of a float32 sum
+
+
+@functools.cache
+def setup(**overrides):
+  config = small_config(**overrides)
+  adaptation, params = small_adaptation(config)
+  phases = chain.make_phases(config.objective.to_dict(), STEPS)
+  return adaptation, params, phases, small_episodes(adaptation.model, COUNT)
+
+
+def adapt_batch(devices, count=COUNT, **overrides):
+  adaptation, params, phases, episodes = setup(**overrides)
+  mesh = parallel.episode_mesh(jax.devices()[:devices])
+  programs = parallel.make_programs(adaptation, mesh)
+  episodes = parallel.spread(jax.tree.map(lambda leaf: leaf[:count], episodes), mesh)
+  params = parallel.replicate(params, mesh)
+  prepared, state = programs.prepare(params, episodes)
+  for phase in phases:
+    state = programs.run[phase.clean](params, prepared, state, phase.start, phase.stop)
+  return jax.device_get((state, programs.evaluate(params, prepared, state)))
+
+
+@functools.cache
+def reference():
+  return adapt_batch(devices=1)
+
+
+def assert_close(ours, theirs):
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, **CLOSE), ours, theirs)
+
+
+def test_alone_equals_the_row_of_a_batch():
+  adaptation, params, phases, episodes = setup()
+  prepared, state = jax.jit(adaptation.prepare)(params, row(episodes, 3))
+  for phase in phases:
+    run = jax.jit(functools.partial(adaptation.run, clean=phase.clean))
+    state = run(params, prepared, state, phase.start, phase.stop)
+  batch_state, batch_evaluation = row(reference(), 3)
+  assert_close(state.factors, batch_state.factors)
+  assert_close(jax.jit(adaptation.evaluate)(params, prepared, state), batch_evaluation)
+
+
+def test_eight_devices_equal_one():
+  state, evaluation = adapt_batch(devices=8)
+  assert_close(state.factors, reference()[0].factors)
+  assert_close(evaluation, reference()[1])
+
+
+def test_views_and_draws_are_the_same_bits_in_any_batch():
+  adaptation, params, _, episodes = setup()
+  alone, _ = jax.jit(adaptation.prepare)(params, row(episodes, 3))
+  mesh = parallel.episode_mesh(jax.devices()[:4])
+  programs = parallel.make_programs(adaptation, mesh)
+  batch, state = programs.prepare(
+      parallel.replicate(params, mesh), parallel.spread(episodes, mesh))
+  assert (jax.random.key_data(batch.key[3]) == jax.random.key_data(alone.key)).all()
+  np.testing.assert_allclose(batch.tokens[3], alone.tokens, rtol=1e-4, atol=1e-5)
+  _, alone_state = adaptation.prepare(params, row(episodes, 3))
+  np.testing.assert_array_equal(
+      state.factors["image"].a[3], alone_state.factors["image"].a)
+
+
+def test_adaptation_learns_the_support_set():
+  state, _ = reference()
+  adaptation, params, _, episodes = setup()
+  prepared, start = jax.jit(adaptation.prepare)(params, row(episodes, 0))
+  on_support = prepared._replace(
+      query_tokens=prepared.tokens, query_labels=prepared.batch.labels)
+  before = adaptation.evaluate(params, on_support, start)
+  after = adaptation.evaluate(params, on_support, row(state, 0))
+  assert after.accuracy > max(before.accuracy, 0.9)
+  assert (state.status == STATUS.index("ok")).all()
+
+
+def test_a_segment_can_be_cut_anywhere():
+  adaptation, params, _, episodes = setup()
+  prepared, start = jax.jit(adaptation.prepare)(params, row(episodes, 0))
+  run = jax.jit(functools.partial(adaptation.run, clean=True))
+  whole = run(params, prepared, start, 0, 5)
+  parts = run(params, prepared, run(params, prepared, start, 0, 2), 2, 5)
+  jax.tree.map(np.testing.assert_array_equal, whole, parts)
+
+
+def test_a_non_finite_episode_is_frozen_and_the_others_go_on():
+  adaptation, params, phases, episodes = setup()
+  text = episodes.text.copy()
+  text[2] = np.nan  # its logits, and so its gradient, are NaN from the first step
+  mesh = parallel.episode_mesh(jax.devices()[:1])
+  programs = parallel.make_programs(adaptation, mesh)
+  prepared, state = programs.prepare(params, episodes._replace(text=text))
+  start = jax.device_get(state.factors)
+  for phase in phases:
+    state = programs.run[phase.clean](params, prepared, state, phase.start, phase.stop)
+  evaluation = programs.evaluate(params, prepared, state)
+  assert [STATUS[s] for s in np.asarray(state.status)] == [
+      "non-finite" if i == 2 else "ok" for i in range(COUNT)]
+  assert_close(row(state.factors, 2), row(start, 2))  # kept as it was
+  assert evaluation.accuracy[2] == 0.0  # NaN never counts as a hit
+  others = np.delete(np.arange(COUNT), 2)
+  assert_close(row(state.factors, others), row(reference()[0].factors, others))
+
+
+def test_the_clean_pass_has_dropout_masks_of_its_own():
+  adaptation, params, _, episodes = setup()
+  prepared, state = jax.jit(adaptation.prepare)(params, row(episodes, 0))
+  factors = jax.tree.map(lambda leaf: leaf + 0.1, state.factors)
+  features = adaptation._features(
+      params, prepared, factors, prepared.tokens, jax.random.key(0), clean=True)
+  clean_rows = prepared.batch.clean_labels.shape[0]
+  assert not np.allclose(features.image[:clean_rows], features.clean)
+  undropped = dataclasses.replace(
+      adaptation, lora=dataclasses.replace(adaptation.lora, dropout=0.0))
+  features = undropped._features(
+      params, prepared, factors, prepared.tokens, jax.random.key(0), clean=True)
+  np.testing.assert_allclose(features.image[:clean_rows], features.clean, atol=1e-5)
+
+
+def test_batches_cover_every_view_once_an_epoch_in_a_new_order():
+  adaptation, params, _, episodes = setup(
+      adapt__batch_size=5, objective__ra__weight=0.0)
+  prepared, _ = jax.jit(adaptation.prepare)(params, row(episodes, 0))
+  rows = [adaptation._rows(prepared, step) for step in range(6)]  # 15 views: 3 steps an epoch
+  epochs = [np.concatenate([tokens for tokens, _ in rows[i:i + 3]]) for i in (0, 3)]
+  order = lambda tokens: np.lexsort(tokens.reshape(len(tokens), -1).T)
+  for epoch in epochs:
+    np.testing.assert_array_equal(
+        epoch[order(epoch)], prepared.tokens[order(np.asarray(prepared.tokens))])
+  assert not np.array_equal(*epochs)
+  for tokens, batch in rows:
+    for token, label in zip(tokens, batch.labels, strict=True):
+      found = (prepared.tokens == token[None]).all((1, 2))
+      assert (prepared.batch.labels[found] == label).all()
+
+
+@pytest.mark.parametrize("encoder", ["text", "both"])
+def test_a_tuned_text_encoder_moves_the_texts(encoder):
+  adaptation, params, phases, episodes = setup(lora__encoder=encoder)
+  prepared, state = jax.jit(adaptation.prepare)(params, row(episodes, 0))
+  assert sorted(state.factors) == (["image", "text"] if encoder == "both" else ["text"])
+  run = jax.jit(functools.partial(adaptation.run, clean=True))
+  after = run(params, prepared, state, 0, 3)
+  assert abs(after.factors["text"].b).max() > 0
+  before, moved = (adaptation._text(params, prepared, s.factors, None) for s in (state, after))
+  assert not np.allclose(before, moved)
+
+
+def test_memory_decides_how_many_episodes_run_at_once():
+  adaptation, params, _, episodes = setup()
+  fit = functools.partial(
+      parallel.episodes_per_device, adaptation, params, row(episodes, 0), clean=True)
+  enough = fit(most=64, memory=2**30)
+  assert enough == 64
+  some = fit(most=10**6, memory=2**30)
+  assert fit(most=10**6, memory=2**31) > 1.8 * some > 1
+  with pytest.raises(MemoryError, match="one episode needs .* GiB"):
+    fit(most=4, memory=2**16)
+  assert fit(most=4) == 4  # on a CPU by the number of rows
