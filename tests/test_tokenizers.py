@@ -13,10 +13,8 @@ TEXTS = ["a photo of a Sea or Lake.", "Dermatofibroma, it's 3 mm wide!", "x"]
 def byte_level_vocabulary(*special):
   from tokenizers.pre_tokenizers import ByteLevel
   letters = sorted(ByteLevel.alphabet())
-  words = ["ph", "pho", "photo</w>", "a</w>"]
   tokens = [*letters, *(letter + "</w>" for letter in letters), "ph", "pho", "phot",
             "photo</w>", *special]
-  del words
   return {token: i for i, token in enumerate(tokens)}
 
 
@@ -75,7 +73,8 @@ def test_siglip2_agrees_with_transformers(tmp_path):
 
 def test_siglip_cleans_the_text_and_pads_with_the_end(tmp_path):
   from tokenizers import Tokenizer, models, pre_tokenizers
-  vocabulary = {"</s>": 0, "<unk>": 1, "dermatofibroma": 2, "its": 3, "3": 4, "mm": 5, "wide": 6}
+  words = ["</s>", "<unk>", "dermatofibroma", "its", "3", "mm", "wide"]
+  vocabulary = {word: i for i, word in enumerate(words)}
   tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
   tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
   tokenizer.save(str(tmp_path / "tokenizer.json"))
@@ -116,8 +115,9 @@ def test_hashed_words():
 def test_word_tokenizer_folder(tmp_path):
   word_tokenizer = pytest.importorskip(
       "mdtrap_jax.models.word_tokenizer", reason="this build has no word tokenizer")
-  settings = {"vocabulary": ["a", "photo", "of"], "context_length": 8}
+  vocabulary = ("<pad>", "<start>", "<unk>", "a", "of", "photo", "<end>")
+  settings = {"vocabulary": vocabulary, "context_length": 8}
   (tmp_path / tokenizers.WORD_TOKENIZER_FILE).write_text(json.dumps(settings))
   tokenize = load(tmp_path, "clip", 8)
-  expected = word_tokenizer.WordTokenizer(("a", "photo", "of"), 8)(["a photo"])
+  expected = word_tokenizer.WordTokenizer(vocabulary, 8)(["a photo"])
   np.testing.assert_array_equal(tokenize(["a photo"]), expected)

@@ -148,7 +148,8 @@ def assemble(
   mean, std = description.mean_and_std(checkpoint)
   return VisionLanguageModel(
       name=name, image=description.image, text=description.text, tokenize=tokenize,
-      image_mean=mean, image_std=std, sigmoid_bias=description.sigmoid_bias)
+      image_mean=mean, image_std=std, family=description.family,
+      sigmoid_bias=description.sigmoid_bias)
 
 
 def fill(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -45,8 +46,10 @@ def open_checkpoint(source: str | Path) -> Checkpoint:
           "a checkpoint.")
     name = MODELS[name].hub
   elif name.count("/") != 1 or path.suffix in WEIGHT_SUFFIXES or name.startswith((".", "/")):
+    near = difflib.get_close_matches(name, MODELS, 3, 0.4)
     raise FileNotFoundError(
-        f"{source}: no such file or folder, and no named model ({', '.join(MODELS)}).")
+        f"{source}: no such file or folder, and no named model"
+        + (f" (did you mean {' or '.join(near)}?)." if near else "."))
   return _open_folder(fetch(name))
 
 

@@ -57,4 +57,5 @@ def build(
       tokenize=HashTokenizer(text.vocabulary_size, text.context_length, text.pool == "last"),
       image_mean=family.image_mean,
       image_std=family.image_std,
+      family=specification.family,
       sigmoid_bias=specification.family.startswith("siglip"))

@@ -35,6 +35,7 @@ class VisionLanguageModel:
     tokenize: texts to token ids `[n, L] int32`.
     image_mean: per channel, of images in [0, 1].
     image_std: per channel.
+    family: of `families.FAMILIES`, which knows prompts and how images are resized.
     sigmoid_bias: SigLIP's logits have a bias; it shifts all alike, a softmax does not see it.
   """
 
@@ -44,6 +45,7 @@ class VisionLanguageModel:
   tokenize: Callable[[Sequence[str]], np.ndarray]
   image_mean: tuple[float, float, float]
   image_std: tuple[float, float, float]
+  family: str = "clip"
   sigmoid_bias: bool = False
 
   def init(self, key: jax.Array) -> Params:

@@ -1,0 +1,84 @@
+"""What a checkpoint is, without loading its weights."""
+
+from __future__ import annotations
+
+import collections
+import math
+from pathlib import Path
+from typing import NamedTuple
+
+from mdtrap_jax.checkpoints.arrays import normalized
+from mdtrap_jax.checkpoints.convert import find_problems, parameter_shapes
+from mdtrap_jax.checkpoints.layout import Description
+from mdtrap_jax.checkpoints.load import assemble, find_layout
+from mdtrap_jax.checkpoints.source import open_checkpoint
+from mdtrap_jax.models import MODELS
+
+
+class Report(NamedTuple):
+  """The findings."""
+
+  layout: str
+  description: Description
+  name: str | None  # of the published size, if it is one
+  parameters: dict[str, int]  # by encoder
+  precisions: dict[str, int]  # number of arrays by dtype
+  problems: list[str]  # empty if the checkpoint can be loaded
+
+  def lines(self) -> list[tuple[str, str]]:
+    """The report as names and values."""
+    image, text = self.description.image, self.description.text
+    rows = [
+        ("family", self.description.family),
+        ("size", self.name or "not a published one"),
+        ("image", f"{image.image_size} px, patch {image.patch_size}, {_blocks(image)}, "
+                  f"{self.parameters['image']:,} parameters"),
+        ("text", f"{text.context_length} tokens of {text.vocabulary_size}, {_blocks(text)}, "
+                 f"{self.parameters['text']:,} parameters"),
+        ("layout", self.layout),
+        ("precision", ", ".join(
+            f"{dtype} ({count} arrays)" for dtype, count in self.precisions.items()))]
+    return rows + [("problem", problem) for problem in self.problems or ["none"]]
+
+
+def inspect(source: str | Path) -> Report:
+  """Reads names, shapes and config files only.
+
+  Args:
+    source: as `load` takes it.
+
+  Raises:
+    FileNotFoundError: no such checkpoint or config file.
+    ValueError: the file is damaged, quantized or of an unknown layout.
+  """
+  checkpoint = open_checkpoint(source)
+  layout = find_layout(checkpoint)
+  checkpoint = checkpoint._replace(arrays=normalized(checkpoint.arrays))
+  description = layout.describe(checkpoint)
+  model = assemble(checkpoint, description, str(source), tokenize=None)
+  shapes = parameter_shapes(model)
+  parameters = {
+      side: sum(math.prod(shape) for path, shape in shapes.items() if path.startswith(side))
+      for side in ("image", "text")}
+  precisions = collections.Counter(str(a.dtype) for a in checkpoint.arrays.values())
+  problems = find_problems(
+      checkpoint.arrays, layout.slots(description, shapes), shapes, layout.ignored)
+  return Report(
+      layout.name, description, _published_name(description), parameters,
+      dict(precisions.most_common()), problems)
+
+
+def _published_name(description: Description) -> str | None:
+  """The named size with the same encoders, activation and end token aside."""
+  def key(family, image, text):
+    return (family, image.image_size, image.patch_size, image.width, image.depth, image.heads,
+            text.context_length, text.vocabulary_size, text.width, text.depth, text.heads)
+
+  wanted = key(*description[:3])
+  return next(
+      (name for name, model in MODELS.items()
+       if key(model.family, model.image, model.text) == wanted), None)
+
+
+def _blocks(config) -> str:
+  return f"{config.depth} blocks of width {config.width} with {config.heads} heads"
