@@ -5,22 +5,26 @@ import concurrent.futures
 import time
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from mdtrap_jax import world
 from mdtrap_jax.models.word_tokenizer import WordTokenizer
-from mdtrap_jax.world import atlas, captions, domains, scenes
+from mdtrap_jax.world import atlas, scenes
 
 TARGETS = tuple(name for name in world.LOOKS if name != "source")
 SEVERITIES = (0.25, 0.5, 0.75, 1.0)
 
 
+@jax.jit
+def _draw(seed, wanted):
+  keys = jax.random.split(jax.random.key(seed), 128)
+  return jax.vmap(lambda key: world.sample_scene(key, wanted))(keys)
+
+
 @pytest.fixture(scope="module")
 def batch():
-  keys = jax.random.split(jax.random.key(3), 128)
-  return jax.jit(jax.vmap(world.sample_scene))(keys)
+  return _draw(3, world.ANY)
 
 
 @pytest.fixture(scope="module")
@@ -50,8 +54,7 @@ def test_image_does_not_depend_on_the_batch(batch, source_images, rows):
 
 
 def test_same_key_same_scene_and_other_key_another(batch):
-  again = jax.jit(jax.vmap(world.sample_scene))(jax.random.split(jax.random.key(3), 128))
-  other = jax.jit(jax.vmap(world.sample_scene))(jax.random.split(jax.random.key(4), 128))
+  again, other = _draw(3, world.ANY), _draw(4, world.ANY)
   np.testing.assert_array_equal(again.center, batch.center)
   assert not np.any(np.all(np.asarray(other.center) == np.asarray(batch.center), axis=1))
 
@@ -91,9 +94,7 @@ def test_unknown_domain_and_severity_are_errors(batch):
 
 
 def test_wanted_attributes_are_kept_and_clashes_avoided():
-  wanted = world.named(color="green", shape="star")
-  keys = jax.random.split(jax.random.key(0), 128)
-  kept = jax.jit(jax.vmap(lambda key: world.sample_scene(key, wanted)))(keys).attributes
+  kept = _draw(0, world.named(color="green", shape="star")).attributes
   assert np.all(np.asarray(kept.color) == scenes.COLORS.index("green"))
   assert np.all(np.asarray(kept.shape) == scenes.SHAPES.index("star"))
   assert not np.any(np.asarray(kept.background) == scenes.BACKGROUNDS.index("grassy"))
@@ -101,8 +102,8 @@ def test_wanted_attributes_are_kept_and_clashes_avoided():
 
 
 def test_scenes_cover_every_attribute():
-  keys = jax.random.split(jax.random.key(1), 2000)
-  drawn = jax.jit(jax.vmap(world.sample_scene))(keys).attributes
+  parts = [_draw(seed, world.ANY).attributes for seed in range(16)]
+  drawn = jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts)
   for field, names in zip(
     world.Attributes._fields,
     (scenes.SHAPES, scenes.TEXTURES, scenes.COLORS, scenes.BACKGROUNDS, scenes.SIZES),
@@ -117,9 +118,7 @@ def test_object_has_its_color():
   wanted = world.named(
     shape="square", texture="plain", color="red", size="large", background="gray"
   )
-  keys = jax.random.split(jax.random.key(0), 128)
-  batch = jax.vmap(lambda key: world.sample_scene(key, wanted))(keys)
-  images = np.asarray(world.render_batch(batch)).astype(np.float32)
+  images = np.asarray(world.render_batch(_draw(0, wanted))).astype(np.float32)
   middle = images[:, 21:27, 21:27].mean(axis=(1, 2))
   assert np.all(middle[:, 0] > 1.5 * middle[:, 1:].max(axis=1))
 
@@ -149,7 +148,7 @@ def test_captions_round_trip_through_the_tokenizer(tokenizer):
 
 
 def test_pretraining_pair_follows_from_its_index_alone():
-  images, ids = world.sample_batch(jax.random.key(5), 96)
+  images, ids = world.sample_batch(jax.random.key(5), 256)
   few_images, few_ids = world.sample_batch(jax.random.key(5), 8)
   np.testing.assert_array_equal(images[:8], few_images)
   np.testing.assert_array_equal(ids[:8], few_ids)

@@ -18,7 +18,7 @@ EXTENT = 1.3  # Shape pages cover [-EXTENT, EXTENT] radii.
 PAGE = 64  # Side of a shape page.
 TILE = 128  # Side of a texture or background tile; a power of two, since it wraps.
 TEXTURE_PERIODS = 4  # Periods of the pattern in one texture tile.
-_FINE = 512  # Side of the mask a page is measured from.
+_FINE = 256  # Side of the mask a page is measured from.
 
 
 class Atlas(NamedTuple):
@@ -31,9 +31,9 @@ class Atlas(NamedTuple):
 
 
 def _polar(radius, count=360):
+  """[count, 2] points round the origin from the top, at a radius or at one radius each."""
   angle = np.linspace(0, 2 * np.pi, count, endpoint=False)
-  r = np.broadcast_to(radius(angle) if callable(radius) else radius, angle.shape)
-  return np.stack([r * np.sin(angle), -r * np.cos(angle)], axis=1)
+  return np.stack([radius * np.sin(angle), -radius * np.cos(angle)], axis=1)
 
 
 def _heart():
@@ -82,7 +82,7 @@ _POLYGONS = {
     [(-1, -0.25), (0.15, -0.25), (0.15, -0.75), (1, 0), (0.15, 0.75), (0.15, 0.25), (-1, 0.25)]
   ],
   "drop": [_drop()],
-  "flower": [_polar(lambda a: 0.70 + 0.27 * np.cos(5 * a))],
+  "flower": [_polar(0.35), *(_polar(0.34) + petal for petal in _polar(0.62, 6))],
   "lightning": [
     [(0.2, -1), (-0.6, 0.12), (-0.08, 0.12), (-0.3, 1), (0.62, -0.28), (0.08, -0.28), (0.6, -1)]
   ],

@@ -230,7 +230,8 @@ def _draw_many(domain: str) -> Callable[[atlas_lib.Atlas, scenes.Scene, jax.Arra
 
 @functools.cache
 def _device_atlas() -> atlas_lib.Atlas:
-  return jax.tree.map(jnp.asarray, atlas_lib.atlas())
+  with jax.ensure_compile_time_eval():  # Kept across calls, so never a tracer.
+    return jax.tree.map(jnp.asarray, atlas_lib.atlas())
 
 
 def check(domain: str, severity: float) -> None:
@@ -261,9 +262,11 @@ def render_batch(
   # Severity 0 takes the source's own program: equal to the last bit, not only in exact numbers.
   draw = _draw_many(domain if severity > 0 else "source")
   count = batch.radius.shape[0]
+  if count % BLOCK:
+    rows = np.minimum(np.arange(count + -count % BLOCK), count - 1)  # The last one fills up.
+    batch = jax.tree.map(lambda leaf: leaf[rows], batch)
   images = []
   for start in range(0, count, BLOCK):
-    rows = np.minimum(np.arange(start, start + BLOCK), count - 1)  # The last one fills up.
-    block = jax.tree.map(lambda leaf, rows=rows: leaf[rows], batch)
+    block = jax.tree.map(lambda leaf, start=start: leaf[start : start + BLOCK], batch)
     images.append(draw(_device_atlas(), block, jnp.float32(severity)))
   return jnp.concatenate(images)[:count]
