@@ -36,7 +36,7 @@ def model():
 
 @pytest.fixture(scope="module")
 def params(model):
-  return model.init(jax.random.key(0))
+  return jax.jit(model.init)(jax.random.key(0))
 
 
 @pytest.fixture
@@ -284,6 +284,26 @@ def test_unknown_names():
 def test_offline_hub_says_what_to_do():
   with pytest.raises(FileNotFoundError, match="cannot be reached.*give its folder"):
     load("nobody/this-repository-does-not-exist")
+
+
+def test_hub_downloads_only_what_is_needed(folder, monkeypatch):
+  import huggingface_hub
+  asked = {}
+  listed = ["README.md", "model.safetensors", "pytorch_model.bin", "flax_model.msgpack"]
+
+  def snapshot(name, allow_patterns):
+    asked[name] = allow_patterns
+    return str(folder)
+
+  monkeypatch.setattr(huggingface_hub, "list_repo_files", lambda name: listed)
+  monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot)
+  assert load("clip-vit-b16")[0].image.width == 64
+  patterns = asked["openai/clip-vit-base-patch16"]
+  assert {"model.safetensors", "config.json", "tokenizer.json"} <= set(patterns)
+  assert not {"pytorch_model.bin", "flax_model.msgpack"} & set(patterns)
+  listed[:] = ["README.md"]
+  with pytest.raises(FileNotFoundError, match="no weights file of a known format"):
+    load("somebody/something")
 
 
 def test_folder_with_several_files(tmp_path, openai):

@@ -1,5 +1,6 @@
 """SigLIP against recordings of big_vision and against transformers' torch implementation."""
 
+import json
 import pathlib
 
 import jax
@@ -118,8 +119,8 @@ def test_agrees_with_torch_twin(tmp_path, options):
   images = rng.standard_normal((3, size, size, 3)).astype(np.float32)
   ids = rng.integers(0, 99, (3, 12))
   image, text = torch_features(twin, images, ids)
-  assert_close(model.encode_image(params, jnp.asarray(images)), image)
-  assert_close(model.encode_text(params, jnp.asarray(ids, jnp.int32)), text)
+  assert_close(jax.jit(model.encode_image)(params, jnp.asarray(images)), image)
+  assert_close(jax.jit(model.encode_text)(params, jnp.asarray(ids, jnp.int32)), text)
   np.testing.assert_allclose(model.logit_scale(params), twin.logit_scale.exp().item(), 1e-6)
   np.testing.assert_allclose(params["logit_bias"], twin.logit_bias.item(), 1e-6)
 
@@ -140,7 +141,44 @@ def test_twin_at_another_input_size(tmp_path, size):
   images = np.random.default_rng(0).standard_normal((2, size, size, 3)).astype(np.float32)
   theirs, _ = torch_features(
       twin, images, np.zeros((1, 12), int), interpolate_pos_encoding=True)
-  assert_close(model.encode_image(params, jnp.asarray(images)), theirs)
+  assert_close(jax.jit(model.encode_image)(params, jnp.asarray(images)), theirs)
+
+
+def test_agrees_with_siglip2_on_square_images(tmp_path):
+  # transformers' Siglip2Model is the NaFlex variant; on a full square grid it is the same
+  # network, but for the patch embedding's arrangement.
+  torch = pytest.importorskip("torch", reason="torch, the twin's library, is not installed")
+  import transformers
+  from safetensors.torch import save_file
+  sizes = dict(intermediate_size=80, num_hidden_layers=2, num_attention_heads=4)
+  text = dict(hidden_size=32, vocab_size=99, max_position_embeddings=12, projection_size=48,
+              **sizes)
+  vision = dict(hidden_size=48, patch_size=8, num_patches=9, **sizes)
+  torch.manual_seed(0)
+  twin = transformers.Siglip2Model(
+      transformers.Siglip2Config(text_config=text, vision_config=vision)).eval()
+  with torch.no_grad():
+    for parameter in twin.parameters():
+      parameter.add_(0.1 * torch.randn_like(parameter))
+  weights = dict(twin.state_dict())
+  patch = "vision_model.embeddings.patch_embedding.weight"
+  square = weights[patch].reshape(48, 8, 8, 3).permute(0, 3, 1, 2)
+  save_file({**weights, patch: square.contiguous()}, tmp_path / "model.safetensors")
+  config = {"model_type": "siglip", "text_config": text,
+            "vision_config": {**vision, "image_size": 24}}
+  (tmp_path / "config.json").write_text(json.dumps(config))
+  model, params = checkpoints.load(tmp_path, tokenize=no_tokenizer)
+  rng = np.random.default_rng(0)
+  images = rng.standard_normal((2, 24, 24, 3)).astype(np.float32)
+  patches = images.reshape(2, 3, 8, 3, 8, 3).swapaxes(2, 3).reshape(2, 9, 192)
+  ids = rng.integers(0, 99, (2, 12))
+  with torch.no_grad():
+    image = twin.get_image_features(
+        pixel_values=torch.tensor(patches), pixel_attention_mask=torch.ones(2, 9),
+        spatial_shapes=torch.tensor([[3, 3], [3, 3]])).pooler_output.numpy()
+    text = twin.get_text_features(torch.tensor(ids)).pooler_output.numpy()
+  assert_close(jax.jit(model.encode_image)(params, jnp.asarray(images)), image)
+  assert_close(jax.jit(model.encode_text)(params, jnp.asarray(ids, jnp.int32)), text)
 
 
 def test_naflex_is_refused(tmp_path):

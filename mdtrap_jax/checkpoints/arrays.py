@@ -17,6 +17,7 @@ class StoredArray(NamedTuple):
   shape: tuple[int, ...]
   dtype: np.dtype
   read: Callable[[], np.ndarray]
+  read_rows: Callable[[int, int], np.ndarray] | None = None  # [start, stop), where cheap
 
   @property
   def is_float(self) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -12,9 +13,10 @@ import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
 
-from mdtrap_jax.checkpoints.arrays import Arrays, aligned_empty
-from mdtrap_jax.checkpoints.rules import Arrangement, Shape, Slot
+from mdtrap_jax.checkpoints.arrays import Arrays, StoredArray, aligned_empty
+from mdtrap_jax.checkpoints.rules import Arrangement, Shape, Slot, same
 
+_PART = 2**24  # bytes read at once
 _SHOWN = 6  # names listed in one message
 
 
@@ -57,14 +59,9 @@ def convert(
   for path, shape in shapes.items():
     buffer = aligned_empty(shape, jnp.promote_types(dtype, jnp.float32) if not shape else dtype)
     for slot in by_path[path]:
-      view = _piece(buffer, slot)
-      arrangement = slot.arrange(view.shape)
-      array = np.asarray(arrays[slot.name].read())
-      view[...] = (
-          array.reshape(arrangement.split).transpose(arrangement.order).reshape(view.shape))
-      del array
+      _copy(arrays[slot.name], _piece(buffer, slot), slot)
     params[path] = jax.device_put(buffer)  # shares the buffer on a CPU
-    del buffer, view
+    del buffer
   return traverse_util.unflatten_dict(params, sep="/")
 
 
@@ -137,6 +134,18 @@ def expected_shape(slot: Slot, shapes: Mapping[str, Shape]) -> Arrangement:
   # A view of nothing: the same indexing as in `_piece`, without memory.
   shape = _piece(np.broadcast_to(np.empty((), np.uint8), shapes[slot.path]), slot).shape
   return slot.arrange(shape)
+
+
+def _copy(stored: StoredArray, view: np.ndarray, slot: Slot) -> None:
+  """Fills a piece of a parameter; large tables, which are stored as ours, in parts."""
+  arrangement = slot.arrange(view.shape)
+  if stored.read_rows is not None and slot.arrange is same:
+    rows = max(1, _PART // (stored.dtype.itemsize * math.prod(view.shape[1:])))
+    for start in range(0, len(view), rows):
+      view[start:start + rows] = stored.read_rows(start, min(start + rows, len(view)))
+    return
+  array = np.asarray(stored.read())
+  view[...] = array.reshape(arrangement.split).transpose(arrangement.order).reshape(view.shape)
 
 
 def _piece(buffer: np.ndarray, slot: Slot) -> np.ndarray:

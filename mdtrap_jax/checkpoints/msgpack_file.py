@@ -27,7 +27,7 @@ def open_msgpack(path: Path) -> dict[str, StoredArray]:
     unpacker = msgpack.Unpacker(file, max_buffer_size=2**32 - 1)
     try:
       _walk(path, unpacker, peek, (), arrays)
-    except (msgpack.UnpackException, ValueError, TypeError, KeyError) as error:
+    except (msgpack.UnpackException, ValueError, TypeError, IndexError) as error:
       raise ValueError(
           f"{path}: truncated, or not a Flax msgpack file of weights ({error!r}). "
           "Download it again.") from error

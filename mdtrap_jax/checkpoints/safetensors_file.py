@@ -43,6 +43,8 @@ def open_safetensors(path: Path) -> dict[str, StoredArray]:
   header.pop("__metadata__", None)
   arrays = {}
   for name, entry in header.items():
+    if not {"dtype", "shape", "data_offsets"} <= set(entry):
+      raise ValueError(f"{path}: the safetensors header says too little about {name}.")
     if entry["dtype"] not in DTYPES:
       raise ValueError(
           f"{path}: {name} is stored as {entry['dtype']}, which is not supported. Use the "
@@ -56,7 +58,7 @@ def open_safetensors(path: Path) -> dict[str, StoredArray]:
     if end - begin != math.prod(shape) * dtype.itemsize:
       raise ValueError(f"{path}: {name} has {end - begin} bytes, not those of "
                        f"{entry['dtype']}{list(shape)}. Download it again.")
-    arrays[name] = StoredArray(shape, dtype, _reader(path, begin, shape, dtype))
+    arrays[name] = _stored_array(path, begin, shape, dtype)
   return arrays
 
 
@@ -80,10 +82,16 @@ def open_sharded(index: Path) -> dict[str, StoredArray]:
   return {name: shards[shard][name] for name, shard in shard_of.items()}
 
 
-def _reader(path: Path, begin: int, shape: tuple[int, ...], dtype: np.dtype):
-  count = math.prod(shape)
+def _stored_array(
+    path: Path, begin: int, shape: tuple[int, ...], dtype: np.dtype
+) -> StoredArray:
+  row = math.prod(shape[1:])  # elements
 
   def read() -> np.ndarray:
-    return np.fromfile(path, dtype, count, offset=begin).reshape(shape)
+    return np.fromfile(path, dtype, math.prod(shape), offset=begin).reshape(shape)
 
-  return read
+  def read_rows(start: int, stop: int) -> np.ndarray:
+    offset = begin + start * row * dtype.itemsize
+    return np.fromfile(path, dtype, (stop - start) * row, offset=offset).reshape(-1, *shape[1:])
+
+  return StoredArray(shape, dtype, read, read_rows if len(shape) > 1 else None)

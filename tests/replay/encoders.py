@@ -5,12 +5,14 @@ from __future__ import annotations
 import ast
 from pathlib import Path
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
 from mdtrap_jax import checkpoints
 from mdtrap_jax.models.image_stem import ImageStem
 from mdtrap_jax.models.transformer import run_blocks
+from mdtrap_jax.models.vlm import VisionLanguageModel
 from tests.replay.check import Check
 
 TOLERANCE = 1e-5
@@ -66,18 +68,23 @@ def _pe_core(arrays: dict[str, np.ndarray]) -> list[Check]:
       weights, image_size=images.shape[1], image_heads=config["heads"],
       text_heads=config["text"]["heads"], tokenize=_no_tokenizer)
   checks = _embeddings(model, params, images, arrays)
+  tokens = jax.jit(_tokens, static_argnums=0)(model, params, images)
+  return [*checks, _check("image_tokens", tokens, arrays["image_tokens"])]
+
+
+def _tokens(model: VisionLanguageModel, params, images: jax.Array) -> jax.Array:
+  """Image tokens `[B, S, width]` as they enter the attention pooling."""
   tokens = model.embed_image(params, images)
   tokens = run_blocks(params["image"]["blocks"], tokens, model.image.block)
-  tokens = ImageStem(model.image).apply(
+  return ImageStem(model.image).apply(
       {"params": params["image"]["stem"]}, tokens,
       method=lambda stem, tokens: stem.post_norm(tokens))
-  return [*checks, _check("image_tokens", tokens, arrays["image_tokens"])]
 
 
 def _embeddings(model, params, images, recorded, unit_norm: bool = False) -> list[Check]:
   ids = jnp.asarray(recorded["token_ids"], jnp.int32)
-  ours = {"image_embeds": model.encode_image(params, images),
-          "text_embeds": model.encode_text(params, ids)}
+  ours = {"image_embeds": jax.jit(model.encode_image)(params, images),
+          "text_embeds": jax.jit(model.encode_text)(params, ids)}
   if unit_norm:
     ours = {k: v / jnp.linalg.norm(v, axis=-1, keepdims=True) for k, v in ours.items()}
   return [_check(name, value, recorded[name]) for name, value in ours.items()]
