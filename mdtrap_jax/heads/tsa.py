@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import jax
+import jax.numpy as jnp
 import optax
 
+from mdtrap_jax.data.views import normalize
 from mdtrap_jax.heads import url
 from mdtrap_jax.heads.method import Head
 from mdtrap_jax.models.resnet import ResNet18, init_adapters
@@ -13,21 +15,26 @@ from mdtrap_jax.models.resnet import ResNet18, init_adapters
 def with_adapters(head: Head, model: ResNet18) -> Head:
   """`head` on features that the task's own adapters take part in making.
 
-  Its parameters are `{"head": …, "adapters": …}`; tasks hold normalized images, and the
-  backbone's weights are the model's. Prototypes are new in every step, and the gradient flows
-  through them to the adapters.
+  Its parameters are `{"head": …, "adapters": …}`; tasks hold images, uint8 or normalized, and
+  the backbone's weights are the model's. Prototypes are new in every step, and the gradient
+  flows through them to the adapters.
   """
 
   def init(key, row):
-    features = jax.ShapeDtypeStruct((model.width,), row.dtype)
-    return {"head": head.init(key, features), "adapters": init_adapters(row.dtype)}
+    dtype = jnp.float32 if row.dtype == jnp.uint8 else row.dtype
+    features = jax.ShapeDtypeStruct((model.width,), dtype)
+    return {"head": head.init(key, features), "adapters": init_adapters(dtype)}
+
+  def features(params, backbone, images):
+    if images.dtype == jnp.uint8:
+      images = normalize(images, model.image_mean, model.image_std)
+    return model.features(backbone, images, params["adapters"])
 
   return Head(
       init=init,
       images=lambda params, rows: head.images(params["head"], rows),
       prototypes=lambda params, rows: head.prototypes(params["head"], rows),
-      features=lambda params, backbone, images: model.features(
-          backbone, images, params["adapters"]))
+      features=features)
 
 
 def adam_with_l2(

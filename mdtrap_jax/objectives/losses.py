@@ -120,16 +120,14 @@ def symmetric_cross_entropy(
     `[]`, in nats.
   """
   z, p = (unit_or_zero(rows) for rows in (embeddings, prototypes))
-  real = labels >= 0
   # Rows of a class share a column: [N, C] logits say all that [N, N] would.
   logits = logit_scale * z @ p.T
-  counts = jax.nn.one_hot(labels, p.shape[0], dtype=z.dtype).sum(0)
-  own = jnp.take_along_axis(logits, jnp.maximum(labels, 0)[:, None], axis=1)[:, 0]
-  present = (counts > 0)[None]
-  log_counts = jnp.log(jnp.where(present, counts[None], 1))
+  member = jax.nn.one_hot(labels, p.shape[0], dtype=z.dtype)
+  counts, real = member.sum(0)[None], (labels >= 0)[:, None]
+  log_counts = jnp.log(jnp.maximum(counts, 1))
   over_prototypes = jax.nn.logsumexp(
-      jnp.where(present, logits + log_counts, -jnp.inf), axis=1)
-  over_images = jax.nn.logsumexp(jnp.where(real[:, None], logits, -jnp.inf), axis=0)
-  over_images = over_images[jnp.maximum(labels, 0)]
-  total = jnp.where(real, over_prototypes + over_images - 2 * own, 0).sum()
-  return total / (2 * jnp.maximum(real.sum(), 1))
+      jnp.where(counts > 0, logits + log_counts, -jnp.inf), axis=1)
+  over_images = jax.nn.logsumexp(jnp.where(real, logits, -jnp.inf), axis=0)
+  # Sums over `member` pick each row's own entry, without a gather to scatter back.
+  total = (member * (over_prototypes[:, None] + over_images[None] - 2 * logits)).sum()
+  return total / (2 * jnp.maximum(member.sum(), 1))
