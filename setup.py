@@ -10,6 +10,7 @@ INSTALL = [
     "flax>=0.10",
     "grain>=0.2.10",
     "huggingface_hub>=0.30",
+    "importlib_resources>=6.0",  # tensorflow-datasets uses it without saying so
     "jax>=0.7",
     "matplotlib>=3.8",
     "ml_collections>=1.0",

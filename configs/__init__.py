@@ -1,0 +1,1 @@
+"""Configs of the experiments; `default.py` says what every field means."""

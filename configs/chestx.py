@@ -1,4 +1,4 @@
-"""ChestX-ray14: 7 single-label findings, X-ray images. Paper: 22.68 % (5-way 1-shot, SVL + RA)."""
+"""ChestX-ray14: 7 single-label X-ray findings. Paper: 22.68 % (5-way 1-shot, SVL + RA)."""
 
 from configs import default
 

@@ -25,6 +25,7 @@ METHODS = {
 
 def get_config(method="svl_ra"):
   config = ConfigDict()
+  config.experiment = "finetune"  # or "heads" (configs/copa.py) or "study" (configs/study.py)
   config.seed = 0
   config.episodes = placeholder(int)  # None: 800 for 1-shot, 400 otherwise
   config.episodes_per_device = 0  # adapted at once on each device; 0: found from its memory
@@ -48,6 +49,10 @@ def get_config(method="svl_ra"):
   model.name = "openai/clip-vit-base-patch16"  # hub name, named size, local folder or file
   model.random_weights = False  # of a named size; accuracy then means nothing
   model.dtype = "auto"  # float32, bfloat16, or auto: float32 on CPUs, bfloat16 elsewhere
+
+  # Term weights to compare on the same episodes in one program, as in
+  # {"vlm": {"svl": 0.0, "ra": 0.0}, "svl_ra": {}}; each gets a subdirectory. {}: one run.
+  config.variants = ConfigDict()
 
   config.lora = lora = ConfigDict()
   lora.encoder = "vision"  # which encoder is tuned: vision, text or both

@@ -106,7 +106,7 @@ class Adaptation:
       self, params: Params, views: jax.Array, query: jax.Array, *, key: jax.Array,
       labels: jax.Array, query_labels: jax.Array, token_ids: jax.Array, text: jax.Array,
   ) -> tuple[Prepared, AdaptState]:
-    """`prepare` from normalized images: views `[V, M, S, S, 3]` and queries `[C·Q, S, S, 3]`."""
+    """`prepare` from normalized images: `views [V, M, S, S, 3]`, `query [C·Q, S, S, 3]`."""
     num_views, clean = views.shape[:2]
     embed = lambda images: self.model.embed_image(params, images, self.lora)
     batch = Batch(

@@ -1,7 +1,8 @@
 """The only place where episodes are batched and spread over devices.
 
-Everything else is written for one episode. Here it is mapped over a leading axis `[E, ...]`,
-and that axis is split over a one-dimensional device mesh. Episodes never communicate.
+Everything else is written for one episode. Here it is mapped over variants of the terms'
+weights and over a leading axis `[E, ...]`, and that axis is split over a one-dimensional
+device mesh. Episodes never communicate.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from mdtrap_jax.adapt import Adaptation, Episode
+from mdtrap_jax.objectives import chain
 
 AXIS = "episode"
 MEMORY_SHARE = 0.9  # of a device's memory that a batch of episodes may fill
@@ -59,29 +61,50 @@ def spread(tree: Any, mesh: Mesh) -> Any:
 
 
 class Programs(NamedTuple):
-  """The compiled programs of a run; each takes and returns batches of episodes."""
+  """The compiled programs of a run; states are batches `[E, P, ...]` of episodes × variants."""
 
-  prepare: Callable[..., Any]  # (params, episodes) -> (prepared, state)
+  prepare: Callable[..., Any]  # (params, episodes, weights) -> (prepared, state)
   evaluate: Callable[..., Any]  # (params, prepared, state) -> Evaluation
   run: dict[bool, Callable[..., Any]]  # [clean] (params, prepared, state, start, stop) -> state
 
 
 def make_programs(adaptation: Adaptation, mesh: Mesh) -> Programs:
-  """Maps the three functions of one episode over episodes and devices."""
-  run = {
-      clean: over_episodes(
-          functools.partial(adaptation.run, clean=clean), mesh,
-          (False, True, True, False, False), donate=(2,))
-      for clean in (False, True)}
+  """Maps the three functions of one episode over variants, and those over episodes."""
+  prepare, evaluate, run = over_variants(adaptation)
+  mapped = (False, True, True, False, False)
   return Programs(
-      prepare=over_episodes(adaptation.prepare, mesh, (False, True)),
-      evaluate=over_episodes(adaptation.evaluate, mesh, (False, True, True)),
-      run=run)
+      prepare=over_episodes(prepare, mesh, (False, True, False)),
+      evaluate=over_episodes(evaluate, mesh, mapped[:3]),
+      run={clean: over_episodes(functools.partial(run, clean=clean), mesh, mapped, donate=(2,))
+           for clean in (False, True)})
+
+
+def over_variants(adaptation: Adaptation):
+  """`prepare`, `evaluate` and `run` of one episode under `P` settings of the terms' weights.
+
+  The variants share the episode's data, views, draws and everything below the first adapted
+  block, so that they are compared on equal terms and in one program. `prepare` takes the
+  weights `{term: [P]}` as a third argument.
+  """
+
+  def prepare(params, episode, weights):
+    prepared, state = adaptation.prepare(params, episode)
+    vary = lambda weight: state._replace(opt_state=chain.with_weights(state.opt_state, weight))
+    return prepared, jax.vmap(vary)(weights)
+
+  evaluate = jax.vmap(adaptation.evaluate, in_axes=(None, None, 0))
+
+  def run(params, prepared, state, start, stop, *, clean):
+    one = functools.partial(adaptation.run, clean=clean)
+    return jax.vmap(one, in_axes=(None, None, 0, None, None))(
+        params, prepared, state, start, stop)
+
+  return prepare, evaluate, run
 
 
 def episodes_per_device(
-    adaptation: Adaptation, params: Any, episode: Episode, *, clean: bool, most: int,
-    device: jax.Device | None = None, memory: int | None = None,
+    adaptation: Adaptation, params: Any, episode: Episode, weights: Any, *, clean: bool,
+    most: int, device: jax.Device | None = None, memory: int | None = None,
 ) -> int:
   """How many episodes one device should adapt at once.
 
@@ -93,6 +116,7 @@ def episodes_per_device(
     adaptation: what runs.
     params: of the model.
     episode: shapes of one episode (`jax.ShapeDtypeStruct` leaves will do).
+    weights: `{term: [P]}`, of the variants.
     clean: whether the schedule has a clean pass.
     most: an upper bound, such as the number of episodes to run.
     device: whose memory counts; the first one when `None`.
@@ -103,11 +127,13 @@ def episodes_per_device(
   """
   device = jax.devices()[0] if device is None else device
   prepared, _ = jax.eval_shape(adaptation.prepare, params, episode)
-  rows = prepared.tokens.shape[0] + clean * prepared.batch.clean_labels.shape[0]
+  variants = len(jax.tree.leaves(weights)[0])
+  rows = variants * (prepared.tokens.shape[0] + clean * prepared.batch.clean_labels.shape[0])
   if device.platform == "cpu" and memory is None:
     return max(1, min(most, CPU_ROWS // (rows * prepared.tokens.shape[1])))
   limit = MEMORY_SHARE * (_device_memory(device) if memory is None else memory)
-  one, two = (_bytes_needed(adaptation, params, episode, count, clean) for count in (1, 2))
+  needed = functools.partial(_bytes_needed, adaptation, params, episode, weights, clean)
+  one, two = needed(1), needed(2)
   if one > limit:
     raise MemoryError(
         f"one episode needs {one / 2**30:.2f} GiB and {device} may use {limit / 2**30:.2f} GiB: "
@@ -115,14 +141,14 @@ def episodes_per_device(
   return max(1, min(most, 1 + int((limit - one) // max(two - one, 1))))
 
 
-def _bytes_needed(adaptation, params, episode, count, clean) -> int:
+def _bytes_needed(adaptation, params, episode, weights, clean, count) -> int:
   """Peak memory of a step of `count` episodes on one device, by the compiler's analysis."""
+  prepare, _, run = over_variants(adaptation)
   batch = jax.tree.map(
       lambda x: jax.ShapeDtypeStruct((count, *x.shape), x.dtype), episode)
-  prepare = jax.vmap(adaptation.prepare, in_axes=(None, 0))
-  prepared, state = jax.eval_shape(prepare, params, batch)
-  run = jax.vmap(functools.partial(adaptation.run, clean=clean),
-                 in_axes=(None, 0, 0, None, None))
+  prepared, state = jax.eval_shape(
+      jax.vmap(prepare, in_axes=(None, 0, None)), params, batch, weights)
+  run = jax.vmap(functools.partial(run, clean=clean), in_axes=(None, 0, 0, None, None))
   step = jax.ShapeDtypeStruct((), jnp.int32)
   compiled = jax.jit(run, donate_argnums=2).lower(params, prepared, state, step, step).compile()
   memory = compiled.memory_analysis()

@@ -45,6 +45,11 @@ def mean_and_ci(values: Sequence[float]) -> Accuracy:
       float(values.mean()), float(1.96 * values.std() / math.sqrt(len(values))), len(values))
 
 
+def accuracy_of(lines: Iterable[dict[str, Any]]) -> Accuracy:
+  """Mean accuracy of the episodes that did not fail."""
+  return mean_and_ci([line["accuracy"] for line in lines if line["status"] == "ok"])
+
+
 class WorkDirectory:
   """The files of one run; holds a lock so that two runs cannot write to them at once."""
 
@@ -189,7 +194,7 @@ def summarize(lines: Iterable[dict[str, Any]]) -> dict[str, Any]:
   """
   lines = list(lines)
   fine = [line for line in lines if line["status"] == "ok"]
-  accuracy = mean_and_ci([line["accuracy"] for line in fine])
+  accuracy = accuracy_of(fine)
   zero_shot = mean_and_ci([line["zero_shot_accuracy"] for line in fine])
   gain = mean_and_ci([line["accuracy"] - line["zero_shot_accuracy"] for line in fine])
   marks = fine[0]["accuracy_at"] if fine else {}
@@ -226,3 +231,8 @@ def format_summary(summary: dict[str, Any]) -> str:
     rows.append(("episodes per second", f"{summary['episodes_per_second']:9.2f}"))
   width = max(len(name) for name, _ in rows)
   return "\n".join(f"{name:<{width}}  {value}" for name, value in rows)
+
+
+if __name__ == "__main__":
+  from mdtrap_jax import comparison
+  raise SystemExit(comparison.main())

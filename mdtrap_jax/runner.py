@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import platform
 import time
@@ -16,7 +17,7 @@ import numpy as np
 from absl import logging
 
 from mdtrap_jax import __version__, checkpoints, models, parallel, results, settings
-from mdtrap_jax.adapt import STATUS, Adaptation, Episode
+from mdtrap_jax.adapt import STATUS, Adaptation, Episode, Evaluation
 from mdtrap_jax.data.cache import ImageCache
 from mdtrap_jax.data.class_selection import check_feasible
 from mdtrap_jax.data.loader import EpisodeBatch, episode_batches
@@ -25,6 +26,7 @@ from mdtrap_jax.data.sources import Source, make_source
 from mdtrap_jax.models.lora import LoraConfig
 from mdtrap_jax.models.vlm import Params, VisionLanguageModel
 from mdtrap_jax.objectives import chain
+from mdtrap_jax.objectives.terms import TermState
 from mdtrap_jax.progress import Progress
 
 SEGMENT_SECONDS = 5.0  # between two looks at the progress bar
@@ -38,30 +40,35 @@ class Prompts(NamedTuple):
   text: np.ndarray  # [n, D] float32, embeddings by the base model
 
 
-def run(config: ml_collections.ConfigDict, workdir: str | Path) -> dict[str, Any]:
+def run(config: ml_collections.ConfigDict, workdir: str | Path) -> dict[str, dict[str, Any]]:
   """Adapts every episode of `config` that `workdir` does not hold yet.
 
   Args:
     config: from a file of `configs/`.
-    workdir: where the run's files are; made, or resumed.
+    workdir: where the run's files are, or with `config.variants` one directory for each;
+      made, or resumed.
 
   Returns:
-    What `summary.json` says.
+    What each `summary.json` says, by variant; a run without variants is called "".
 
   Raises:
     ValueError, OSError: input that cannot be right; raised before anything is computed where
       it can be known then.
   """
   config = settings.resolve(config)
-  source = make_source(config.data)
   data = config.data
-  source = check_feasible(source, data.ways, data.shots, data.queries, data.small_classes)
-  with results.WorkDirectory(workdir, config) as directory:
-    todo = [e for e in range(config.episodes) if e not in directory.finished]
-    seconds = 0.0
-    if todo:
-      seconds = _run_episodes(config, source, directory, todo)
-    return _finish(config, directory, len(todo), seconds)
+  runs = settings.variants(config)
+  source = check_feasible(
+      make_source(data), data.ways, data.shots, data.queries, data.small_classes)
+  with contextlib.ExitStack() as stack:
+    directories = {
+        name: stack.enter_context(results.WorkDirectory(Path(workdir) / name, run))
+        for name, run in runs.items()}
+    todo = [episode for episode in range(config.episodes)
+            if any(episode not in d.finished for d in directories.values())]
+    seconds = _run_episodes(config, runs, source, directories, todo) if todo else 0.0
+    rate = len(todo) / seconds if todo else None
+    return {name: _finish(run, directories[name], rate) for name, run in runs.items()}
 
 
 def load_model(config: ml_collections.ConfigDict) -> tuple[VisionLanguageModel, Params]:
@@ -73,7 +80,7 @@ def load_model(config: ml_collections.ConfigDict) -> tuple[VisionLanguageModel, 
     return checkpoints.load(config.model.name, dtype=jnp.dtype(dtype))
   logging.warning("%s has random weights: its accuracy means nothing.", config.model.name)
   model = models.build(config.model.name)
-  params = model.init(jax.random.key(config.seed))
+  params = jax.jit(model.init)(jax.random.key(config.seed))
   return model, jax.tree.map(lambda leaf: leaf.astype(dtype), params)
 
 
@@ -88,11 +95,25 @@ def make_lora(config: ml_collections.ConfigDict) -> LoraConfig:
       position=position, scale=config.lora.scale)
 
 
+def make_weights(runs: dict[str, ml_collections.ConfigDict]) -> dict[str, jax.Array]:
+  """`{term: [P]}`, the weights of every term that any of the variants uses."""
+  objectives = [run.objective.to_dict() for run in runs.values()]
+  names = {name for objective in objectives for name in chain.enabled_terms(objective)}
+  return {name: jnp.array([objective[name]["weight"] for objective in objectives], jnp.float32)
+          for name in sorted(names)}
+
+
 def make_adaptation(
     config: ml_collections.ConfigDict, model: VisionLanguageModel, logit_scale: float
 ) -> Adaptation:
-  """How `config` adapts an episode of `model`."""
-  data, adapt = config.data, config.adapt
+  """How `config` adapts an episode of `model`.
+
+  Raises:
+    ValueError: settings that do not fit each other or the model.
+  """
+  data, adapt, lora = config.data, config.adapt, make_lora(config)
+  for encoder in lora.encoders:
+    lora.blocks({"image": model.image, "text": model.text}[encoder].depth)
   num_clean = data.ways * data.shots
   batch_size = adapt.batch_size or None
   tx = chain.make_objective(
@@ -101,7 +122,7 @@ def make_adaptation(
       steps=adapt.steps, logit_scale=logit_scale, num_views=adapt.views * num_clean,
       num_clean=num_clean, batch_size=batch_size)
   return Adaptation(
-      model=model, lora=make_lora(config), tx=tx, views=adapt.views, batch_size=batch_size,
+      model=model, lora=lora, tx=tx, views=adapt.views, batch_size=batch_size,
       seed=config.seed)
 
 
@@ -128,17 +149,22 @@ def make_episodes(batch: EpisodeBatch, prompts: Prompts, size: int) -> Episode:
       text=prompts.text[batch.classes][rows])
 
 
-def _run_episodes(config, source: Source, directory, todo: list[int]) -> float:
-  """Adapts the episodes `todo`; returns the seconds it took without loading the model."""
-  data = config.data
+def _run_episodes(config, runs, source: Source, directories, todo: list[int]) -> float:
+  """Adapts the episodes `todo` under all variants; returns the seconds of the loop."""
+  data, steps = config.data, config.adapt.steps
+  objective, weights = config.objective.to_dict(), make_weights(runs)
+  for name, values in weights.items():  # a term is in the program if any variant uses it
+    objective[name]["weight"] = float(values[jnp.argmax(abs(values))])
+  with config.unlocked():
+    config.objective = objective
   model, params = load_model(config)
   adaptation = make_adaptation(config, model, float(model.logit_scale(params)))
-  phases = chain.make_phases(config.objective.to_dict(), config.adapt.steps)
-  marks = chain.evaluation_marks(config.adapt.steps)
+  phases, marks = chain.make_phases(objective, steps), chain.evaluation_marks(steps)
   prompts = encode_prompts(model, params, source.class_names, data.template)
   mesh = parallel.episode_mesh()
   params = parallel.replicate(params, mesh)
-  size = mesh.size * _episodes_per_device(config, adaptation, params, prompts, len(todo), mesh)
+  size = mesh.size * _episodes_per_device(
+      config, adaptation, params, weights, prompts, len(todo), mesh)
   programs = parallel.make_programs(adaptation, mesh)
   batches = episode_batches(
       source, todo, size, seed=config.seed, ways=data.ways, shots=data.shots,
@@ -146,14 +172,16 @@ def _run_episodes(config, source: Source, directory, todo: list[int]) -> float:
       threads=data.threads, cache=_image_cache(config, source, model.image.image_size))
 
   started = time.monotonic()
-  with Progress(directory, len(todo), config.adapt.steps) as progress:
+  with Progress(directories, len(todo), steps) as progress:
     for batch in batches:
       episodes = parallel.spread(make_episodes(batch, prompts, size), mesh)
-      outcome = _adapt(programs, params, episodes, phases, marks, progress,
-                       len(batch.episode))
-      lines = [_line(i, batch, source, *outcome) for i in range(len(batch.episode))]
-      directory.append(lines)
-      progress.finished(lines)
+      prepared, state = programs.prepare(params, episodes, weights)
+      outcome = _adapt(programs, params, prepared, state, phases, marks,
+                       lambda steps, rows=len(batch.episode): progress.stepped(rows, steps))
+      for p, directory in enumerate(directories.values()):
+        lines = [_line(i, p, batch, source, outcome) for i in range(len(batch.episode))]
+        directory.append(line for line in lines if line["episode"] not in directory.finished)
+      progress.finished(outcome, len(batch.episode))
   return time.monotonic() - started
 
 
@@ -163,7 +191,8 @@ def _image_cache(config, source: Source, size: int) -> ImageCache | None:
   return ImageCache(config.data.cache_dir, source.identity, len(source.labels), size)
 
 
-def _episodes_per_device(config, adaptation, params, prompts: Prompts, todo: int, mesh) -> int:
+def _episodes_per_device(
+    config, adaptation, params, weights, prompts: Prompts, todo: int, mesh) -> int:
   most = -(-todo // mesh.size)
   if config.episodes_per_device:
     return min(config.episodes_per_device, most)
@@ -179,45 +208,50 @@ def _episodes_per_device(config, adaptation, params, prompts: Prompts, todo: int
   clean = any(
       phase.clean
       for phase in chain.make_phases(config.objective.to_dict(), config.adapt.steps))
-  count = parallel.episodes_per_device(adaptation, params, episode, clean=clean, most=most)
+  count = parallel.episodes_per_device(
+      adaptation, params, episode, weights, clean=clean, most=most)
   logging.info("%d episodes at once on each of %d devices", count, mesh.size)
   return count
 
 
-def _adapt(programs, params, episodes: Episode, phases, marks, progress, rows: int):
-  """Runs one batch through all its steps.
+class Outcome(NamedTuple):
+  """What a batch came to, on the host; leaves are `[E, P, ...]`."""
 
-  Returns:
-    Evaluations by step (0 is zero-shot), the terms' states and the statuses, on the host.
-  """
-  prepared, state = programs.prepare(params, episodes)
+  evaluations: dict[int, Evaluation]  # by step; 0 is zero-shot
+  terms: dict[str, TermState]  # after the last step, without their memories
+  status: np.ndarray
+
+
+def _adapt(programs, params, prepared, state, phases, marks, stepped) -> Outcome:
+  """Runs one batch through all its steps, in segments between which the host can report."""
   evaluations = {0: jax.device_get(programs.evaluate(params, prepared, state))}
   length = 1
   for phase in phases:
-    edges = [phase.start, *(m for m in marks if phase.start < m < phase.stop), phase.stop]
     step, run = phase.start, programs.run[phase.clean]
     while step < phase.stop:
-      stop = min(step + length, *(edge for edge in edges if edge > step), phase.stop)
+      stop = min(step + length, phase.stop, *(mark for mark in marks if mark > step))
       before = time.monotonic()
       state = jax.block_until_ready(run(params, prepared, state, step, stop))
       rate = (time.monotonic() - before) / (stop - step)
-      progress.stepped(rows, stop - step)
+      stepped(stop - step)
       step, length = stop, max(1, int(SEGMENT_SECONDS / max(rate, 1e-6)))
       if step in marks:
         evaluations[step] = jax.device_get(programs.evaluate(params, prepared, state))
-  terms = jax.device_get({
-      name: (term.value, term.norm, term.cosine)
-      for name, term in chain.term_states(state.opt_state).items()})
-  progress.terms(terms, rows)
-  return evaluations, terms, jax.device_get(state.status)
+  terms = {name: term._replace(memory=())
+           for name, term in chain.term_states(state.opt_state).items()}
+  return Outcome(evaluations, *jax.device_get((terms, state.status)))
 
 
-def _line(i: int, batch: EpisodeBatch, source: Source, evaluations, terms, status):
-  """What `episodes.jsonl` says of row `i` of a batch."""
-  finite = all(np.isfinite(e.cosines[i]).all() for e in evaluations.values())
-  ok = finite and status[i] == STATUS.index("ok")
-  accuracy = {step: round(float(e.accuracy[i]), 6) for step, e in evaluations.items()}
-  number = lambda x: float(x) if np.isfinite(x) else None
+def _line(i: int, p: int, batch: EpisodeBatch, source: Source, outcome: Outcome):
+  """What `episodes.jsonl` says of row `i` of a batch under variant `p`."""
+  evaluations = outcome.evaluations
+  ok = outcome.status[i, p] == STATUS.index("ok") and all(
+      np.isfinite(evaluation.cosines[i, p]).all() for evaluation in evaluations.values())
+  accuracy = {
+      step: round(float(evaluation.accuracy[i, p]), 6)
+      for step, evaluation in evaluations.items()}
+  losses = {name: float(term.value[i, p]) for name, term in outcome.terms.items()
+            if term.weight[i, p]}
   if not ok:
     logging.warning("episode %d became non-finite: frozen and counted as failed.",
                     batch.episode[i])
@@ -230,20 +264,19 @@ def _line(i: int, batch: EpisodeBatch, source: Source, evaluations, terms, statu
       "class_names": [source.class_names[c] for c in batch.classes[i]],
       "support": batch.support_index[i].tolist(),
       "query": batch.query_index[i].tolist(),
-      "losses": {name: number(value[i]) for name, (value, _, _) in terms.items()},
+      "losses": {name: value if np.isfinite(value) else None
+                 for name, value in losses.items()},
   }
 
 
-def _finish(config, directory, ran: int, seconds: float) -> dict[str, Any]:
+def _finish(config, directory, rate: float | None) -> dict[str, Any]:
   """Writes `summary.json` over all episodes of the config."""
   lines = [line for episode, line in sorted(directory.finished.items())
            if episode < config.episodes]
-  summary = results.summarize(lines)
-  rate = ran / seconds if seconds else None
   previous = directory.path / "summary.json"
   if rate is None and previous.exists():  # nothing was left to do: keep the measured rate
     rate = json.loads(previous.read_text(encoding="utf-8")).get("episodes_per_second")
-  summary |= {
+  summary = results.summarize(lines) | {
       "episodes_per_second": rate,
       "device": f"{jax.device_count()} × {jax.devices()[0].device_kind}",
       "platform": jax.default_backend(),
@@ -252,4 +285,3 @@ def _finish(config, directory, ran: int, seconds: float) -> dict[str, Any]:
   }
   directory.write_json("summary.json", summary)
   return summary
-

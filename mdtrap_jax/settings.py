@@ -47,6 +47,33 @@ def resolve(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
   return config
 
 
+def variants(config: ml_collections.ConfigDict) -> dict[str, ml_collections.ConfigDict]:
+  """The runs that a config asks for, by the name of their subdirectory.
+
+  Returns:
+    `{"": config}`, or for each entry of `config.variants` a config of its own, with the
+    entry's term weights and without variants: what would do the same run alone. The one
+    with the fewest terms comes first; it is what the others are compared with.
+
+  Raises:
+    ValueError: a variant sets the weight of a term that the objective does not have.
+  """
+  if not config.variants:
+    return {"": config}
+  runs = {}
+  for name, weights in config.variants.items():
+    run = runs[name] = config.copy_and_resolve_references()
+    with run.unlocked():
+      run.variants = ml_collections.ConfigDict()
+    for term, weight in weights.items():
+      if term not in run.objective:
+        raise ValueError(f"config.variants.{name}.{term}: the objective has no such term."
+                         + nearest(term, list(run.objective)))
+      run.objective[term].weight = float(weight)
+  terms = lambda name: sum(term.weight != 0 for term in runs[name].objective.values())
+  return {name: runs[name] for name in sorted(runs, key=lambda name: (terms(name), name))}
+
+
 def get(config: Any, field: str) -> Any:
   """The value of a dotted field name."""
   for part in field.split("."):

@@ -31,6 +31,11 @@ def small_adaptation(config=None):
   return runner.make_adaptation(config, model, 30.0), params
 
 
+def small_weights(config):
+  """The terms' weights of a run without variants, `{term: [1]}`."""
+  return runner.make_weights({"": config})
+
+
 def small_episodes(model, count: int) -> Episode:
   """Episodes of colored noise, `[count, ...]`; each class has a tint of its own."""
   rng = np.random.default_rng(0)

@@ -11,10 +11,10 @@ import pytest
 from mdtrap_jax import parallel
 from mdtrap_jax.adapt import STATUS
 from mdtrap_jax.objectives import chain
-from tests.episodes import STEPS, row, small_adaptation, small_config, small_episodes
+from tests.episodes import STEPS, row, small_adaptation, small_config, small_episodes, small_weights
 
 COUNT = 8
-CLOSE = {"rtol": 2e-3, "atol": 2e-4}  # ten Adam steps amplify the order of a float32 sum
+CLOSE = {"rtol": 5e-3, "atol": 2e-3}  # Adam steps of 1e-2 amplify the order of float32 sums
 
 
 @functools.cache
@@ -22,19 +22,25 @@ def setup(**overrides):
   config = small_config(**overrides)
   adaptation, params = small_adaptation(config)
   phases = chain.make_phases(config.objective.to_dict(), STEPS)
-  return adaptation, params, phases, small_episodes(adaptation.model, COUNT)
+  episodes = small_episodes(adaptation.model, COUNT)
+  return adaptation, params, phases, episodes, small_weights(config)
 
 
 def adapt_batch(devices, count=COUNT, **overrides):
-  adaptation, params, phases, episodes = setup(**overrides)
+  adaptation, params, phases, episodes, weights = setup(**overrides)
   mesh = parallel.episode_mesh(jax.devices()[:devices])
   programs = parallel.make_programs(adaptation, mesh)
   episodes = parallel.spread(jax.tree.map(lambda leaf: leaf[:count], episodes), mesh)
   params = parallel.replicate(params, mesh)
-  prepared, state = programs.prepare(params, episodes)
+  prepared, state = programs.prepare(params, episodes, weights)
   for phase in phases:
     state = programs.run[phase.clean](params, prepared, state, phase.start, phase.stop)
-  return jax.device_get((state, programs.evaluate(params, prepared, state)))
+  return only_variant(jax.device_get((state, programs.evaluate(params, prepared, state))))
+
+
+def only_variant(tree):
+  """`[E, ...]` from the `[E, P, ...]` of a run without variants, where `P` is 1."""
+  return jax.tree.map(lambda leaf: leaf[:, 0], tree)
 
 
 @functools.cache
@@ -47,7 +53,7 @@ def assert_close(ours, theirs):
 
 
 def test_alone_equals_the_row_of_a_batch():
-  adaptation, params, phases, episodes = setup()
+  adaptation, params, phases, episodes, weights = setup()
   prepared, state = jax.jit(adaptation.prepare)(params, row(episodes, 3))
   for phase in phases:
     run = jax.jit(functools.partial(adaptation.run, clean=phase.clean))
@@ -64,22 +70,22 @@ def test_eight_devices_equal_one():
 
 
 def test_views_and_draws_are_the_same_bits_in_any_batch():
-  adaptation, params, _, episodes = setup()
+  adaptation, params, _, episodes, weights = setup()
   alone, _ = jax.jit(adaptation.prepare)(params, row(episodes, 3))
   mesh = parallel.episode_mesh(jax.devices()[:4])
   programs = parallel.make_programs(adaptation, mesh)
   batch, state = programs.prepare(
-      parallel.replicate(params, mesh), parallel.spread(episodes, mesh))
+      parallel.replicate(params, mesh), parallel.spread(episodes, mesh), weights)
   assert (jax.random.key_data(batch.key[3]) == jax.random.key_data(alone.key)).all()
   np.testing.assert_allclose(batch.tokens[3], alone.tokens, rtol=1e-4, atol=1e-5)
   _, alone_state = adaptation.prepare(params, row(episodes, 3))
   np.testing.assert_array_equal(
-      state.factors["image"].a[3], alone_state.factors["image"].a)
+      state.factors["image"].a[3, 0], alone_state.factors["image"].a)
 
 
 def test_adaptation_learns_the_support_set():
   state, _ = reference()
-  adaptation, params, _, episodes = setup()
+  adaptation, params, _, episodes, weights = setup()
   prepared, start = jax.jit(adaptation.prepare)(params, row(episodes, 0))
   on_support = prepared._replace(
       query_tokens=prepared.tokens, query_labels=prepared.batch.labels)
@@ -89,8 +95,24 @@ def test_adaptation_learns_the_support_set():
   assert (state.status == STATUS.index("ok")).all()
 
 
+def test_variants_in_one_program_equal_runs_of_their_own():
+  weights = {"vlm": jnp.ones(3), "svl": jnp.array([0.0, 0.1, 0.1]),
+             "ra": jnp.array([0.0, 0.0, 3.0])}
+  adaptation, params, phases, episodes, _ = setup()
+  programs = parallel.make_programs(adaptation, parallel.episode_mesh(jax.devices()[:1]))
+  prepared, state = programs.prepare(
+      params, jax.tree.map(lambda leaf: leaf[:2], episodes), weights)
+  for phase in phases:
+    state = programs.run[phase.clean](params, prepared, state, phase.start, phase.stop)
+  assert_close(jax.tree.map(lambda leaf: leaf[:, 2], state.factors),
+               row(reference()[0].factors, slice(2)))
+  plain, _ = adapt_batch(1, 2, objective__svl__weight=0.0, objective__ra__weight=0.0)
+  assert_close(jax.tree.map(lambda leaf: leaf[:, 0], state.factors), plain.factors)
+  assert not np.allclose(state.factors["image"].b[:, 0], state.factors["image"].b[:, 1])
+
+
 def test_a_segment_can_be_cut_anywhere():
-  adaptation, params, _, episodes = setup()
+  adaptation, params, _, episodes, weights = setup()
   prepared, start = jax.jit(adaptation.prepare)(params, row(episodes, 0))
   run = jax.jit(functools.partial(adaptation.run, clean=True))
   whole = run(params, prepared, start, 0, 5)
@@ -99,16 +121,16 @@ def test_a_segment_can_be_cut_anywhere():
 
 
 def test_a_non_finite_episode_is_frozen_and_the_others_go_on():
-  adaptation, params, phases, episodes = setup()
+  adaptation, params, phases, episodes, weights = setup()
   text = episodes.text.copy()
   text[2] = np.nan  # its logits, and so its gradient, are NaN from the first step
   mesh = parallel.episode_mesh(jax.devices()[:1])
   programs = parallel.make_programs(adaptation, mesh)
-  prepared, state = programs.prepare(params, episodes._replace(text=text))
-  start = jax.device_get(state.factors)
+  prepared, state = programs.prepare(params, episodes._replace(text=text), weights)
+  start = only_variant(jax.device_get(state.factors))
   for phase in phases:
     state = programs.run[phase.clean](params, prepared, state, phase.start, phase.stop)
-  evaluation = programs.evaluate(params, prepared, state)
+  state, evaluation = only_variant((state, programs.evaluate(params, prepared, state)))
   assert [STATUS[s] for s in np.asarray(state.status)] == [
       "non-finite" if i == 2 else "ok" for i in range(COUNT)]
   assert_close(row(state.factors, 2), row(start, 2))  # kept as it was
@@ -118,7 +140,7 @@ def test_a_non_finite_episode_is_frozen_and_the_others_go_on():
 
 
 def test_the_clean_pass_has_dropout_masks_of_its_own():
-  adaptation, params, _, episodes = setup()
+  adaptation, params, _, episodes, weights = setup()
   prepared, state = jax.jit(adaptation.prepare)(params, row(episodes, 0))
   factors = jax.tree.map(lambda leaf: leaf + 0.1, state.factors)
   features = adaptation._features(
@@ -133,7 +155,7 @@ def test_the_clean_pass_has_dropout_masks_of_its_own():
 
 
 def test_batches_cover_every_view_once_an_epoch_in_a_new_order():
-  adaptation, params, _, episodes = setup(
+  adaptation, params, _, episodes, weights = setup(
       adapt__batch_size=5, objective__ra__weight=0.0)
   prepared, _ = jax.jit(adaptation.prepare)(params, row(episodes, 0))
   rows = [adaptation._rows(prepared, step) for step in range(6)]  # 15 views: 3 steps an epoch
@@ -151,7 +173,7 @@ def test_batches_cover_every_view_once_an_epoch_in_a_new_order():
 
 @pytest.mark.parametrize("encoder", ["text", "both"])
 def test_a_tuned_text_encoder_moves_the_texts(encoder):
-  adaptation, params, phases, episodes = setup(lora__encoder=encoder)
+  adaptation, params, phases, episodes, weights = setup(lora__encoder=encoder)
   prepared, state = jax.jit(adaptation.prepare)(params, row(episodes, 0))
   assert sorted(state.factors) == (["image", "text"] if encoder == "both" else ["text"])
   run = jax.jit(functools.partial(adaptation.run, clean=True))
@@ -162,9 +184,9 @@ def test_a_tuned_text_encoder_moves_the_texts(encoder):
 
 
 def test_memory_decides_how_many_episodes_run_at_once():
-  adaptation, params, _, episodes = setup()
+  adaptation, params, _, episodes, weights = setup()
   fit = functools.partial(
-      parallel.episodes_per_device, adaptation, params, row(episodes, 0), clean=True)
+      parallel.episodes_per_device, adaptation, params, row(episodes, 0), weights, clean=True)
   enough = fit(most=64, memory=2**30)
   assert enough == 64
   some = fit(most=10**6, memory=2**30)

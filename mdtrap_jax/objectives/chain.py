@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+import jax.numpy as jnp
 import optax
 
 from mdtrap_jax.objectives.pull_back import pull_back
@@ -48,10 +50,10 @@ def enabled_terms(config: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str
     if name not in TERMS:
       raise ValueError(f"objective.{name}: no such term; choose from {sorted(TERMS)}, or add "
                        "yours to mdtrap_jax.objectives.terms.TERMS.")
-    start, stop = options["window"]
-    if not 0 <= start < stop <= 5:
-      raise ValueError(f"objective.{name}.window={(start, stop)}: give the first and last "
-                       "fifth of the steps, for example (0, 3).")
+    window = tuple(options["window"])
+    if len(window) != 2 or not 0 <= window[0] < window[1] <= 5:
+      raise ValueError(f"objective.{name}.window={window}: give the first and last fifth of "
+                       "the steps, for example (0, 3).")
   return {name: dict(config[name]) for name in TERMS
           if name in config and config[name]["weight"] != 0}
 
@@ -131,6 +133,13 @@ def make_optimizer(
   schedule = optax.cosine_decay_schedule(
       learning_rate, int(periods * steps), alpha=floor / learning_rate)
   return optax.adamw(schedule, b1=b1, b2=b2, eps=eps, weight_decay=weight_decay)
+
+
+def with_weights(state: Mapping[str, Any], weights: Mapping[str, Any]) -> dict[str, Any]:
+  """A chain's state with other term weights, `{term: []}`; the program stays the same."""
+  changed = {name: state[name]._replace(weight=jnp.asarray(weight, state[name].weight.dtype))
+             for name, weight in weights.items()}
+  return OrderedDict(state) | changed  # `named_chain` keeps its stages in this type
 
 
 def term_states(opt_state: Mapping[str, Any], names: Sequence[str] = tuple(TERMS)):

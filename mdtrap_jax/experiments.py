@@ -1,0 +1,32 @@
+"""The kinds of experiment that a config can name, and the table each ends with."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import ml_collections
+
+from mdtrap_jax import comparison, results, runner
+
+
+def finetune(config: ml_collections.ConfigDict, workdir: Path) -> str:
+  """Adapts a vision-language model; with variants, compares them on the same episodes."""
+  summaries = runner.run(config, workdir)
+  if list(summaries) == [""]:
+    return results.format_summary(summaries[""])
+  return comparison.format_text(comparison.compare([workdir / name for name in summaries]))
+
+
+EXPERIMENTS = {"finetune": finetune}
+
+
+def run(config: ml_collections.ConfigDict, workdir: str | Path) -> str:
+  """Runs `config.experiment` in `workdir`; returns a table for the terminal.
+
+  Raises:
+    ValueError: no such experiment, or what the experiment itself raises.
+  """
+  if config.experiment not in EXPERIMENTS:
+    raise ValueError(f"config.experiment={config.experiment!r}: choose one of "
+                     f"{sorted(EXPERIMENTS)}.")
+  return EXPERIMENTS[config.experiment](config, Path(workdir))

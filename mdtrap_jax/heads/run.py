@@ -1,0 +1,351 @@
+"""From a config of heads to one table over domains and seeds; resumes like `runner.run`."""
+
+from __future__ import annotations
+
+import itertools
+import platform
+import resource
+import time
+import types
+from collections.abc import Iterator
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+from absl import logging
+
+from mdtrap_jax import parallel, results
+from mdtrap_jax.analysis import gap
+from mdtrap_jax.data import tasks as task_data
+from mdtrap_jax.data.features import FeatureSet, cached_features, read_features
+from mdtrap_jax.data.sources import make_source
+from mdtrap_jax.heads import ncc
+from mdtrap_jax.heads.diagnosis import diagnose
+from mdtrap_jax.heads.extractors import Backbone, load_backbone, make_extractor
+from mdtrap_jax.heads.method import Method, Representations
+from mdtrap_jax.heads.methods import METHODS, make_method
+from mdtrap_jax.heads.table import summarize
+from mdtrap_jax.progress import Progress
+from mdtrap_jax.randomness import episode_key
+
+CPU_BYTES = 32 * 2**20  # of heads, gradients and moments: more spills out of the caches
+NO_TERMS = types.SimpleNamespace(terms={})  # of a batch, for the progress bar
+PACKAGES = ("jax", "jaxlib", "flax", "optax")
+
+
+class Slot(NamedTuple):
+  """Identity of one task of a run; its number in the files does not depend on `episodes`."""
+
+  episode: int
+  domain: str
+  seed: int
+  task: int
+
+
+class Outcome(NamedTuple):
+  """What is kept of an adapted task."""
+
+  accuracy: jax.Array  # [] in [0, 1]
+  ncc_accuracy: jax.Array  # [] in [0, 1], before adaptation
+  loss: jax.Array  # [], in the last step; NaN without steps
+  gap_before: jax.Array  # []
+  gap_after: jax.Array  # []
+  finite: jax.Array  # [] bool
+
+
+def run(config: ml_collections.ConfigDict, workdir: str | Path) -> dict[str, Any]:
+  """Adapts every task of `config` that `workdir` does not hold yet.
+
+  Args:
+    config: from `configs/copa.py`.
+    workdir: where the run's files are; made, or resumed.
+
+  Returns:
+    What `summary.json` says.
+
+  Raises:
+    ValueError, OSError: input that cannot be right.
+  """
+  config = config.copy_and_resolve_references()
+  check(config)
+  rule = make_rule(config.tasks)
+  with results.WorkDirectory(workdir, config) as directory:
+    slots = [slot for slot in all_slots(config) if slot.episode not in directory.finished]
+    seconds, backbone = 0.0, None
+    if (slots or config.diagnosis.tasks) and not config.features.path:
+      backbone = load_backbone(config.features, config.seeds[0])
+    diagnoses = {}
+    with Progress({"": directory}, len(slots), 1) as progress:
+      for domain in map(domain_name, config.domains):
+        todo = [slot for slot in slots if slot.domain == domain]
+        if not todo and not config.diagnosis.tasks:
+          continue
+        found = load_domain(config, domain, backbone, METHODS[config.method].needs)
+        task_data.check_rule(domain, found.labels, found.class_names, rule)
+        started = time.monotonic()
+        _run_domain(config, found, rule, backbone, directory, todo, progress)
+        seconds += time.monotonic() - started
+        if config.diagnosis.tasks:
+          diagnoses[domain] = _diagnose(config, found, rule, directory)
+    return _finish(config, directory, len(slots), seconds, diagnoses)
+
+
+def check(config: ml_collections.ConfigDict) -> None:
+  """Refuses a config that cannot be right.
+
+  Raises:
+    ValueError: names the field, its value and the remedy.
+  """
+  if config.method not in METHODS:
+    raise ValueError(f"config.method={config.method!r}: choose one of {sorted(METHODS)}.")
+  if not config.domains:
+    raise ValueError("config.domains is empty: name at least one data set.")
+  for field in ("domains", "seeds"):
+    values = [domain_name(v) if field == "domains" else v for v in config[field]]
+    if len(set(values)) < len(values) or not values:
+      raise ValueError(f"config.{field}={tuple(config[field])}: give at least one, each once.")
+  if not config.episodes > 0:
+    raise ValueError(f"config.episodes={config.episodes}: must be greater than 0.")
+  needs = METHODS[config.method].needs
+  if needs == "image" and config.features.path:
+    raise ValueError(f"config.method={config.method!r} tunes adapters inside the ResNet-18 and "
+                     "cannot run on stored features: leave config.features.path empty.")
+  if needs != "pooled" and config.diagnosis.tasks:
+    raise ValueError("config.diagnosis.tasks: the gap is studied on pooled features; use the "
+                     "methods ncc, url or copa for it.")
+
+
+def make_rule(config: Any) -> task_data.Rule | task_data.Fixed:
+  """The task sizes of `config.tasks`.
+
+  Raises:
+    ValueError: no such protocol.
+  """
+  if config.protocol == "fixed":
+    return task_data.Fixed(config.ways, config.shots, config.queries)
+  if config.protocol not in task_data.RULES:
+    raise ValueError(f"config.tasks.protocol={config.protocol!r}: choose one of "
+                     f"{['fixed', *task_data.RULES]}.")
+  return task_data.RULES[config.protocol]
+
+
+def domain_name(entry: str) -> str:
+  """The name in an entry of `config.domains`, `NAME` or `NAME=FOLDER`."""
+  return entry.partition("=")[0]
+
+
+def all_slots(config: Any) -> Iterator[Slot]:
+  """Every task of a run, domain by domain.
+
+  The tasks' numbers interleave domains and seeds, so that a run may be resumed with more tasks.
+  """
+  pairs = list(itertools.product(map(domain_name, config.domains), config.seeds))
+  for place, (domain, seed) in enumerate(pairs):
+    for task in range(config.episodes):
+      yield Slot(task * len(pairs) + place, domain, seed, task)
+
+
+def load_domain(
+    config: Any, domain: str, backbone: Backbone | None, kind: str
+) -> FeatureSet:
+  """The features (or images) of one domain: read, taken from the cache, or computed."""
+  if config.features.path:
+    return read_features(config.features.path, domain)
+  entry = next(entry for entry in config.domains if domain_name(entry) == domain)
+  data = ml_collections.ConfigDict(config.data.to_dict())
+  folder = entry.partition("=")[2]
+  data.name, data.path = ("folder", folder) if folder else (domain, "")
+  extractor = make_extractor(config.features.model, backbone, kind)
+  return cached_features(
+      domain, make_source(data), extractor, config.data.cache_dir or None,
+      batch_size=config.features.batch_size, threads=config.data.threads)
+
+
+def adapt_and_evaluate(
+    method: Method, backbone: Any, task: ncc.Task, seed: jax.Array, number: jax.Array
+) -> Outcome:
+  """One task from start to end; a pure function, to be batched by `over_episodes`."""
+  before = _baseline(method, backbone, task)
+  fit = method.fit(backbone, task, episode_key(seed, number))
+  after = method.represent(backbone, fit.params, task)
+  predicted = method.predict(task, after)
+  real = jnp.isfinite(after.query).all(-1) | (task.query_labels < 0)
+  return Outcome(
+      accuracy=predicted.accuracy,
+      ncc_accuracy=method.predict(task, before).accuracy,
+      loss=fit.losses[-1] if method.steps else jnp.nan,
+      gap_before=gap.gap(before, task.support_labels),
+      gap_after=gap.gap(after, task.support_labels),
+      finite=real.all() & jnp.isfinite(after.prototypes).all() & jnp.isfinite(fit.losses).all())
+
+
+def _baseline(method: Method, backbone: Any, task: ncc.Task) -> Representations:
+  """NCC on the frozen, pooled features."""
+  rows = [task.support, task.query]
+  if method.head.features:
+    # The adapters at zero: the backbone as it was published.
+    shape = jax.ShapeDtypeStruct(task.support.shape[1:], task.support.dtype)
+    params = jax.tree.map(jnp.zeros_like, method.head.init(jax.random.key(0), shape))
+    rows = [method.head.features(params, backbone, images) for images in rows]
+  support, query = (r.mean((1, 2)) if r.ndim == 4 else r for r in rows)
+  means = ncc.prototypes(support, task.support_labels, method.ways)
+  return Representations(support, query, means)
+
+
+def _run_domain(config, found: FeatureSet, rule, backbone, directory, todo, progress) -> None:
+  """Adapts the tasks `todo` of one domain in one compiled program."""
+  if not todo:
+    return
+  sample = lambda seed, number: task_data.sample_task(
+      found.labels, seed=seed, number=number, rule=rule)
+  # All tasks of the domain, done or not: a resumed run is padded to the same shape.
+  drawn = {(seed, n): sample(seed, n) for seed in config.seeds for n in range(config.episodes)}
+  sizes = task_data.common_sizes(list(drawn.values()))
+  method = make_method(
+      config.method, ways=sizes.ways, domain=found.name,
+      one_shot=sizes.support == sizes.ways == 5,
+      model=backbone.model if METHODS[config.method].needs == "image" else None,
+      **config.head.to_dict())
+  params = None if not method.head.features else backbone.params
+  mesh = parallel.episode_mesh()
+  params = parallel.replicate(params, mesh)
+  program = parallel.over_episodes(
+      lambda weights, task, seed, number: adapt_and_evaluate(
+          method, weights, task, seed, number),
+      mesh, (False, True, True, True))
+  per_device = config.episodes_per_device or tasks_per_device(method, params, found, sizes)
+  size = mesh.size * min(per_device, -(-len(todo) // mesh.size))
+  logging.info("%s: %d tasks at once, padded to %s", found.name, size, sizes)
+  for start in range(0, len(todo), size):
+    slots = todo[start:start + size]
+    rows = [slots[min(i, len(slots) - 1)] for i in range(size)]  # the last one fills the batch
+    batch = _floats(task_data.gather(
+        found.features, [drawn[slot.seed, slot.task] for slot in rows], sizes))
+    identity = (np.array([slot.seed for slot in rows], np.int32),
+                np.array([slot.task for slot in rows], np.int32))
+    outcome = jax.device_get(program(params, *parallel.spread((batch, *identity), mesh)))
+    lines = [
+        _line(slot, drawn[slot.seed, slot.task], found,
+              jax.tree.map(lambda leaf: leaf[i], outcome), config.method)  # noqa: B023
+        for i, slot in enumerate(slots)]
+    directory.append(lines)
+    progress.stepped(len(slots), 1)
+    progress.finished(NO_TERMS, len(slots))
+
+
+def tasks_per_device(
+    method: Method, params: Any, found: FeatureSet, sizes: task_data.Sizes
+) -> int:
+  """How many tasks a device adapts at once.
+
+  On a CPU as many as keep the heads, their gradients and moments in its caches; elsewhere what
+  fits into its memory, by the compiler's analysis of one and of two tasks.
+  """
+  row, dtype = found.features.shape[1:], _float_dtype(found.features)
+  shapes = ncc.Task(
+      jax.ShapeDtypeStruct((sizes.support, *row), dtype),
+      jax.ShapeDtypeStruct((sizes.support,), jnp.int32),
+      jax.ShapeDtypeStruct((sizes.query, *row), dtype),
+      jax.ShapeDtypeStruct((sizes.query,), jnp.int32))
+  integer = jax.ShapeDtypeStruct((), jnp.int32)
+  device = jax.devices()[0]
+  one = lambda weights, task, seed, number: adapt_and_evaluate(
+      method, weights, task, seed, number)
+  if device.platform == "cpu":
+    head = jax.eval_shape(method.head.init, jax.random.key(0), shapes.support.update(shape=row))
+    rows = (shapes.support, shapes.query)
+    own = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(rows))
+    own += 4 * sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(head))
+    return 1 if method.head.features else max(1, CPU_BYTES // own)
+
+  def needed(count: int) -> int:
+    batch = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct((count, *leaf.shape), leaf.dtype),
+        (shapes, integer, integer))
+    compiled = jax.jit(jax.vmap(one, in_axes=(None, 0, 0, 0))).lower(params, *batch).compile()
+    memory = compiled.memory_analysis()
+    return (memory.argument_size_in_bytes + memory.output_size_in_bytes
+            + memory.temp_size_in_bytes)
+
+  limit = parallel.MEMORY_SHARE * (device.memory_stats() or {}).get("bytes_limit", 2**34)
+  first, second = needed(1), needed(2)
+  if first > limit:
+    raise MemoryError(f"one task needs {first / 2**30:.2f} GiB and {device} may use "
+                      f"{limit / 2**30:.2f} GiB: use smaller tasks.")
+  return 1 + int((limit - first) // max(second - first, 1))
+
+
+def _float_dtype(features: np.ndarray):
+  """Images stay bytes; features become what heads compute in."""
+  return features.dtype if features.dtype == np.uint8 else jnp.zeros((), float).dtype
+
+
+def _floats(task: ncc.Task) -> ncc.Task:
+  cast = lambda rows: rows.astype(_float_dtype(rows))
+  return task._replace(support=cast(task.support), query=cast(task.query))
+
+
+def _line(slot: Slot, task, found: FeatureSet, outcome: Outcome, method: str) -> dict[str, Any]:
+  """What `episodes.jsonl` says of a task."""
+  ok = bool(outcome.finite)
+  if not ok:
+    logging.warning("%s, seed %d, task %d became non-finite: counted as failed.",
+                    slot.domain, slot.seed, slot.task)
+  number = lambda value: round(float(value), 6) if np.isfinite(value) else None
+  accuracy = number(outcome.accuracy) if ok else None
+  return {
+      **slot._asdict(),
+      "status": "ok" if ok else "non-finite",
+      "accuracy": accuracy,
+      "accuracy_at": {},
+      "zero_shot_accuracy": number(outcome.ncc_accuracy),
+      "gap_before": number(outcome.gap_before),
+      "gap_after": number(outcome.gap_after),
+      "losses": {method: number(outcome.loss)},
+      "class_names": [found.class_names[c] for c in task.classes],
+      "support": _by_class(task.support, task.support_labels),
+      "query": _by_class(task.query, task.query_labels),
+  }
+
+
+def _by_class(indices: np.ndarray, labels: np.ndarray) -> list[list[int]]:
+  return [indices[labels == label].tolist() for label in np.unique(labels)]
+
+
+def _diagnose(config, found: FeatureSet, rule, directory) -> dict[str, Any]:
+  """Diagnosis of one domain, with its figure."""
+  drawn = [task_data.sample_task(found.labels, seed=config.seeds[0], number=n, rule=rule)
+           for n in range(config.diagnosis.tasks)]
+  first, last, count = config.diagnosis.distances
+  diagnosis = diagnose(found, drawn, np.linspace(first, last, int(count)))
+  gap.draw(directory.path / "figures" / f"gap_{found.name}.png", found.name, diagnosis)
+  return diagnosis
+
+
+def _finish(config, directory, ran: int, seconds: float, diagnoses) -> dict[str, Any]:
+  """Writes `summary.json` over all tasks of the config."""
+  wanted = {slot.episode for slot in all_slots(config)}
+  lines = [line for n, line in sorted(directory.finished.items()) if n in wanted]
+  summary = summarize(lines, config.method) | {
+      "episodes_per_second": ran / seconds if seconds and ran else None,
+      "peak_memory_bytes": _peak_memory(),
+      "device": f"{jax.device_count()} × {jax.devices()[0].device_kind}",
+      "platform": jax.default_backend(),
+      "python": platform.python_version(),
+      "versions": {name: version(name) for name in PACKAGES},
+  }
+  if diagnoses:
+    summary["diagnosis"] = diagnoses
+  directory.write_json("summary.json", summary)
+  return summary
+
+
+def _peak_memory() -> int:
+  """Largest memory so far: the device's where it counts, else this process's."""
+  stats = jax.devices()[0].memory_stats() or {}
+  resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+  return int(stats.get("peak_bytes_in_use", resident))
