@@ -33,6 +33,10 @@ def get_config(method="svl_ra"):
   config.data = data = ConfigDict()
   data.name = "folder"  # folder, eurosat, cropdisease, isic, chestx, world or digits
   data.path = ""  # of data.name=folder: one subfolder of images per class
+  data.class_names = ()  # prompt names of those folders, sorted; (): the folders' own names
+  data.domain = "radiograph"  # of data.name=world: source, radiograph, satellite, …
+  data.severity = 1.0  # of data.name=world: how far from the source's look, 0 to 1
+  data.images_per_class = 40  # of data.name=world: images to draw from
   data.data_dir = ""  # where TFDS data sets were prepared; "": TFDS's default
   data.split = "all"  # a TFDS split; "all" is the whole data set
   data.classes = ()  # names of the classes to keep; (): all
@@ -69,6 +73,7 @@ def get_config(method="svl_ra"):
   objective.visual = ConfigDict({"weight": 0.0, "window": (0, 3)})
   objective.svl = ConfigDict({"weight": 0.1, "window": (0, 3)})  # 0.001 for text alone
   objective.ra = ConfigDict({"weight": 3.0, "window": (0, 3)})
+  objective.symmetric = ConfigDict({"weight": 0.0, "window": (0, 5)})  # CoPA's, to the texts
   objective.ra.divergence = "cosine"  # as the reference computes it, or "softmax" (the paper)
 
   config.adapt = adapt = ConfigDict()

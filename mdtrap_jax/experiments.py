@@ -6,7 +6,7 @@ from pathlib import Path
 
 import ml_collections
 
-from mdtrap_jax import comparison, results, runner
+from mdtrap_jax import comparison, results, runner, study
 
 
 def finetune(config: ml_collections.ConfigDict, workdir: Path) -> str:
@@ -17,7 +17,7 @@ def finetune(config: ml_collections.ConfigDict, workdir: Path) -> str:
   return comparison.format_text(comparison.compare([workdir / name for name in summaries]))
 
 
-EXPERIMENTS = {"finetune": finetune}
+EXPERIMENTS = {"finetune": finetune, "study": study.run}
 
 
 def run(config: ml_collections.ConfigDict, workdir: str | Path) -> str:

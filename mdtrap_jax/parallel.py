@@ -136,8 +136,8 @@ def episodes_per_device(
   one, two = needed(1), needed(2)
   if one > limit:
     raise MemoryError(
-        f"one episode needs {one / 2**30:.2f} GiB and {device} may use {limit / 2**30:.2f} GiB: "
-        "use fewer views or shots, a smaller model, or bfloat16.")
+        f"one episode needs {one / 2**30:.2f} GiB and {device} may use "
+        f"{limit / 2**30:.2f} GiB: use fewer views or shots, a smaller model, or bfloat16.")
   return max(1, min(most, 1 + int((limit - one) // max(two - one, 1))))
 
 

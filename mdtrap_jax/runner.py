@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import platform
 import time
@@ -56,10 +57,7 @@ def run(config: ml_collections.ConfigDict, workdir: str | Path) -> dict[str, dic
       it can be known then.
   """
   config = settings.resolve(config)
-  data = config.data
-  runs = settings.variants(config)
-  source = check_feasible(
-      make_source(data), data.ways, data.shots, data.queries, data.small_classes)
+  runs, source = settings.variants(config), load_source(config)
   with contextlib.ExitStack() as stack:
     directories = {
         name: stack.enter_context(results.WorkDirectory(Path(workdir) / name, run))
@@ -69,6 +67,13 @@ def run(config: ml_collections.ConfigDict, workdir: str | Path) -> dict[str, dic
     seconds = _run_episodes(config, runs, source, directories, todo) if todo else 0.0
     rate = len(todo) / seconds if todo else None
     return {name: _finish(run, directories[name], rate) for name, run in runs.items()}
+
+
+def load_source(config: ml_collections.ConfigDict) -> Source:
+  """The images of `config.data`, once it is sure that every episode can be drawn."""
+  data = config.data
+  return check_feasible(
+      make_source(data), data.ways, data.shots, data.queries, data.small_classes)
 
 
 def load_model(config: ml_collections.ConfigDict) -> tuple[VisionLanguageModel, Params]:
@@ -176,12 +181,13 @@ def _run_episodes(config, runs, source: Source, directories, todo: list[int]) ->
     for batch in batches:
       episodes = parallel.spread(make_episodes(batch, prompts, size), mesh)
       prepared, state = programs.prepare(params, episodes, weights)
+      rows = len(batch.episode)
       outcome = _adapt(programs, params, prepared, state, phases, marks,
-                       lambda steps, rows=len(batch.episode): progress.stepped(rows, steps))
+                       functools.partial(progress.stepped, rows))
       for p, directory in enumerate(directories.values()):
-        lines = [_line(i, p, batch, source, outcome) for i in range(len(batch.episode))]
+        lines = [_line(i, p, batch, source, outcome) for i in range(rows)]
         directory.append(line for line in lines if line["episode"] not in directory.finished)
-      progress.finished(outcome, len(batch.episode))
+      progress.finished(outcome, rows)
   return time.monotonic() - started
 
 

@@ -11,7 +11,14 @@ import pytest
 from mdtrap_jax import parallel
 from mdtrap_jax.adapt import STATUS
 from mdtrap_jax.objectives import chain
-from tests.episodes import STEPS, row, small_adaptation, small_config, small_episodes, small_weights
+from tests.episodes import (
+  STEPS,
+  row,
+  small_adaptation,
+  small_config,
+  small_episodes,
+  small_weights,
+)
 
 COUNT = 8
 CLOSE = {"rtol": 5e-3, "atol": 2e-3}  # Adam steps of 1e-2 amplify the order of float32 sums
@@ -186,7 +193,8 @@ def test_a_tuned_text_encoder_moves_the_texts(encoder):
 def test_memory_decides_how_many_episodes_run_at_once():
   adaptation, params, _, episodes, weights = setup()
   fit = functools.partial(
-      parallel.episodes_per_device, adaptation, params, row(episodes, 0), weights, clean=True)
+      parallel.episodes_per_device, adaptation, params, row(episodes, 0), weights,
+      clean=True)
   enough = fit(most=64, memory=2**30)
   assert enough == 64
   some = fit(most=10**6, memory=2**30)

@@ -39,7 +39,7 @@ def test_the_papers_schedules(name, method, shots, steps, episodes):
 
 
 def test_every_field_is_read_somewhere():
-  """A field whose name is not an attribute or a keyword anywhere in the package does nothing."""
+  """A field whose name is no attribute or keyword anywhere in the package does nothing."""
   names = set()
   for path in [*ROOT.glob("mdtrap_jax/**/*.py"), ROOT / "main.py"]:
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):

@@ -93,7 +93,7 @@ def test_dropout_rate(rate):
 
 def test_dropout_is_unbiased_and_independent_for_each_projection():
   config = LoraConfig(rank=2, dropout=0.25)
-  a, b = jnp.tile(jnp.eye(WIDTH, 2)[None], (3, 1, 1)), jnp.tile(jnp.eye(2, WIDTH)[None], (3, 1, 1))
+  a, b = (jnp.tile(jnp.eye(*shape)[None], (3, 1, 1)) for shape in ((WIDTH, 2), (2, WIDTH)))
   factors = random_factors(config)._replace(a=a, b=b)
   x = jnp.ones((1, 1, WIDTH))
   draws = jax.vmap(lambda key: lora_delta(x, factors, config, key))(

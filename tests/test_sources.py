@@ -28,7 +28,8 @@ def folder(tmp_path):
 
 
 def config(**changes):
-  fields = {"name": "folder", "path": "", "data_dir": "", "split": "train", "classes": ()}
+  fields = {"name": "folder", "path": "", "data_dir": "", "split": "train", "classes": (),
+            "class_names": ()}
   return ml_collections.ConfigDict({**fields, **changes})
 
 
@@ -189,8 +190,22 @@ def test_empty_class_folder_is_named(folder):
 def test_make_source_from_config(folder):
   source = sources.make_source(config(path=str(folder), classes=("cat", "bird")))
   assert source.class_names == ("bird", "cat")
-  plain = SimpleNamespace(name="folder", path=str(folder), data_dir="", split="", classes=())
+  plain = SimpleNamespace(name="folder", path=str(folder), classes=(), class_names=())
   assert sources.make_source(plain).class_names == ("ant_hill", "bird", "cat")
+
+
+def test_make_source_with_prompt_names(folder):
+  names = ("ant hill", "small bird", "house cat")
+  assert sources.make_source(config(path=str(folder), class_names=names)).class_names == names
+  with pytest.raises(ValueError, match="has 1 names and .* 3 classes: ant_hill, bird, cat"):
+    sources.make_source(config(path=str(folder), class_names=("cat",)))
+
+
+def test_make_source_of_the_generated_world():
+  source = sources.make_source(config(
+      name="world", domain="satellite", severity=0.5, images_per_class=3))
+  assert (source.name, len(source.labels)) == ("satellite-0.5", 3 * len(source.class_names))
+  assert sources.make_source(config(name="digits")).class_names[3] == "digit three"
 
 
 def test_make_source_errors(folder, tmp_path):

@@ -30,7 +30,10 @@ def encode(params, inputs=INPUTS):
   return Features(image, image[:M] * 1.5, params["text"])
 
 
-def update(term, state, features, step, key=jax.random.key(3), updates=None):
+KEY = jax.random.key(3)
+
+
+def update(term, state, features, step, key=KEY, updates=None):
   updates = zero_cotangents(features) if updates is None else updates
   return term.update(
       updates, state, PARAMS, features=features, batch=BATCH, key=key, step=step,

@@ -13,6 +13,8 @@ from absl import logging
 from mdtrap_jax.data import images
 from mdtrap_jax.data.class_selection import ClassSubset, check_feasible, keep_classes
 from mdtrap_jax.data.tfds_source import TARGETS, TfdsSource
+from mdtrap_jax.world.digits import DigitsSource
+from mdtrap_jax.world.source import WorldSource
 
 __all__ = [
   "SOURCES",
@@ -186,7 +188,20 @@ def _folder(config: Any) -> Source:
       "No image folder is given. Set --config.data.path= to a folder with one subfolder per "
       "class."
     )
-  return FolderSource(config.path)
+  source = FolderSource(config.path)
+  names = tuple(config.class_names)
+  if names and len(names) != len(source.class_names):
+    raise ValueError(
+      f"--config.data.class_names has {len(names)} names and {config.path} has "
+      f"{len(source.class_names)} classes: {', '.join(source.class_names)}. Name each, in this "
+      "order."
+    )
+  source.class_names = names or source.class_names
+  return source
+
+
+def _world(config: Any) -> Source:
+  return WorldSource(config.domain, config.severity, config.images_per_class)
 
 
 def _target(name: str) -> Callable[[Any], Source]:
@@ -199,6 +214,8 @@ def _target(name: str) -> Callable[[Any], Source]:
 
 SOURCES: dict[str, Callable[[Any], Source]] = {
   "folder": _folder,
+  "world": _world,
+  "digits": lambda config: DigitsSource(),
   **{name: _target(name) for name in TARGETS},
 }
 """Makers of sources by the name in a config."""
@@ -208,9 +225,7 @@ def make_source(config: Any) -> Source:
   """Makes the source that a config names.
 
   Args:
-    config: Has the attributes `name` (of `SOURCES`), `path` (of the folder source), `data_dir`
-      and `split` (of the others; TFDS's default folder if empty), and `classes` (names of the
-      classes to keep; all if empty).
+    config: `data` of `configs/default.py`: `name` (of `SOURCES`) and the fields of that source.
 
   Returns:
     The source. `check_feasible` tells whether it can fill episodes.
