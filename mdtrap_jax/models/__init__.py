@@ -7,6 +7,7 @@ import difflib
 
 from mdtrap_jax.models.clip import CLIP_MODELS
 from mdtrap_jax.models.families import FAMILIES
+from mdtrap_jax.models.miniature import MINIATURE_MODELS, tokenizer
 from mdtrap_jax.models.pe_core import PE_CORE_MODELS
 from mdtrap_jax.models.siglip import SIGLIP_MODELS
 from mdtrap_jax.models.specification import Specification
@@ -15,7 +16,8 @@ from mdtrap_jax.models.vlm import VisionLanguageModel
 
 __all__ = ["FAMILIES", "MODELS", "Specification", "VisionLanguageModel", "build", "find"]
 
-MODELS: dict[str, Specification] = {**CLIP_MODELS, **SIGLIP_MODELS, **PE_CORE_MODELS}
+MODELS: dict[str, Specification] = {**CLIP_MODELS, **SIGLIP_MODELS, **PE_CORE_MODELS,
+    **MINIATURE_MODELS}
 
 
 def find(name: str) -> Specification:
@@ -35,8 +37,8 @@ def build(
 ) -> VisionLanguageModel:
   """A model for random weights: `build("clip-vit-b16").init(key)`.
 
-  Its tokenizer hashes words, since no tokenizer's files are at hand; use
-  `checkpoints.load` for published weights and their tokenizer.
+  Its tokenizer hashes words, since no tokenizer's files are at hand (but for the
+  miniature's); use `checkpoints.load` for published weights and their tokenizer.
 
   Args:
     name: of `MODELS`, or a specification of one's own.
@@ -50,11 +52,14 @@ def build(
   if image_size is not None:
     image = dataclasses.replace(image, image_size=image_size)
   family = FAMILIES[specification.family]
+  tokenize = HashTokenizer(text.vocabulary_size, text.context_length, text.pool == "last")
+  if name in MINIATURE_MODELS:  # its words are part of the package
+    tokenize = tokenizer()
   return VisionLanguageModel(
       name=name if isinstance(name, str) else specification.family,
       image=image,
       text=text,
-      tokenize=HashTokenizer(text.vocabulary_size, text.context_length, text.pool == "last"),
+      tokenize=tokenize,
       image_mean=family.image_mean,
       image_std=family.image_std,
       family=specification.family,
