@@ -7,6 +7,7 @@ import math
 import jax.numpy as jnp
 import optax
 
+from mdtrap_jax.heads.linear import linear
 from mdtrap_jax.heads.method import Head
 
 LOGIT_SCALE = math.exp(2.0)  # the reference's temperature, not learned
@@ -22,8 +23,8 @@ def two_linear() -> Head:
 
   return Head(
       init=init,
-      images=lambda params, rows: rows @ params["image"],
-      prototypes=lambda params, rows: rows @ params["proto"])
+      images=lambda params, rows: linear(rows, params["image"]),
+      prototypes=lambda params, rows: linear(rows, params["proto"]))
 
 
 def adam_with_l2(learning_rate: float, l2: float) -> optax.GradientTransformation:

@@ -32,7 +32,7 @@ from mdtrap_jax.heads.table import summarize
 from mdtrap_jax.progress import Progress
 from mdtrap_jax.randomness import episode_key
 
-CPU_BYTES = 32 * 2**20  # of heads, gradients and moments: more spills out of the caches
+CPU_BYTES = 20 * 2**20  # of heads, gradients and moments: more spills out of the caches
 NO_TERMS = types.SimpleNamespace(terms={})  # of a batch, for the progress bar
 PACKAGES = ("jax", "jaxlib", "flax", "optax")
 

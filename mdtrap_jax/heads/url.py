@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import optax
 
 from mdtrap_jax.heads import ncc
+from mdtrap_jax.heads.linear import linear
 from mdtrap_jax.heads.method import Head
 from mdtrap_jax.objectives.terms import Context, make_term
 
@@ -21,7 +22,7 @@ def shared_linear() -> Head:
   prototypes of mapped features at a `C`th of the cost.
   """
   init = lambda key, row: {"shared": jnp.eye(row.shape[-1], dtype=row.dtype)}
-  apply = lambda params, rows: rows @ params["shared"]
+  apply = lambda params, rows: linear(rows, params["shared"])
   return Head(init=init, images=apply, prototypes=apply)
 
 
