@@ -18,6 +18,9 @@ from flax import linen as nn
 from mdtrap_jax.models.lora import PROJECTIONS, LoraConfig, LoraFactors, lora_delta
 from mdtrap_jax.models.rope import Rope, rotate
 
+# Blocks in one turn of the loop: on a CPU a fifth faster than 1, and it compiles fast enough.
+UNROLL = 4
+
 ACTIVATIONS = {
     "quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x),
     "gelu": functools.partial(jax.nn.gelu, approximate=False),
@@ -190,7 +193,8 @@ def run_blocks(
     block_factors = None
     if is_adapted:
       block_factors = _take(factors, adapted.index(run[0]), len(run), len(adapted))
-    x, _ = jax.lax.scan(step, x, (block_params, block_factors, jnp.asarray(run)))
+    x, _ = jax.lax.scan(
+        step, x, (block_params, block_factors, jnp.asarray(run)), unroll=min(UNROLL, len(run)))
   return x
 
 
