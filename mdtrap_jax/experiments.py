@@ -7,6 +7,8 @@ from pathlib import Path
 import ml_collections
 
 from mdtrap_jax import comparison, results, runner, study
+from mdtrap_jax.heads import run as heads_run
+from mdtrap_jax.heads import table
 
 
 def finetune(config: ml_collections.ConfigDict, workdir: Path) -> str:
@@ -17,7 +19,12 @@ def finetune(config: ml_collections.ConfigDict, workdir: Path) -> str:
   return comparison.format_text(comparison.compare([workdir / name for name in summaries]))
 
 
-EXPERIMENTS = {"finetune": finetune, "study": study.run}
+def few_shot_heads(config: ml_collections.ConfigDict, workdir: Path) -> str:
+  """Fine-tunes light heads on frozen features: NCC, URL, CoPA."""
+  return table.format_table(heads_run.run(config, workdir))
+
+
+EXPERIMENTS = {"finetune": finetune, "heads": few_shot_heads, "study": study.run}
 
 
 def run(config: ml_collections.ConfigDict, workdir: str | Path) -> str:

@@ -189,7 +189,7 @@ def _folder(config: Any) -> Source:
       "class."
     )
   source = FolderSource(config.path)
-  names = tuple(config.class_names)
+  names = tuple(getattr(config, "class_names", ()))
   if names and len(names) != len(source.class_names):
     raise ValueError(
       f"--config.data.class_names has {len(names)} names and {config.path} has "
