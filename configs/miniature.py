@@ -1,6 +1,6 @@
-"""Pretrains the packaged miniature: `python -m mdtrap_jax.pretrain --config=configs/miniature.py`.
+"""Pretraining of the packaged miniature, about 35 minutes on two CPU cores.
 
-About 35 minutes on two CPU cores.
+`python -m mdtrap_jax.pretrain --config=configs/miniature.py --workdir=runs/miniature`.
 """
 
 from ml_collections import ConfigDict

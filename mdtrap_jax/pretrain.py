@@ -115,7 +115,8 @@ def encode(
 
   images = normalize(images, model.image_mean, model.image_std)
   tokens = blocks(params["image"], model.image, model.embed_image(params, images))
-  image = ImageStem(model.image).apply({"params": params["image"]["stem"]}, tokens, method="pool")
+  stem, variables = ImageStem(model.image), {"params": params["image"]["stem"]}
+  image = stem.apply(variables, tokens, method="pool")
   stem, variables = TextStem(model.text), {"params": params["text"]["stem"]}
   tokens = blocks(params["text"], model.text, stem.apply(variables, ids, method="embed"))
   text = stem.apply(variables, tokens, ids, method="pool")
@@ -133,6 +134,21 @@ def make_optimizer(config: ml_collections.ConfigDict) -> optax.GradientTransform
       optax.clip_by_global_norm(config.clip_norm),
       optax.adamw(
           schedule, config.b1, config.b2, weight_decay=config.weight_decay, mask=is_matrix))
+
+
+def init_state(
+    model: VisionLanguageModel, tx: optax.GradientTransformation, seed: int
+) -> TrainState:
+  """The state before the first step."""
+
+  @jax.jit
+  def init():
+    params = model.init(jax.random.fold_in(jax.random.key(seed), 2**31))
+    # Without weak types, so that the first segment's program serves the others.
+    params = jax.tree.map(lambda leaf: jnp.asarray(leaf, leaf.dtype), params)
+    return TrainState(jnp.int32(0), params, tx.init(params))
+
+  return init()
 
 
 def make_segment(
@@ -207,10 +223,7 @@ def run(config: ml_collections.ConfigDict, workdir: str | Path) -> dict[str, Any
   workdir.mkdir(parents=True, exist_ok=True)
   _claim(workdir / "config.json", config)
   model, tx = make_model(config), make_optimizer(config)
-  params = model.init(jax.random.fold_in(jax.random.key(config.seed), 2**31))
-  # Without weak types, so that the first step's program serves the others.
-  params = jax.tree.map(lambda leaf: jnp.asarray(leaf, leaf.dtype), params)
-  state = TrainState(jnp.int32(0), params, tx.init(params))
+  state = init_state(model, tx, config.seed)
   options = ocp.CheckpointManagerOptions(max_to_keep=1, enable_async_checkpointing=False)
   with ocp.CheckpointManager(workdir / "checkpoints", options=options) as manager:
     history: list[dict[str, float]] = []
@@ -271,7 +284,8 @@ def _claim(path: Path, config: ml_collections.ConfigDict) -> None:
   if not path.exists():
     path.write_text(json.dumps(ours, indent=2) + "\n")
   elif (theirs := json.loads(path.read_text())) != ours:
-    fields = sorted(key for key in ours.keys() | theirs.keys() if ours.get(key) != theirs.get(key))
+    fields = sorted(
+        key for key in ours.keys() | theirs.keys() if ours.get(key) != theirs.get(key))
     raise ValueError(
         f"{path.parent} holds a run of another config, which differs in {', '.join(fields)}: "
         "give another --workdir.")
@@ -280,14 +294,16 @@ def _claim(path: Path, config: ml_collections.ConfigDict) -> None:
 def main(argv: list[str]) -> None:
   """Runs the command line."""
   if len(argv) > 1:
-    raise app.UsageError(f"unexpected argument {argv[1]!r}: fields are set as --config.NAME=….")
+    raise app.UsageError(
+        f"unexpected argument {argv[1]!r}: fields are set as --config.NAME=….")
   logging.set_verbosity(logging.WARNING)
   try:
     metrics = run(flags.FLAGS.config, flags.FLAGS.workdir)
   except (ValueError, OSError) as error:
     sys.exit(f"error: {error}")
-  print(f"zero-shot accuracy on held-out source scenes {metrics['history'][-1]['zero_shot']:.1%}"
-        f"; written to {flags.FLAGS.workdir}")
+  accuracy = metrics["history"][-1]["zero_shot"]
+  print(f"zero-shot accuracy on held-out source scenes {accuracy:.1%}; written to "
+        f"{flags.FLAGS.workdir}")
 
 
 if __name__ == "__main__":

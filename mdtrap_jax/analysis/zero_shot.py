@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import sys
 from collections.abc import Iterator, Sequence
@@ -24,6 +25,20 @@ SEVERITIES = (0.0, 0.25, 0.5, 0.75, 1.0)
 BATCH = 256  # images encoded at once
 
 
+@functools.partial(jax.jit, static_argnames="model")
+def _encode_image(model, params, images):
+  """Unit-norm embeddings `[B, D]` of uint8 images."""
+  embeddings = model.encode_image(
+      params, normalize(images, model.image_mean, model.image_std))
+  return embeddings / jnp.linalg.norm(embeddings, axis=-1, keepdims=True)
+
+
+@functools.partial(jax.jit, static_argnames="model")
+def _encode_text(model, params, ids):
+  embeddings = model.encode_text(params, ids)
+  return embeddings / jnp.linalg.norm(embeddings, axis=-1, keepdims=True)
+
+
 def cosines(
     model: VisionLanguageModel, params: Params, source: Source,
     template: str = DEFAULT_TEMPLATE,
@@ -33,21 +48,14 @@ def cosines(
   Returns:
     `[n, classes] float32`.
   """
-  unit = lambda x: x / jnp.linalg.norm(x, axis=-1, keepdims=True)
-
-  @jax.jit
-  def encode_image(params, images):
-    images = normalize(images, model.image_mean, model.image_std)
-    return unit(model.encode_image(params, images))
-
-  encode_text = jax.jit(lambda params, ids: unit(model.encode_text(params, ids)))
-  text = encode_text(params, model.tokenize(make_prompts(source.class_names, template)))
+  text = _encode_text(
+      model, params, model.tokenize(make_prompts(source.class_names, template)))
   rows = []
   for start in range(0, len(source), BATCH):
     # The last batch is filled up with its last image, so that one program serves all.
     index = np.minimum(np.arange(start, start + BATCH), len(source) - 1)
     images = np.stack([source.image(i) for i in index])
-    rows.append(np.asarray(encode_image(params, images) @ text.T))
+    rows.append(np.asarray(_encode_image(model, params, images) @ text.T))
   return np.concatenate(rows)[:len(source)]
 
 

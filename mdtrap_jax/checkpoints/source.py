@@ -13,7 +13,7 @@ from mdtrap_jax.checkpoints.msgpack_file import open_msgpack
 from mdtrap_jax.checkpoints.npz_file import open_npz
 from mdtrap_jax.checkpoints.safetensors_file import open_safetensors, open_sharded
 from mdtrap_jax.checkpoints.torch_file import open_torch
-from mdtrap_jax.models import MODELS
+from mdtrap_jax.models import MODELS, miniature
 
 # In this order where a folder has several.
 WEIGHT_FILES = (
@@ -24,6 +24,7 @@ COMPANION_FILES = (
     "config.json", "open_clip_config.json", "preprocessor_config.json", "tokenizer.json",
     "tokenizer_config.json", "special_tokens_map.json", "vocab.json", "merges.txt",
     "spiece.model", "tokenizer.model", "word_tokenizer.json")
+PACKAGED = {"miniature": miniature.WEIGHTS}  # folders of weights that come with the package
 
 
 def open_checkpoint(source: str | Path) -> Checkpoint:
@@ -39,6 +40,8 @@ def open_checkpoint(source: str | Path) -> Checkpoint:
   if path.is_file():
     return _open_file(path)
   name = str(source)
+  if name in PACKAGED:
+    return _open_folder(PACKAGED[name])
   if name in MODELS:
     if MODELS[name].hub is None:
       raise FileNotFoundError(
