@@ -26,7 +26,7 @@ def get_config(method="copa"):
 
   config.data = data = ConfigDict()
   data.data_dir = ""  # where TFDS data sets were prepared; "": TFDS's default
-  data.split = "all"  # a TFDS split; "all" is the whole data set
+  data.split = "train"  # a TFDS split; the four targets have this one only
   data.classes = ()  # names of the classes to keep; (): all
   data.threads = 4  # that decode images
   data.cache_dir = ""  # keep computed features here; "": compute them in every run

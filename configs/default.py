@@ -38,7 +38,7 @@ def get_config(method="svl_ra"):
   data.severity = 1.0  # of data.name=world: how far from the source's look, 0 to 1
   data.images_per_class = 40  # of data.name=world: images to draw from
   data.data_dir = ""  # where TFDS data sets were prepared; "": TFDS's default
-  data.split = "all"  # a TFDS split; "all" is the whole data set
+  data.split = "train"  # a TFDS split; the four targets have this one only
   data.classes = ()  # names of the classes to keep; (): all
   data.small_classes = "error"  # a class with too few images: "error" or "drop"
   data.unreadable = "error"  # an image that cannot be read: "error", or "skip" with a warning
@@ -61,7 +61,7 @@ def get_config(method="svl_ra"):
   config.lora = lora = ConfigDict()
   lora.encoder = "vision"  # which encoder is tuned: vision, text or both
   lora.position = "all"  # bottom, mid, up, half-bottom, half-up, top3, or numbers as "0,1,2"
-  lora.projections = "qkv"  # any of q, k and v
+  lora.projections = ("q", "k", "v")  # any of q, k, v and out
   lora.rank = 16
   lora.alpha = 8.0
   lora.scale = "sqrt"  # alpha / sqrt(rank), or "linear": alpha / rank
@@ -71,7 +71,8 @@ def get_config(method="svl_ra"):
   config.objective = objective = ConfigDict()
   objective.vlm = ConfigDict({"weight": 1.0, "window": (0, 5)})
   objective.visual = ConfigDict({"weight": 0.0, "window": (0, 3)})
-  objective.svl = ConfigDict({"weight": 0.1, "window": (0, 3)})  # 0.001 for text alone
+  # None: 0.1, or 0.001 where the text encoder alone is tuned.
+  objective.svl = ConfigDict({"weight": placeholder(float), "window": (0, 3)})
   objective.ra = ConfigDict({"weight": 3.0, "window": (0, 3)})
   objective.symmetric = ConfigDict({"weight": 0.0, "window": (0, 5)})  # CoPA's, to the texts
   objective.ra.divergence = "cosine"  # as the reference computes it, or "softmax" (the paper)

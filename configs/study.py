@@ -9,8 +9,8 @@ from ml_collections import ConfigDict
 from configs import default
 
 
-def get_config(method="svl_ra"):
-  config = default.get_config(method)
+def get_config():
+  config = default.get_config()
   config.experiment = "study"
   config.episodes = 1000  # a cell
   config.data.name = "world"

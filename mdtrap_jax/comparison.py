@@ -51,8 +51,8 @@ def find_runs(paths: Iterable[str | Path]) -> list[Path]:
 def compare(paths: Sequence[str | Path]) -> list[Row]:
   """One row a run; differences are paired, on episodes with equal data in both runs.
 
-  Raises:
-    ValueError: a run shares no episode with the first one: other data, seed, ways or shots.
+  A run that shares no episode with the first one (other data, seed, ways or shots) has
+  `common` 0 and no difference.
   """
   runs = [_finished(path) for path in paths]
   rows = []
@@ -60,10 +60,6 @@ def compare(paths: Sequence[str | Path]) -> list[Row]:
     difference = None
     if run is not runs[0]:
       common = [e for e in run.keys() & runs[0].keys() if _same_data(run[e], runs[0][e])]
-      if run and runs[0] and not common:
-        raise ValueError(
-            f"{path} and {paths[0]} have no episode in common (other data, seed, ways or "
-            "shots): their accuracies cannot be compared pair by pair.")
       difference = results.mean_and_ci(
           [run[e]["accuracy"] - runs[0][e]["accuracy"] for e in common])
     lines = results.read_episodes(path)
@@ -95,11 +91,11 @@ def _short_name(path: str | Path, paths: Sequence[str | Path]) -> str:
 
 def _cells(row: Row) -> tuple[str, ...]:
   percent = lambda a: f"{100 * a.mean:.2f} ± {100 * a.ci95:.2f}" if a.episodes else "–"
-  if row.difference is None:
-    difference = common = "–"
-  else:
-    difference = f"{100 * row.difference.mean:+.2f} ± {100 * row.difference.ci95:.2f}"
+  difference = common = "–"
+  if row.difference is not None:
     common = str(row.difference.episodes)
+    if row.difference.episodes:
+      difference = f"{100 * row.difference.mean:+.2f} ± {100 * row.difference.ci95:.2f}"
   return (row.name, str(row.episodes), str(row.failed), percent(row.zero_shot),
           percent(row.accuracy), difference, common)
 

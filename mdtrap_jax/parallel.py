@@ -142,18 +142,23 @@ def episodes_per_device(
 
 
 def _bytes_needed(adaptation, params, episode, weights, clean, count) -> int:
-  """Peak memory of a step of `count` episodes on one device, by the compiler's analysis."""
-  prepare, _, run = over_variants(adaptation)
+  """Peak memory of `count` episodes on one device, by the compiler's analysis."""
+  prepare, evaluate, run = over_variants(adaptation)
+  prepare = jax.vmap(prepare, in_axes=(None, 0, None))
+  evaluate = jax.vmap(evaluate, in_axes=(None, 0, 0))
+  run = jax.vmap(functools.partial(run, clean=clean), in_axes=(None, 0, 0, None, None))
   batch = jax.tree.map(
       lambda x: jax.ShapeDtypeStruct((count, *x.shape), x.dtype), episode)
-  prepared, state = jax.eval_shape(
-      jax.vmap(prepare, in_axes=(None, 0, None)), params, batch, weights)
-  run = jax.vmap(functools.partial(run, clean=clean), in_axes=(None, 0, 0, None, None))
+  prepared, state = jax.eval_shape(prepare, params, batch, weights)
   step = jax.ShapeDtypeStruct((), jnp.int32)
-  compiled = jax.jit(run, donate_argnums=2).lower(params, prepared, state, step, step).compile()
-  memory = compiled.memory_analysis()
-  return (memory.argument_size_in_bytes + memory.output_size_in_bytes
-          + memory.temp_size_in_bytes - memory.alias_size_in_bytes)
+  programs = (
+      jax.jit(prepare).lower(params, batch, weights),
+      jax.jit(evaluate).lower(params, prepared, state),
+      jax.jit(run, donate_argnums=2).lower(params, prepared, state, step, step))
+  analyses = [program.compile().memory_analysis() for program in programs]
+  return max(
+      memory.argument_size_in_bytes + memory.output_size_in_bytes
+      + memory.temp_size_in_bytes - memory.alias_size_in_bytes for memory in analyses)
 
 
 def _device_memory(device: jax.Device) -> int:

@@ -4,13 +4,37 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tensorboardX import SummaryWriter
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto.event_pb2 import Event
+from tensorboardX.proto.summary_pb2 import Summary
+from tensorboardX.summary import scalar
 from tqdm import tqdm
 
 from mdtrap_jax import results
+
+
+class EventFile:
+  """Scalars for TensorBoard, on the disk when `write` returns.
+
+  tensorboardX's own writer has a thread of its own, which dies of a full disk and leaves the
+  run waiting for it.
+  """
+
+  def __init__(self, path: Path):
+    path.mkdir(exist_ok=True)
+    self._writer = EventsWriter(str(path / "events"))
+
+  def write(self, scalars: Mapping[str, float], step: int) -> None:
+    """Writes the finite ones of `scalars` at a step; a full disk raises `OSError`."""
+    values = [scalar(tag, value).value[0]
+              for tag, value in scalars.items() if np.isfinite(value)]
+    self._writer.write_event(
+        Event(wall_time=time.time(), step=step, summary=Summary(value=values)))
+    self._writer.flush()
 
 
 class Progress:
@@ -26,8 +50,7 @@ class Progress:
     """
     self._directories, self._steps = directories, steps
     self._moved = 0.0  # episodes' worth of steps done here
-    self._writers = {
-        name: SummaryWriter(str(d.path / "events")) for name, d in directories.items()}
+    self._events = {name: EventFile(d.path / "events") for name, d in directories.items()}
     total = max(len(d.finished) for d in directories.values())
     total = max(total, self._done() + todo)
     self._bar = tqdm(
@@ -41,14 +64,13 @@ class Progress:
 
   def __exit__(self, *exception) -> None:
     self._bar.close()
-    for writer in self._writers.values():
-      writer.close()
 
   def stepped(self, episodes: int, steps: int) -> None:
     """Moves the bar: so many episodes have done so many further steps."""
     share = episodes * steps / self._steps
     self._moved += share
-    self._bar.update(share)
+    # The shares add up to the total but for rounding, which tqdm would warn of.
+    self._bar.update(min(share, self._bar.total - self._bar.n))
     self._describe()
 
   def finished(self, outcome: Any, rows: int) -> None:
@@ -58,7 +80,7 @@ class Progress:
       outcome: of the runner; the terms' values, cotangent norms and cosines are logged.
       rows: episodes in the batch.
     """
-    self._bar.n = round(self._bar.n)  # the shares of the steps add up but for rounding
+    self._bar.n = round(self._bar.n)
     for p, (name, directory) in enumerate(self._directories.items()):
       accuracy = results.accuracy_of(directory.finished.values())
       scalars = {"accuracy/mean": accuracy.mean, "accuracy/ci95": accuracy.ci95,
@@ -66,9 +88,7 @@ class Progress:
       for term, state in outcome.terms.items():
         for kind in ("value", "norm", "cosine"):
           scalars[f"{term}/{kind}"] = float(np.mean(getattr(state, kind)[:rows, p]))
-      for tag, value in scalars.items():
-        if np.isfinite(value):
-          self._writers[name].add_scalar(tag, value, len(directory.finished))
+      self._events[name].write(scalars, len(directory.finished))
     self._describe()
 
   def _done(self) -> int:

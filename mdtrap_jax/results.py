@@ -53,8 +53,14 @@ def accuracy_of(lines: Iterable[dict[str, Any]]) -> Accuracy:
 class WorkDirectory:
   """The files of one run; holds a lock so that two runs cannot write to them at once."""
 
-  def __init__(self, path: str | Path, config: ml_collections.ConfigDict):
+  def __init__(self, path: str | Path, config: ml_collections.ConfigDict,
+               source: dict[str, Any] | None = None):
     """Claims `path` for a resolved config, new or to be resumed.
+
+    Args:
+      path: the directory; made if need be.
+      config: resolved.
+      source: what identifies the images that indices in the results refer to.
 
     Raises:
       ValueError: the directory belongs to a run of another config, or is no run's at all.
@@ -71,8 +77,8 @@ class WorkDirectory:
           f"{self.path} is in use by another run: wait for it or give another --workdir."
       ) from error
     try:
-      self._check_config(config)
       self.finished = {line["episode"]: line for line in self._repair()}
+      self._claim(json.loads(settings.to_json(config)) | {"source": source})
     except BaseException:
       self.close()
       raise
@@ -121,18 +127,19 @@ class WorkDirectory:
     except OSError as error:
       raise _explain(error, path) from error
 
-  def _check_config(self, config: ml_collections.ConfigDict) -> None:
+  def _claim(self, config: dict[str, Any]) -> None:
+    """Writes `config.json`; refuses where finished episodes are of something else."""
     path = self.path / "config.json"
-    if path.exists():
-      there = json.loads(path.read_text(encoding="utf-8"))
-      if changed := settings.differences(json.loads(settings.to_json(config)), there):
-        raise ValueError(
-            f"{self.path} holds a run of another config ({'; '.join(changed)}): give another "
-            "--workdir, or the same config to resume it.")
-    elif (self.path / "episodes.jsonl").exists():
+    if self.finished and not path.exists():
       raise ValueError(f"{self.path} has episodes.jsonl but no config.json, so it cannot be "
                        "told what made them: give another --workdir.")
-    self.write_json("config.json", settings.to_json(config))
+    if self.finished:
+      there = json.loads(path.read_text(encoding="utf-8"))
+      if changed := settings.differences(config, there):
+        raise ValueError(
+            f"{self.path} holds a run of another config or other data ({'; '.join(changed)}): "
+            "give another --workdir, or the same config and data to resume it.")
+    self.write_json("config.json", config)
 
   def _repair(self) -> list[dict[str, Any]]:
     """Reads `episodes.jsonl`, cutting off what a kill left half-written."""

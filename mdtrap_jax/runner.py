@@ -57,16 +57,20 @@ def run(config: ml_collections.ConfigDict, workdir: str | Path) -> dict[str, dic
       it can be known then.
   """
   config = settings.resolve(config)
+  if config.model.dtype == "auto":  # settled here, so that a resumed run keeps it
+    config.model.dtype = "float32" if jax.default_backend() == "cpu" else "bfloat16"
   runs, source = settings.variants(config), load_source(config)
+  identity = {"name": source.name, "class_names": list(source.class_names),
+              "images": len(source.labels)}
   with contextlib.ExitStack() as stack:
     directories = {
-        name: stack.enter_context(results.WorkDirectory(Path(workdir) / name, run))
+        name: stack.enter_context(results.WorkDirectory(Path(workdir) / name, run, identity))
         for name, run in runs.items()}
     todo = [episode for episode in range(config.episodes)
             if any(episode not in d.finished for d in directories.values())]
     seconds = _run_episodes(config, runs, source, directories, todo) if todo else 0.0
     rate = len(todo) / seconds if todo else None
-    return {name: _finish(run, directories[name], rate) for name, run in runs.items()}
+    return {name: _finish(directory, rate) for name, directory in directories.items()}
 
 
 def load_source(config: ml_collections.ConfigDict) -> Source:
@@ -78,9 +82,7 @@ def load_source(config: ml_collections.ConfigDict) -> Source:
 
 def load_model(config: ml_collections.ConfigDict) -> tuple[VisionLanguageModel, Params]:
   """The model of `config.model`, published or of random weights."""
-  dtype = config.model.dtype
-  if dtype == "auto":
-    dtype = "float32" if jax.default_backend() == "cpu" else "bfloat16"
+  dtype = "float32" if config.model.dtype == "auto" else config.model.dtype
   if not config.model.random_weights:
     return checkpoints.load(config.model.name, dtype=jnp.dtype(dtype))
   logging.warning("%s has random weights: its accuracy means nothing.", config.model.name)
@@ -92,8 +94,9 @@ def load_model(config: ml_collections.ConfigDict) -> tuple[VisionLanguageModel, 
 def make_lora(config: ml_collections.ConfigDict) -> LoraConfig:
   """`config.lora` as the models take it."""
   position = config.lora.position
-  if position.replace(",", "").replace(" ", "").isdigit():
-    position = tuple(int(block) for block in position.split(","))
+  blocks = [block.strip() for block in position.split(",") if block.strip()]
+  if all(block.isdigit() for block in blocks):
+    position = tuple(int(block) for block in blocks)
   return LoraConfig(
       rank=config.lora.rank, alpha=config.lora.alpha, dropout=config.lora.dropout,
       projections=tuple(config.lora.projections), encoder=config.lora.encoder,
@@ -275,10 +278,9 @@ def _line(i: int, p: int, batch: EpisodeBatch, source: Source, outcome: Outcome)
   }
 
 
-def _finish(config, directory, rate: float | None) -> dict[str, Any]:
-  """Writes `summary.json` over all episodes of the config."""
-  lines = [line for episode, line in sorted(directory.finished.items())
-           if episode < config.episodes]
+def _finish(directory, rate: float | None) -> dict[str, Any]:
+  """Writes `summary.json` over all episodes of the directory."""
+  lines = [line for _, line in sorted(directory.finished.items())]
   previous = directory.path / "summary.json"
   if rate is None and previous.exists():  # nothing was left to do: keep the measured rate
     rate = json.loads(previous.read_text(encoding="utf-8")).get("episodes_per_second")

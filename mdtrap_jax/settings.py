@@ -38,12 +38,17 @@ def resolve(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
       config.adapt.steps = config.adapt.steps_per_shot * config.data.shots
     if config.episodes is None:
       config.episodes = 800 if config.data.shots == 1 else 400
+    if config.objective.svl.weight is None:
+      config.objective.svl.weight = 0.001 if config.lora.encoder == "text" else 0.1
   for field, choices in CHOICES.items():
     if (value := get(config, field)) not in choices:
       raise ValueError(f"config.{field}={value!r}: choose one of {list(choices)}.")
   for field in POSITIVE:
     if not (value := get(config, field)) > 0:
       raise ValueError(f"config.{field}={value!r}: must be greater than 0.")
+  for field in ("adapt.batch_size", "episodes_per_device", "seed"):
+    if (value := get(config, field)) < 0:
+      raise ValueError(f"config.{field}={value!r}: must not be negative.")
   return config
 
 

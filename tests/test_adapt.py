@@ -195,10 +195,24 @@ def test_memory_decides_how_many_episodes_run_at_once():
   fit = functools.partial(
       parallel.episodes_per_device, adaptation, params, row(episodes, 0), weights,
       clean=True)
-  enough = fit(most=64, memory=2**30)
-  assert enough == 64
-  some = fit(most=10**6, memory=2**30)
-  assert fit(most=10**6, memory=2**31) > 1.8 * some > 1
+  assert fit(most=10**6, memory=2**31) > 100
+  assert fit(most=64, memory=2**31) == 64
   with pytest.raises(MemoryError, match="one episode needs .* GiB"):
     fit(most=4, memory=2**16)
   assert fit(most=4) == 4  # on a CPU by the number of rows
+
+
+def test_bfloat16_follows_float32():
+  adaptation, params, phases, episodes, _ = setup()
+  half = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), params)
+  prepared, state = jax.jit(adaptation.prepare)(half, row(episodes, 0))
+  assert prepared.tokens.dtype == jnp.bfloat16
+  run = jax.jit(functools.partial(adaptation.run, clean=True))
+  state = run(half, prepared, state, 0, 2)
+  assert {leaf.dtype for leaf in jax.tree.leaves(state.factors)} == {jnp.dtype(jnp.float32)}
+  exact, start = jax.jit(adaptation.prepare)(params, row(episodes, 0))
+  exact = run(params, exact, start, 0, 2)
+  for ours, theirs in zip(
+      chain.term_states(state.opt_state).values(),
+      chain.term_states(exact.opt_state).values(), strict=True):
+    np.testing.assert_allclose(ours.value, theirs.value, rtol=0.1, atol=0.05)

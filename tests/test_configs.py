@@ -78,6 +78,6 @@ def test_unknown_method():
 
 
 def test_adaptation_follows_the_config():
-  config = settings.resolve(small_config(lora__position="0, 1", lora__projections="qv"))
+  config = settings.resolve(small_config(lora__position="0, 1", lora__projections=("q", "v")))
   lora = runner.make_lora(config)
   assert (lora.position, lora.projections) == ((0, 1), ("q", "v"))

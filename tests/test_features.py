@@ -6,8 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from mdtrap_jax.data.features import (
-    Extractor, cached_features, check_features, read_features)
+from mdtrap_jax.data.features import Extractor, cached_features, check_features, read_features
 from mdtrap_jax.data.sources import ArraySource
 from mdtrap_jax.heads.extractors import Backbone, fingerprint, make_extractor
 from mdtrap_jax.models.resnet import ResNet18

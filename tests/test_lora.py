@@ -28,19 +28,21 @@ def random_factors(config, depth=DEPTH):
 
 
 @pytest.mark.parametrize("position", ["all", "mid", "top3", (0,), (1, 2, 5)])
-@pytest.mark.parametrize("projections", [("q", "k", "v"), ("v",), ("q", "v")])
+@pytest.mark.parametrize("projections", [("q", "k", "v"), ("v",), ("q", "v", "out"), ("out",)])
 def test_factored_equals_merged(position, projections):
   config = LoraConfig(rank=2, dropout=0.0, projections=projections, position=position)
   factors = random_factors(config)
   ours = run_blocks(BLOCKS, TOKENS, BLOCK, lora=config, factors=factors)
-  kernel = np.array(BLOCKS["attention"]["qkv"]["kernel"])  # [depth, W, 3, W]
+  attention = BLOCKS["attention"]
+  qkv = np.array(attention["qkv"]["kernel"])  # [depth, W, 3, W]
+  out = np.array(attention["out"]["kernel"])  # [depth, W, W]
   for i, block in enumerate(config.blocks(DEPTH)):
     for p, name in enumerate(projections):
-      kernel[block, :, PROJECTIONS.index(name)] += (
-          config.multiplier * np.asarray(factors.a[i, p] @ factors.b[i, p]))
-  attention = BLOCKS["attention"]
-  merged = BLOCKS | {"attention": attention | {
-      "qkv": attention["qkv"] | {"kernel": jnp.asarray(kernel)}}}
+      kernel = out[block] if name == "out" else qkv[block, :, PROJECTIONS.index(name)]
+      kernel += config.multiplier * np.asarray(factors.a[i, p] @ factors.b[i, p])
+  merged = BLOCKS | {"attention": {
+      "qkv": attention["qkv"] | {"kernel": jnp.asarray(qkv)},
+      "out": attention["out"] | {"kernel": jnp.asarray(out)}}}
   np.testing.assert_allclose(ours, run_blocks(merged, TOKENS, BLOCK), rtol=1e-4, atol=1e-4)
 
 
@@ -116,6 +118,7 @@ def test_blocks_draw_different_masks():
 
 @pytest.mark.parametrize(("settings", "message"), [
     ({"projections": ("q", "o")}, "lora.projections"),
+    ({"projections": ("v", "q")}, "in this order"),
     ({"projections": ()}, "lora.projections"),
     ({"encoder": "image"}, "lora.encoder='image'.*vision"),
     ({"scale": "root"}, "lora.scale"),
@@ -124,6 +127,11 @@ def test_blocks_draw_different_masks():
 def test_wrong_settings(settings, message):
   with pytest.raises(ValueError, match=message):
     LoraConfig(**settings)
+
+
+def test_a_shallow_encoder_has_no_bottom_third():
+  with pytest.raises(ValueError, match="lora.position='bottom': an encoder of 2 blocks"):
+    LoraConfig(position="bottom").blocks(2)
 
 
 @pytest.mark.parametrize("position", ["middle", (12,), ()])

@@ -50,13 +50,28 @@ def test_damage_in_the_middle_is_named(tmp_path):
 
 
 def test_a_directory_of_another_config_is_refused(tmp_path):
-  results.WorkDirectory(tmp_path, CONFIG).close()
+  with results.WorkDirectory(tmp_path, CONFIG) as directory:
+    directory.append([line(0)])
   other = settings.resolve(small_config(data__shots=2))
   with pytest.raises(ValueError, match="data.shots: 1 there, 2 here"):
     results.WorkDirectory(tmp_path, other)
   more = settings.resolve(small_config(episodes=50, data__threads=7))  # how, not what
   results.WorkDirectory(tmp_path, more).close()
   assert json.loads((tmp_path / "config.json").read_text())["episodes"] == 50
+
+
+def test_other_data_are_refused(tmp_path):
+  source = {"name": "birds", "images": 32}
+  with results.WorkDirectory(tmp_path, CONFIG, source) as directory:
+    directory.append([line(0)])
+  results.WorkDirectory(tmp_path, CONFIG, source).close()
+  with pytest.raises(ValueError, match="other data .source.images: 32 there, 33 here"):
+    results.WorkDirectory(tmp_path, CONFIG, source | {"images": 33})
+
+
+def test_a_mistake_before_the_first_episode_does_not_lock_the_directory(tmp_path):
+  results.WorkDirectory(tmp_path, settings.resolve(small_config(data__shots=3))).close()
+  results.WorkDirectory(tmp_path, CONFIG).close()
 
 
 def test_a_directory_in_use_is_refused(tmp_path):
@@ -67,10 +82,10 @@ def test_a_directory_in_use_is_refused(tmp_path):
 
 
 def test_results_of_unknown_origin_are_not_overwritten(tmp_path):
-  (tmp_path / "episodes.jsonl").write_text("{}\n")
+  (tmp_path / "episodes.jsonl").write_text('{"episode": 0}\n')
   with pytest.raises(ValueError, match="no config.json"):
     results.WorkDirectory(tmp_path, CONFIG)
-  assert (tmp_path / "episodes.jsonl").read_text() == "{}\n"
+  assert (tmp_path / "episodes.jsonl").read_text() == '{"episode": 0}\n'
 
 
 def test_a_full_disk_loses_nothing(tmp_path, monkeypatch):
@@ -87,7 +102,7 @@ def test_a_full_disk_loses_nothing(tmp_path, monkeypatch):
     with pytest.raises(OSError, match="disk is full"):
       directory.write_json("config.json", "{}")
     assert json.loads((tmp_path / "config.json").read_text()) == json.loads(
-        settings.to_json(CONFIG))
+        settings.to_json(CONFIG)) | {"source": None}
 
 
 def test_mean_and_interval_by_hand():

@@ -69,7 +69,8 @@ def test_runs_without_common_episodes_are_not_compared(tmp_path):
     (tmp_path / name / "episodes.jsonl").write_text(
         '{"episode": 0, "status": "ok", "accuracy": 1.0, "zero_shot_accuracy": 0.5, '
         f'"class_names": [], "query": [], "support": {support}}}\n')
-  with pytest.raises(ValueError, match="no episode in common"):
-    comparison.compare(comparison.find_runs([tmp_path]))
+  rows = comparison.compare(comparison.find_runs([tmp_path]))
+  assert rows[1].difference.episodes == 0
+  assert comparison.format_text(rows).splitlines()[2].split()[-2:] == ["–", "0"]
   with pytest.raises(FileNotFoundError, match="holds no episodes.jsonl"):
     comparison.find_runs([tmp_path / "c"])

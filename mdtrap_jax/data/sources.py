@@ -53,14 +53,17 @@ class FolderSource:
   """A folder with one subfolder per class, of any depth; symbolic links are followed."""
 
   def __init__(
-    self, path: str | os.PathLike[str], class_names: Mapping[str, str] | None = None
+    self,
+    path: str | os.PathLike[str],
+    class_names: Mapping[str, str] | Sequence[str] | None = None,
   ):
     """Lists the folder; no image is read yet.
 
     Args:
       path: The folder. Its subfolders, sorted by name, are the classes; hidden files and
         folders are passed over, and so are, with a warning, files that are not images.
-      class_names: The name in prompts of each subfolder that has another than its own.
+      class_names: The name in prompts of each subfolder that has another than its own, or the
+        names of all subfolders in sorted order.
 
     Raises:
       FileNotFoundError: If there is no such folder.
@@ -75,6 +78,13 @@ class FolderSource:
     folders = sorted(
       entry.name for entry in root.iterdir() if entry.is_dir() and entry.name[0] != "."
     )
+    if class_names and not isinstance(class_names, Mapping):
+      if len(class_names) != len(folders):
+        raise ValueError(
+          f"--config.data.class_names has {len(class_names)} names and {root} has "
+          f"{len(folders)} classes: {', '.join(folders)}. Name each, in this order."
+        )
+      class_names = dict(zip(folders, class_names, strict=True))
     renamed = dict(class_names or {})
     if unknown := sorted(set(renamed) - set(folders)):
       raise ValueError(
@@ -188,16 +198,7 @@ def _folder(config: Any) -> Source:
       "No image folder is given. Set --config.data.path= to a folder with one subfolder per "
       "class."
     )
-  source = FolderSource(config.path)
-  names = tuple(getattr(config, "class_names", ()))
-  if names and len(names) != len(source.class_names):
-    raise ValueError(
-      f"--config.data.class_names has {len(names)} names and {config.path} has "
-      f"{len(source.class_names)} classes: {', '.join(source.class_names)}. Name each, in this "
-      "order."
-    )
-  source.class_names = names or source.class_names
-  return source
+  return FolderSource(config.path, getattr(config, "class_names", ()))
 
 
 def _world(config: Any) -> Source:

@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow_datasets as tfds
@@ -91,11 +91,14 @@ class TfdsSource:
 
   def image(self, index: int) -> np.ndarray:
     """Decodes an image, uint8 `[H, W, 3]`."""
-    return images.decode(bytes(self._examples[index]["image"]), self.describe(index))
+    example = self._examples[index]
+    return images.decode(bytes(example["image"]), self._name(index, example))
 
   def describe(self, index: int) -> str:
     """The example's number in the split, with its file's name where TFDS keeps it."""
-    example = self._examples[index]
+    return self._name(index, self._examples[index])
+
+  def _name(self, index: int, example: Mapping[str, Any]) -> str:
     file = example.get("filename", example.get("image/filename", b""))
     return f"{self.name} example {index} {bytes(file).decode()}".rstrip()
 

@@ -1,4 +1,4 @@
-"""Low-rank adapters (LoRA) on the query, key and value projections, always factored.
+"""Low-rank adapters (LoRA) on the projections of an attention block, always factored.
 
 A layer computes `x W + s (dropout(x) A) B`; the sum `W + s A B` is never formed, because inside
 a `vmap` over episodes it would cost one copy of the base weights per episode.
@@ -14,7 +14,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-PROJECTIONS = ("q", "k", "v")
+PROJECTIONS = ("q", "k", "v", "out")
 ENCODERS = {"vision": ("image",), "text": ("text",), "both": ("image", "text")}
 SCALES = {"sqrt": math.sqrt, "linear": float}
 POSITIONS = {
@@ -44,7 +44,7 @@ class LoraConfig:
     alpha: the scale is `alpha / sqrt(r)` (the reference) or `alpha / r` (`scale="linear"`).
     dropout: probability of dropping an element of the adapter's input, drawn independently
       for each projection.
-    projections: any of `q`, `k`, `v`.
+    projections: any of `q`, `k`, `v` and `out`, in this order.
     encoder: `vision`, `text` or `both`.
     position: which blocks; a name of `POSITIONS` or explicit block numbers.
     scale: `sqrt` or `linear`.
@@ -53,15 +53,16 @@ class LoraConfig:
   rank: int = 16
   alpha: float = 8.0
   dropout: float = 0.25
-  projections: tuple[str, ...] = PROJECTIONS
+  projections: tuple[str, ...] = ("q", "k", "v")
   encoder: str = "vision"
   position: str | tuple[int, ...] = "all"
   scale: str = "sqrt"
 
   def __post_init__(self):
-    unknown = [p for p in self.projections if p not in PROJECTIONS]
-    if unknown or not self.projections:
-      raise ValueError(f"lora.projections={self.projections!r}: choose any of {PROJECTIONS}.")
+    if not self.projections or self.projections != tuple(
+        name for name in PROJECTIONS if name in self.projections):
+      raise ValueError(
+          f"lora.projections={self.projections!r}: choose any of {PROJECTIONS}, in this order.")
     for field, choices in (("encoder", ENCODERS), ("scale", SCALES)):
       if (value := getattr(self, field)) not in choices:
         raise ValueError(f"lora.{field}={value!r}: choose one of {sorted(choices)}.")
@@ -91,7 +92,10 @@ class LoraConfig:
         raise ValueError(
             f"lora.position={self.position!r}: choose one of {sorted(POSITIONS)}, "
             "or give block numbers.")
-      return tuple(POSITIONS[self.position](depth))
+      if not (blocks := tuple(POSITIONS[self.position](depth))):
+        raise ValueError(f"lora.position={self.position!r}: an encoder of {depth} blocks has "
+                         "none there; use 'all' or block numbers.")
+      return blocks
     outside = [block for block in self.position if not 0 <= block < depth]
     if outside or not self.position:
       raise ValueError(

@@ -96,16 +96,24 @@ class Attention(nn.Module):
   ) -> jax.Array:
     """Maps `[B, S, W]` to `[B, S, W]`."""
     qkv = nn.DenseGeneral((3, self.config.width), name="qkv")(x)
-    projected = {name: qkv[..., i, :] for i, name in enumerate(PROJECTIONS)}
-    if factors is not None:
-      delta = lora_delta(x, factors, self.lora, key)
-      for i, name in enumerate(self.lora.projections):
-        projected[name] = projected[name] + delta[i]
-    q, k, v = (projected[name] for name in PROJECTIONS)
+    projected = [qkv[..., i, :] for i in range(3)]
+    adapted = () if factors is None else self.lora.projections
+    inner = [PROJECTIONS.index(name) for name in adapted if name != "out"]
+    if inner:
+      delta = lora_delta(
+          x, jax.tree.map(lambda leaf: leaf[:len(inner)], factors), self.lora, key)
+      for i, number in enumerate(inner):
+        projected[number] = projected[number] + delta[i]
+    q, k, v = projected
     if self.config.rope is not None:
       q, k = (rotate(t, self.config.rope, self.config.heads) for t in (q, k))
     out = attention(q, k, v, self.config.heads, self.config.causal)
-    return nn.Dense(self.config.width, name="out")(out)
+    result = nn.Dense(self.config.width, name="out")(out)
+    if "out" in adapted:
+      last = jax.tree.map(lambda leaf: leaf[-1:], factors)
+      key = None if key is None else jax.random.fold_in(key, PROJECTIONS.index("out"))
+      result = result + lora_delta(out, last, self.lora, key)[0]
+    return result
 
 
 class Mlp(nn.Module):

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import optax
 
 from mdtrap_jax.objectives.pull_back import pull_back
-from mdtrap_jax.objectives.terms import NEEDS_ALL_VIEWS, NEEDS_CLEAN, TERMS, Context
+from mdtrap_jax.objectives.terms import NEEDS_ALL_VIEWS, NEEDS_CLEAN, TERMS, Context, TermState
 
 
 class Phase(NamedTuple):
@@ -51,7 +51,8 @@ def enabled_terms(config: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str
       raise ValueError(f"objective.{name}: no such term; choose from {sorted(TERMS)}, or add "
                        "yours to mdtrap_jax.objectives.terms.TERMS.")
     window = tuple(options["window"])
-    if len(window) != 2 or not 0 <= window[0] < window[1] <= 5:
+    if (len(window) != 2 or not 0 <= window[0] < window[1] <= 5
+        or any(not isinstance(fifth, int) for fifth in window)):
       raise ValueError(f"objective.{name}.window={window}: give the first and last fifth of "
                        "the steps, for example (0, 3).")
   return {name: dict(config[name]) for name in TERMS
@@ -142,6 +143,6 @@ def with_weights(state: Mapping[str, Any], weights: Mapping[str, Any]) -> dict[s
   return OrderedDict(state) | changed  # `named_chain` keeps its stages in this type
 
 
-def term_states(opt_state: Mapping[str, Any], names: Sequence[str] = tuple(TERMS)):
+def term_states(opt_state: Mapping[str, Any]) -> dict[str, TermState]:
   """The states of the terms in a chain's state, by name."""
-  return {name: opt_state[name] for name in names if name in opt_state}
+  return {name: state for name, state in opt_state.items() if isinstance(state, TermState)}

@@ -195,7 +195,8 @@ def add_relation_alignment(context: Context, weight: float = 3.0, divergence: st
     del key
     relation = losses.visual_relation(features.image, features.clean)
     text = losses.text_relation(features.text, batch.labels, batch.clean_labels)
-    share = 1 - (step - context.start) / context.fade
+    # Where T is no multiple of 5, `fade` may end a few steps before the window does.
+    share = jnp.maximum(1 - (step - context.start) / context.fade, 0.0)
     target = share * memory.relation + (1 - share) * text
     value = losses.DIVERGENCES[divergence](target, relation)
     return value, jax.lax.stop_gradient(RelationMemory(relation, target))
@@ -233,6 +234,6 @@ TERMS: dict[str, Callable[..., optax.GradientTransformationExtraArgs]] = {
     "ra": add_relation_alignment,
     "symmetric": add_symmetric_cross_entropy,
 }
-# Terms that need the clean pass, and terms that need all N views in every step.
-NEEDS_CLEAN = frozenset({"ra"})
-NEEDS_ALL_VIEWS = frozenset({"ra", "visual"})
+# Terms that need the clean pass, and terms that need all N views in every step. Add yours.
+NEEDS_CLEAN = {"ra"}
+NEEDS_ALL_VIEWS = {"ra", "visual"}

@@ -102,7 +102,7 @@ def _transformer(recorded: Recording) -> list[Check]:
 
 
 def _adapters(recorded: Recording) -> list[Check]:
-  model, weights = from_torchvision(_random_weights(int(recorded["seed"])), dtype=jnp.float64)
+  model, weights = from_torchvision(random_weights(int(recorded["seed"])), dtype=jnp.float64)
   images = lambda name: recorded[name].repeat(7, 2).repeat(7, 3).transpose(0, 2, 3, 1)
   task = _task(recorded, images("support_12x12"), images("query_12x12"))
   features = jax.jit(model.features)
@@ -184,7 +184,7 @@ def _trajectory(recorded: Recording, fit: Fit) -> list[Check]:
       _check("val_accs", accuracies, recorded["val_accs"], SINGLE)]
 
 
-def _random_weights(seed: int) -> dict[str, np.ndarray]:
+def random_weights(seed: int) -> dict[str, np.ndarray]:
   """The backbone's state dict, drawn in sorted order as the recording did."""
   shapes = parameter_shapes(ResNet18())
   stored = {slot.name: slot.arrange(shapes[slot.path]).stored
