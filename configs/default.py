@@ -26,7 +26,7 @@ METHODS = {
 def get_config(method="svl_ra"):
   config = ConfigDict()
   config.experiment = "finetune"  # or "heads" (configs/copa.py) or "study" (configs/study.py)
-  config.seed = 0
+  config.seed = 0  # of all episodes: their data, views, draws and LoRA start
   config.episodes = placeholder(int)  # None: 800 for 1-shot, 400 otherwise
   config.episodes_per_device = 0  # adapted at once on each device; 0: found from its memory
 
@@ -79,7 +79,7 @@ def get_config(method="svl_ra"):
 
   config.adapt = adapt = ConfigDict()
   adapt.views = 5  # V, of each support image
-  adapt.steps_per_shot = 250
+  adapt.steps_per_shot = 250  # the paper's; 125 on ChestX
   adapt.steps = placeholder(int)  # T; None: steps_per_shot · shots
   adapt.batch_size = 0  # views per step; 0: all
 

@@ -36,6 +36,10 @@ class EventFile:
         Event(wall_time=time.time(), step=step, summary=Summary(value=values)))
     self._writer.flush()
 
+  def close(self) -> None:
+    """Closes the file; everything is on the disk already."""
+    self._writer.close()
+
 
 class Progress:
   """A bar over episodes that moves with every segment, and scalars in `events/`."""
@@ -64,6 +68,8 @@ class Progress:
 
   def __exit__(self, *exception) -> None:
     self._bar.close()
+    for events in self._events.values():
+      events.close()
 
   def stepped(self, episodes: int, steps: int) -> None:
     """Moves the bar: so many episodes have done so many further steps."""

@@ -18,7 +18,7 @@ def small_config(**overrides) -> ml_collections.ConfigDict:
   config.update_from_flattened_dict({
       "model.name": "clip-tiny", "model.random_weights": True, "data.ways": WAYS,
       "data.shots": SHOTS, "data.queries": QUERIES, "data.threads": 1, "adapt.steps": STEPS,
-      "optimizer.learning_rate": 1e-2, "lora.rank": 2, "episodes": 5})
+      "objective.svl.weight": 0.1, "optimizer.learning_rate": 1e-2, "lora.rank": 2, "episodes": 5})
   config.update_from_flattened_dict(
       {name.replace("__", "."): value for name, value in overrides.items()})
   return config

@@ -132,7 +132,7 @@ def keep_mask(key: jax.Array, shape: Sequence[int], rate: float) -> jax.Array:
 def lora_delta(
     x: jax.Array, factors: LoraFactors, config: LoraConfig, key: jax.Array | None
 ) -> jax.Array:
-  """`s · (dropout(x) A) B` of one block, for all its adapted projections at once.
+  """`s · (dropout(x) A) B` of one block, for several of its projections at once.
 
   Args:
     x: `[B, S, d_in]`, the input of the projections.
@@ -147,7 +147,10 @@ def lora_delta(
   if key is None or config.dropout == 0.0:
     low = jnp.einsum("bsi,pir->pbsr", x, a)
   else:
-    keep = keep_mask(key, (a.shape[0], *x.shape), config.dropout)
+    # A key for each row, so that an image's masks do not depend on how many others there are.
+    keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, jnp.arange(x.shape[0]))
+    shape = (a.shape[0], *x.shape[1:])
+    keep = jax.vmap(lambda k: keep_mask(k, shape, config.dropout), out_axes=1)(keys)
     dropped = jnp.where(keep, x[None] / (1.0 - config.dropout), jnp.zeros((), x.dtype))
     low = jnp.einsum("pbsi,pir->pbsr", dropped, a)
   return jnp.einsum("pbsr,pro->pbso", low, b)
