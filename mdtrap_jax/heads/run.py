@@ -22,7 +22,7 @@ from mdtrap_jax import parallel, results
 from mdtrap_jax.analysis import gap
 from mdtrap_jax.data import tasks as task_data
 from mdtrap_jax.data.features import FeatureSet, cached_features, read_features
-from mdtrap_jax.data.sources import make_source
+from mdtrap_jax.data.sources import Source, make_source
 from mdtrap_jax.heads import ncc
 from mdtrap_jax.heads.diagnosis import diagnose
 from mdtrap_jax.heads.extractors import Backbone, load_backbone, make_extractor
@@ -73,24 +73,27 @@ def run(config: ml_collections.ConfigDict, workdir: str | Path) -> dict[str, Any
   config = config.copy_and_resolve_references()
   check(config)
   rule = make_rule(config.tasks)
-  with results.WorkDirectory(workdir, config) as directory:
+  domains = {domain_name(entry): open_domain(config, entry) for entry in config.domains}
+  for name, data in domains.items():
+    task_data.check_rule(name, data.labels, data.class_names, rule)
+  identity = {name: {"class_names": list(data.class_names), "images": len(data.labels)}
+              for name, data in domains.items()}
+  with results.WorkDirectory(workdir, config, identity) as directory:
     slots = [slot for slot in all_slots(config) if slot.episode not in directory.finished]
-    seconds, backbone = 0.0, None
+    seconds, diagnoses, backbone = 0.0, {}, None
     if (slots or config.diagnosis.tasks) and not config.features.path:
       backbone = load_backbone(config.features, config.seeds[0])
-    diagnoses = {}
     with Progress({"": directory}, len(slots), 1) as progress:
-      for domain in map(domain_name, config.domains):
-        todo = [slot for slot in slots if slot.domain == domain]
+      for name, data in domains.items():
+        todo = [slot for slot in slots if slot.domain == name]
         if not todo and not config.diagnosis.tasks:
           continue
-        found = load_domain(config, domain, backbone, METHODS[config.method].needs)
-        task_data.check_rule(domain, found.labels, found.class_names, rule)
+        found = _features(config, name, data, backbone)
         started = time.monotonic()
         _run_domain(config, found, rule, backbone, directory, todo, progress)
         seconds += time.monotonic() - started
         if config.diagnosis.tasks:
-          diagnoses[domain] = _diagnose(config, found, rule, directory)
+          diagnoses[name] = _diagnose(config, found, rule, directory)
     return _finish(config, directory, len(slots), seconds, diagnoses)
 
 
@@ -149,19 +152,26 @@ def all_slots(config: Any) -> Iterator[Slot]:
       yield Slot(task * len(pairs) + place, domain, seed, task)
 
 
-def load_domain(
-    config: Any, domain: str, backbone: Backbone | None, kind: str
-) -> FeatureSet:
-  """The features (or images) of one domain: read, taken from the cache, or computed."""
+def open_domain(config: Any, entry: str) -> FeatureSet | Source:
+  """One of `config.domains`: stored features, or the images to make them of."""
+  name, _, folder = entry.partition("=")
   if config.features.path:
-    return read_features(config.features.path, domain)
-  entry = next(entry for entry in config.domains if domain_name(entry) == domain)
+    return read_features(config.features.path, name)
   data = ml_collections.ConfigDict(config.data.to_dict())
-  folder = entry.partition("=")[2]
-  data.name, data.path = ("folder", folder) if folder else (domain, "")
-  extractor = make_extractor(config.features.model, backbone, kind)
+  data.name, data.path = ("folder", folder) if folder else (name, "")
+  return make_source(data)
+
+
+def _features(
+    config: Any, name: str, data: FeatureSet | Source, backbone: Backbone | None
+) -> FeatureSet:
+  """The features (or images) of a domain: as read, from the cache, or computed."""
+  if isinstance(data, FeatureSet):
+    return data
+  extractor = make_extractor(
+      config.features.model, backbone, METHODS[config.method].needs)
   return cached_features(
-      domain, make_source(data), extractor, config.data.cache_dir or None,
+      name, data, extractor, config.data.cache_dir or None,
       batch_size=config.features.batch_size, threads=config.data.threads)
 
 
