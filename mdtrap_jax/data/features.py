@@ -198,5 +198,5 @@ def _read_npz(path: Path, domain: str) -> FeatureSet:
         sets = sorted(n.removesuffix("/features") for n in file.files if n.endswith("/features"))
         known = f"; it has the domains {', '.join(sets)}" if sets else ""
         raise ValueError(f"{path} has no array {prefix + part!r}{known}.")
-    names = file[prefix + "classes"] if prefix + "classes" in file else None
+    names = file.get(prefix + "classes", None)
     return check_features(domain, file[prefix + "features"], file[prefix + "labels"], names)
