@@ -24,6 +24,18 @@ class Backbone(NamedTuple):
   params: Any
 
 
+def check_backbone(config: Any) -> None:
+  """Refuses a config without weights; `config` is that of `load_backbone`.
+
+  Raises:
+    ValueError: says what to set.
+  """
+  if config.model == "resnet18" and not (config.checkpoint or config.random_weights):
+    raise ValueError("--config.features.model=resnet18 needs weights: set "
+                     "--config.features.checkpoint= to URL's model_best.pth.tar, or "
+                     "--config.features.random_weights=True to try things out.")
+
+
 def load_backbone(config: Any, seed: int) -> Backbone:
   """The model of `config.features`.
 
@@ -35,16 +47,13 @@ def load_backbone(config: Any, seed: int) -> Backbone:
   Raises:
     ValueError, FileNotFoundError: no such model or checkpoint.
   """
+  check_backbone(config)
   if config.random_weights:
     logging.warning("%s has random weights: its accuracy means little.", config.model)
   if config.model == "resnet18":
     if config.random_weights:
       model = ResNet18()
       return Backbone(model, model.init(jax.random.key(seed)))
-    if not config.checkpoint:
-      raise ValueError("--config.features.model=resnet18 needs weights: set "
-                       "--config.features.checkpoint= to URL's model_best.pth.tar, or "
-                       "--config.features.random_weights=True to try things out.")
     return Backbone(*load_resnet18(config.checkpoint))
   if config.random_weights:
     model = models.build(config.model)

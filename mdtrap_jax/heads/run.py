@@ -25,7 +25,12 @@ from mdtrap_jax.data.features import FeatureSet, cached_features, read_features
 from mdtrap_jax.data.sources import Source, make_source
 from mdtrap_jax.heads import ncc
 from mdtrap_jax.heads.diagnosis import diagnose
-from mdtrap_jax.heads.extractors import Backbone, load_backbone, make_extractor
+from mdtrap_jax.heads.extractors import (
+    Backbone,
+    check_backbone,
+    load_backbone,
+    make_extractor,
+)
 from mdtrap_jax.heads.method import Method, Representations
 from mdtrap_jax.heads.methods import METHODS, make_method
 from mdtrap_jax.heads.table import summarize
@@ -117,6 +122,8 @@ def check(config: ml_collections.ConfigDict) -> None:
   if needs == "image" and config.features.path:
     raise ValueError(f"config.method={config.method!r} tunes adapters inside the ResNet-18 and "
                      "cannot run on stored features: leave config.features.path empty.")
+  if not config.features.path:
+    check_backbone(config.features)
   if needs != "pooled" and config.diagnosis.tasks:
     raise ValueError("config.diagnosis.tasks: the gap is studied on pooled features; use the "
                      "methods ncc, url or copa for it.")
