@@ -45,7 +45,10 @@ def get_config(method="svl_ra"):
   data.ways = 5  # C, classes in an episode
   data.shots = 1  # K, support images of each class
   data.queries = 15  # Q, query images of each class
-  data.template = "a photo of a {}."  # the prompt; {} is the class name
+  data.template = placeholder(str)  # the prompt, {} the class name; None: the model family's
+  # "squash": both sides alike, as the papers do it; "crop": the short side, then the center;
+  # "family": as the model family's originals do it (CLIP crops, the others squash).
+  data.resize = "squash"  # how an image becomes the model's square
   data.threads = 4  # that decode images ahead of the device
   data.cache_dir = ""  # keep resized images here; "": no cache
 

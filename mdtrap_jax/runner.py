@@ -59,6 +59,7 @@ def run(config: ml_collections.ConfigDict, workdir: str | Path) -> dict[str, dic
   config = settings.resolve(config)
   if config.model.dtype == "auto":  # settled here, so that a resumed run keeps it
     config.model.dtype = "float32" if jax.default_backend() == "cpu" else "bfloat16"
+  follow_family(config)
   runs, source = settings.variants(config), load_source(config)
   identity = {"name": source.name, "class_names": list(source.class_names),
               "images": len(source.labels)}
@@ -71,6 +72,21 @@ def run(config: ml_collections.ConfigDict, workdir: str | Path) -> dict[str, dic
     seconds = _run_episodes(config, runs, source, directories, todo) if todo else 0.0
     rate = len(todo) / seconds if todo else None
     return {name: _finish(directory, rate) for name, directory in directories.items()}
+
+
+def follow_family(config: ml_collections.ConfigDict) -> None:
+  """Settles, in place, what a resolved config leaves to the family of its model.
+
+  Raises:
+    FileNotFoundError, ValueError: the model's family cannot be known.
+  """
+  data, model = config.data, config.model
+  if data.template is None or data.resize == "family":
+    name = (models.find(model.name).family if model.random_weights
+            else checkpoints.family_of(model.name))
+    family = models.FAMILIES[name]
+    data.template = data.template or family.prompt
+    data.resize = family.resize if data.resize == "family" else data.resize
 
 
 def load_source(config: ml_collections.ConfigDict) -> Source:
@@ -176,8 +192,9 @@ def _run_episodes(config, runs, source: Source, directories, todo: list[int]) ->
   programs = parallel.make_programs(adaptation, mesh)
   batches = episode_batches(
       source, todo, size, seed=config.seed, ways=data.ways, shots=data.shots,
-      queries=data.queries, size=model.image.image_size, unreadable=data.unreadable,
-      threads=data.threads, cache=_image_cache(config, source, model.image.image_size))
+      queries=data.queries, size=model.image.image_size, resize=data.resize,
+      unreadable=data.unreadable, threads=data.threads,
+      cache=_image_cache(config, source, model.image.image_size))
 
   started = time.monotonic()
   with Progress(directories, len(todo), steps) as progress:
@@ -197,7 +214,8 @@ def _run_episodes(config, runs, source: Source, directories, todo: list[int]) ->
 def _image_cache(config, source: Source, size: int) -> ImageCache | None:
   if not config.data.cache_dir:
     return None
-  return ImageCache(config.data.cache_dir, source.identity, len(source.labels), size)
+  return ImageCache(
+      config.data.cache_dir, source.identity, len(source.labels), size, config.data.resize)
 
 
 def _episodes_per_device(

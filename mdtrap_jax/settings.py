@@ -13,6 +13,7 @@ import ml_collections
 RUNTIME_FIELDS = ("episodes", "episodes_per_device", "data.threads", "data.cache_dir")
 CHOICES = {
     "model.dtype": ("auto", "float32", "bfloat16"),
+    "data.resize": ("squash", "crop", "family"),
     "data.unreadable": ("error", "skip"),
     "data.small_classes": ("error", "drop"),
 }

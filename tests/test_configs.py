@@ -7,7 +7,7 @@ from pathlib import Path
 import jax
 import pytest
 
-from configs import default
+from configs import backbones, default
 from mdtrap_jax import models, runner, settings
 from mdtrap_jax.objectives import chain
 from tests.episodes import small_config
@@ -65,11 +65,50 @@ def test_every_field_is_commented():
 @pytest.mark.parametrize(("overrides", "message"), [
     ({"model__dtype": "float16"}, r"config.model.dtype='float16': choose one of"),
     ({"data__unreadable": "ignore"}, "config.data.unreadable='ignore'"),
+    ({"data__resize": "stretch"}, "config.data.resize='stretch': choose one of"),
     ({"data__shots": 0}, "config.data.shots=0: must be greater than 0"),
     ({"episodes": -1}, "config.episodes=-1")])
 def test_wrong_values(overrides, message):
   with pytest.raises(ValueError, match=message):
     settings.resolve(small_config(**overrides))
+
+
+@pytest.mark.parametrize(("overrides", "template", "resize"), [
+    ({}, "a photo of a {}.", "squash"),
+    ({"data__resize": "family"}, "a photo of a {}.", "crop"),
+    ({"data__resize": "family", "model__name": "siglip2-b16-224"}, "a photo of a {}.", "squash"),
+    ({"data__resize": "crop", "data__template": "a {}"}, "a {}", "crop")])
+def test_the_family_settles_what_is_left_to_it(overrides, template, resize):
+  config = settings.resolve(small_config(model__random_weights=False, **{
+      "model__name": "clip-vit-b16", **overrides}))
+  runner.follow_family(config)
+  assert (config.data.template, config.data.resize) == (template, resize)
+  again = settings.resolve(config)  # as at a resume from what was stored
+  runner.follow_family(again)
+  assert settings.to_json(again) == settings.to_json(config)
+
+
+def test_a_family_that_cannot_be_known():
+  config = settings.resolve(small_config(model__name="clip-vit-b61"))
+  with pytest.raises(ValueError, match="clip-vit-b16"):
+    runner.follow_family(config)
+
+
+@pytest.mark.parametrize("backbone", sorted(backbones.BACKBONES))
+def test_every_backbone_is_adapted_alike(backbone):
+  config = settings.resolve(backbones.get_config(f"{backbone},chestx"))
+  model = models.build(config.model.name)
+  adaptation = runner.make_adaptation(config, model, 100.0)
+  factors = jax.eval_shape(
+      lambda: model.init_lora(jax.random.key(0), adaptation.lora))["image"]
+  assert factors.a.shape == (12, 3, 768, 16)
+  assert config.adapt.steps == 125
+
+
+@pytest.mark.parametrize("row", ["pe_core", "pe,isic", "pe_core,cifar", "clip,isic,vlm,vlm"])
+def test_unknown_rows(row):
+  with pytest.raises(ValueError, match="give BACKBONE,TARGET"):
+    backbones.get_config(row)
 
 
 def test_unknown_method():

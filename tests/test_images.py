@@ -147,6 +147,32 @@ def test_damage_is_an_image_or_the_one_error(kind, data):
     assert decoded.shape[-1] == 3
 
 
+@pytest.mark.parametrize(("height", "width"), [(40, 61), (61, 40), (9, 64)])
+def test_crop_is_torchvisions_short_side_and_center(height, width):
+  image = np.random.default_rng(0).integers(0, 256, (height, width, 3), np.uint8)
+  cropped = images.resize(image, 8, "crop")
+  if height < width:
+    whole = Image.fromarray(image).resize((int(8 * width / height), 8), Image.Resampling.BILINEAR)
+    start = round((whole.width - 8) / 2)
+    expected = np.asarray(whole)[:, start:start + 8]
+  else:
+    whole = Image.fromarray(image).resize((8, int(8 * height / width)), Image.Resampling.BILINEAR)
+    start = round((whole.height - 8) / 2)
+    expected = np.asarray(whole)[start:start + 8]
+  np.testing.assert_array_equal(cropped, expected)
+  assert (cropped != images.resize(image, 8)).any()
+
+
+def test_a_square_image_is_resized_alike():
+  square = np.random.default_rng(0).integers(0, 256, (30, 30, 3), np.uint8)
+  np.testing.assert_array_equal(images.resize(square, 8, "crop"), images.resize(square, 8))
+
+
+def test_unknown_way_of_resizing():
+  with pytest.raises(ValueError, match="resize='stretch' is none of squash, crop"):
+    images.resize(RGB, 8, "stretch")
+
+
 def test_resize_is_pils_bilinear_squash():
   resized = images.resize(RGB, 8)
   expected = Image.fromarray(RGB).resize((8, 8), Image.Resampling.BILINEAR)

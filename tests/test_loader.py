@@ -141,8 +141,8 @@ def test_kept_classes_report_the_sources_indices(source):
   np.testing.assert_array_equal(source.labels[batch.query_index][..., 0], batch.classes + 1)
 
 
-def open_cache(source, folder, size=8):
-  return cache_lib.ImageCache(folder, source.identity, len(source.labels), size)
+def open_cache(source, folder, size=8, resize="squash"):
+  return cache_lib.ImageCache(folder, source.identity, len(source.labels), size, resize)
 
 
 def test_cached_images_are_the_images(source, tmp_path):
@@ -157,11 +157,22 @@ def test_cached_images_are_the_images(source, tmp_path):
     assert_same(one, three)
 
 
-def test_other_data_or_size_has_other_files(source, tmp_path):
+def test_images_are_resized_as_asked(source, tmp_path):
+  for cache in (None, open_cache(source, tmp_path / "cache", resize="crop")):
+    options = {**OPTIONS, "resize": "crop", "cache": cache}
+    batch = next(loader.episode_batches(source, [0], 1, **options))
+    index = batch.support_index.reshape(-1)[0]
+    expected = images.resize(source.image(index), 8, "crop")
+    np.testing.assert_array_equal(batch.support[0, 0], expected)
+    assert (expected != images.resize(source.image(index), 8)).any()
+
+
+def test_other_data_size_or_resizing_has_other_files(source, tmp_path):
   cache = open_cache(source, tmp_path / "cache")
   cache.put(3, np.full((8, 8, 3), 7, np.uint8))
   assert open_cache(source, tmp_path / "cache").get(3)[0, 0, 0] == 7
   assert open_cache(source, tmp_path / "cache", size=4).get(3) is None
+  assert open_cache(source, tmp_path / "cache", resize="crop").get(3) is None
   os.utime(source.describe(3), (1, 1))
   changed = sources.FolderSource(source.name)
   assert open_cache(changed, tmp_path / "cache").get(3) is None

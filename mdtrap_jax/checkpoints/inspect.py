@@ -7,10 +7,9 @@ import math
 from pathlib import Path
 from typing import NamedTuple
 
-from mdtrap_jax.checkpoints.arrays import normalized
 from mdtrap_jax.checkpoints.convert import find_problems, parameter_shapes
 from mdtrap_jax.checkpoints.layout import Description
-from mdtrap_jax.checkpoints.load import assemble, find_layout
+from mdtrap_jax.checkpoints.load import assemble, describe
 from mdtrap_jax.checkpoints.source import open_checkpoint
 from mdtrap_jax.models import MODELS
 
@@ -51,10 +50,7 @@ def inspect(source: str | Path) -> Report:
     FileNotFoundError: no such checkpoint or config file.
     ValueError: the file is damaged, quantized or of an unknown layout.
   """
-  checkpoint = open_checkpoint(source)
-  layout = find_layout(checkpoint)
-  checkpoint = checkpoint._replace(arrays=normalized(checkpoint.arrays))
-  description = layout.describe(checkpoint)
+  checkpoint, layout, description = describe(open_checkpoint(source))
   model = assemble(checkpoint, description, str(source), tokenize=None)
   shapes = parameter_shapes(model)
   parameters = {

@@ -17,7 +17,7 @@ from mdtrap_jax.checkpoints.convert import convert, parameter_shapes
 from mdtrap_jax.checkpoints.layout import Checkpoint, Choices, Description, Layout
 from mdtrap_jax.checkpoints.positions import resample
 from mdtrap_jax.checkpoints.source import open_checkpoint
-from mdtrap_jax.models import tokenizers
+from mdtrap_jax.models import MODELS, tokenizers
 from mdtrap_jax.models.families import FAMILIES
 from mdtrap_jax.models.vlm import VisionLanguageModel
 
@@ -50,10 +50,7 @@ def load(
     FileNotFoundError: no such checkpoint, or its config or tokenizer files are missing.
     ValueError: the file is damaged, of an unknown layout, or its arrays do not fit.
   """
-  checkpoint = open_checkpoint(source)
-  layout = find_layout(checkpoint)
-  checkpoint = checkpoint._replace(arrays=normalized(checkpoint.arrays))
-  description = layout.describe(checkpoint)
+  checkpoint, layout, description = describe(open_checkpoint(source))
   if tokenize is None:
     text = description.text
     tokenize = tokenizers.from_folder(
@@ -90,9 +87,8 @@ def from_arrays(
     ValueError: arrays that do not fit, all named.
   """
   choices = Choices(image_heads, text_heads, activation)
-  checkpoint = Checkpoint(normalized(in_memory(flat)), "arrays in memory", choices=choices)
-  layout = find_layout(checkpoint)
-  description = layout.describe(checkpoint)
+  checkpoint, layout, description = describe(
+      Checkpoint(in_memory(flat), "arrays in memory", choices=choices))
   if tokenize is None:
     text = description.text
     tokenize = tokenizers.HashTokenizer(
@@ -118,6 +114,37 @@ def from_openai(
   return from_arrays(
       flat, dtype=dtype, image_heads=image_heads, text_heads=text_heads,
       activation=activation, tokenize=tokenize)
+
+
+def family_of(source: str | Path) -> str:
+  """The family of a checkpoint, of `families.FAMILIES`; reads no weights.
+
+  Published ones are known by name. Of others the arrays' names and config files are read.
+
+  Args:
+    source: as `load` takes it.
+
+  Raises:
+    FileNotFoundError, ValueError: as `load` raises them.
+  """
+  name = str(source)
+  if not Path(source).expanduser().exists():
+    for known, specification in MODELS.items():
+      if name in (known, specification.hub):
+        return specification.family
+  return describe(open_checkpoint(source))[2].family
+
+
+def describe(checkpoint: Checkpoint) -> tuple[Checkpoint, Layout, Description]:
+  """The checkpoint under the names that its layout knows, the layout, and what model it is.
+
+  Raises:
+    FileNotFoundError: the layout needs a config file that is missing.
+    ValueError: quantized, of no known layout, or not what its config says.
+  """
+  layout = find_layout(checkpoint)
+  checkpoint = checkpoint._replace(arrays=normalized(checkpoint.arrays))
+  return checkpoint, layout, layout.describe(checkpoint)
 
 
 def find_layout(checkpoint: Checkpoint) -> Layout:

@@ -1,9 +1,9 @@
 """An on-disk cache of resized images, shared by runs and processes.
 
-Two files per source and size: the images as one raw uint8 array `[n, S, S, 3]`, which is
-sparse until filled, and one byte per image that says whether it is there. The byte is written
-after the image, so a killed process leaves at worst an image that is made again, and two
-processes that write the same image write the same bytes.
+Two files per source, size and way of resizing: the images as one raw uint8 array
+`[n, S, S, 3]`, which is sparse until filled, and one byte per image that says whether it is
+there. The byte is written after the image, so a killed process leaves at worst an image that is
+made again, and two processes that write the same image write the same bytes.
 """
 
 import os
@@ -18,19 +18,27 @@ _VERSION = 1  # Raise when decoding or resizing changes its result.
 class ImageCache:
   """Resized images of one source at one size; safe to use from many threads and processes."""
 
-  def __init__(self, folder: str | os.PathLike[str], identity: str, count: int, size: int):
-    """Opens or creates the cache; other data or another size has other files.
+  def __init__(
+    self,
+    folder: str | os.PathLike[str],
+    identity: str,
+    count: int,
+    size: int,
+    resize: str = "squash",
+  ):
+    """Opens or creates the cache; other data, another size or resizing has other files.
 
     Args:
       folder: Where the files are, created if missing.
       identity: The source's `identity`.
       count: How many images `n` the source has.
       size: Image side `S`.
+      resize: How images come to that size, see `images.resize`.
 
     Raises:
       OSError: If the files cannot be created, naming the folder and the remedy.
     """
-    stem = pathlib.Path(folder).expanduser() / f"{identity[:32]}-{size}-v{_VERSION}"
+    stem = pathlib.Path(folder).expanduser() / f"{identity[:32]}-{size}-{resize}-v{_VERSION}"
     self._path = stem.with_suffix(".images")
     self._count, self._shape = count, (size, size, 3)
     self._bytes = size * size * 3

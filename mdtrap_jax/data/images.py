@@ -7,6 +7,8 @@ import pathlib
 import numpy as np
 from PIL import Image
 
+RESIZE_MODES = ("squash", "crop")
+
 
 class UnreadableImageError(ValueError):
   """An image that is corrupt, truncated, empty or of a kind with no meaning as RGB."""
@@ -63,14 +65,26 @@ def _to_rgb(image: Image.Image) -> np.ndarray:
   return np.array(image.convert("RGB"))
 
 
-def resize(image: np.ndarray, size: int) -> np.ndarray:
-  """Resizes to a square by PIL's bilinear filter, the aspect ratio given up.
+def resize(image: np.ndarray, size: int, mode: str = "squash") -> np.ndarray:
+  """Resizes to a square by PIL's bilinear filter.
 
   Args:
     image: uint8 `[H, W, 3]`.
     size: Side `S` of the result in pixels.
+    mode: "squash" gives up the aspect ratio; "crop" resizes the short side to `S` and takes
+      the center of the long one. A square image comes out the same.
 
   Returns:
     uint8 `[S, S, 3]`.
+
+  Raises:
+    ValueError: If there is no such mode.
   """
-  return np.array(Image.fromarray(image).resize((size, size), Image.Resampling.BILINEAR))
+  if mode not in RESIZE_MODES:
+    raise ValueError(f"resize={mode!r} is none of {', '.join(RESIZE_MODES)}.")
+  height, width = (size, size) if mode == "squash" else (
+    int(size * side / min(image.shape[:2])) for side in image.shape[:2]
+  )
+  resized = Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR)
+  left, top = round((width - size) / 2), round((height - size) / 2)
+  return np.array(resized.crop((left, top, left + size, top + size)))

@@ -36,6 +36,7 @@ def load_episode(
   size: int,
   unreadable: str = "error",
   *,
+  resize: str = "squash",
   episode: int = 0,
   cache: ImageCache | None = None,
 ) -> EpisodeBatch:
@@ -47,8 +48,9 @@ def load_episode(
     size: Side `S` that images are resized to.
     unreadable: "error" raises at an image that cannot be read; "skip" warns and takes the
       class's next spare image in its place, so the same episode always gets the same images.
+    resize: How images come to that size, see `images.resize`.
     episode: The episode's number.
-    cache: Resized images are taken from and put into it.
+    cache: Images resized in the same way are taken from and put into it.
 
   Returns:
     One row of a batch. `support_index` and `query_index` are the images really read.
@@ -62,7 +64,7 @@ def load_episode(
   def read(index: int) -> np.ndarray:
     image = None if cache is None else cache.get(index)
     if image is None:
-      image = images.resize(source.image(index), size)
+      image = images.resize(source.image(index), size, resize)
       if cache is not None:
         cache.put(index, image)
     return image
@@ -110,6 +112,7 @@ def episode_batches(
   shots: int,
   queries: int,
   size: int,
+  resize: str = "squash",
   unreadable: str = "error",
   threads: int = 8,
   cache: ImageCache | None = None,
@@ -128,9 +131,10 @@ def episode_batches(
     shots: Support images per class `K`.
     queries: Query images per class `Q`.
     size: Image side `S`.
+    resize: How images come to that size, see `images.resize`.
     unreadable: What to do about an image that cannot be read, see `load_episode`.
     threads: How many threads decode; 0 decodes in the caller's.
-    cache: Of resized images.
+    cache: Of images resized in the same way.
 
   Returns:
     An iterator of batches; an error met while reading an episode is raised when its batch is
@@ -150,7 +154,9 @@ def episode_batches(
 
   def load(episode: int) -> EpisodeBatch:
     indices = sample(episode=episode)
-    return load_episode(source, indices, size, unreadable, episode=episode, cache=cache)
+    return load_episode(
+      source, indices, size, unreadable, resize=resize, episode=episode, cache=cache
+    )
 
   read_options = grain.ReadOptions(
     num_threads=threads, prefetch_buffer_size=max(batch_size, threads) if threads else 0

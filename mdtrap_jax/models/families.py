@@ -10,7 +10,7 @@ class Family(NamedTuple):
 
   image_mean: tuple[float, float, float]  # of images in [0, 1]
   image_std: tuple[float, float, float]
-  resize: str  # "crop": short side, then the center; "squash": both sides alike
+  resize: str  # in the original's own evaluation, of `data.images.RESIZE_MODES`
   prompt: str  # "{}" is the class name
 
 
