@@ -26,8 +26,8 @@ CPU_ROWS = 16384  # tokens per step that keep CPU cores busy; more only costs me
 
 
 def episode_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
-  """A mesh with one axis, `episode`, over all devices or those given."""
-  return Mesh(np.asarray(jax.devices() if devices is None else devices), (AXIS,))
+  """A mesh with one axis, `episode`, over this process's devices or those given."""
+  return Mesh(np.asarray(jax.local_devices() if devices is None else devices), (AXIS,))
 
 
 def over_episodes(

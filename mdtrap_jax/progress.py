@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event
@@ -59,6 +60,7 @@ class Progress:
     total = max(total, self._done() + todo)
     self._bar = tqdm(
         total=total, initial=total - todo, unit="episode", dynamic_ncols=True, smoothing=0.05,
+        disable=jax.process_index() != 0,
         bar_format="{percentage:3.0f}%|{bar:20}| {desc} [{elapsed}<{remaining}]")
     self._started = time.monotonic()
     self._describe()

@@ -136,10 +136,11 @@ class WorkDirectory:
     if self.finished:
       there = json.loads(path.read_text(encoding="utf-8"))
       if changed := settings.differences(config, there):
-        raise ValueError(
+        raise settings.ConfigMismatchError(
             f"{self.path} holds a run of another config or other data ({'; '.join(changed)}): "
             "give another --workdir, or the same config and data to resume it.")
     self.write_json("config.json", config)
+    self.config = config
 
   def _repair(self) -> list[dict[str, Any]]:
     """Reads `episodes.jsonl`, cutting off what a kill left half-written."""
@@ -165,6 +166,20 @@ def read_episodes(path: str | Path) -> list[dict[str, Any]]:
   if not file.exists():
     raise FileNotFoundError(f"{file} does not exist: is {path} the --workdir of a run?")
   return sorted(_read_lines(file)[0], key=lambda line: line["episode"])
+
+
+def check_same_run(ours: Path, theirs: Path) -> None:
+  """Refuses to mix two directories whose configs would compute something else.
+
+  Raises:
+    settings.ConfigMismatchError: says what differs.
+  """
+  configs = [json.loads((path / "config.json").read_text(encoding="utf-8"))
+             for path in (ours, theirs)]
+  if changed := settings.differences(*configs):
+    raise settings.ConfigMismatchError(
+        f"{theirs} holds a run of another config or other data ({'; '.join(changed)}): give "
+        "another --workdir.")
 
 
 def _read_lines(path: Path) -> tuple[list[dict[str, Any]], int]:

@@ -7,6 +7,7 @@ import functools
 import json
 import platform
 import time
+from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,8 +18,8 @@ import ml_collections
 import numpy as np
 from absl import logging
 
-from mdtrap_jax import __version__, checkpoints, models, parallel, results, settings
-from mdtrap_jax.adapt import STATUS, Adaptation, Episode, Evaluation
+from mdtrap_jax import __version__, checkpoints, hosts, models, parallel, results, settings
+from mdtrap_jax.adapt import STATUS, Adaptation, AdaptState, Episode, Evaluation
 from mdtrap_jax.data.cache import ImageCache
 from mdtrap_jax.data.class_selection import check_feasible
 from mdtrap_jax.data.loader import EpisodeBatch, episode_batches
@@ -27,10 +28,11 @@ from mdtrap_jax.data.sources import Source, make_source
 from mdtrap_jax.models.lora import LoraConfig
 from mdtrap_jax.models.vlm import Params, VisionLanguageModel
 from mdtrap_jax.objectives import chain
-from mdtrap_jax.objectives.terms import TermState
+from mdtrap_jax.preemption import Preemption, preemption
 from mdtrap_jax.progress import Progress
+from mdtrap_jax.segments import Outcome, adapt_batch
+from mdtrap_jax.snapshots import Snapshot, SnapshotDirectory
 
-SEGMENT_SECONDS = 5.0  # between two looks at the progress bar
 PACKAGES = ("jax", "jaxlib", "flax", "optax")
 
 
@@ -63,14 +65,23 @@ def run(config: ml_collections.ConfigDict, workdir: str | Path) -> dict[str, dic
   runs, source = settings.variants(config), load_source(config)
   identity = {"name": source.name, "class_names": list(source.class_names),
               "images": len(source.labels)}
+  workdir = Path(workdir)
+  own = hosts.own_directory(workdir)
   with contextlib.ExitStack() as stack:
     directories = {
-        name: stack.enter_context(results.WorkDirectory(Path(workdir) / name, run, identity))
+        name: stack.enter_context(results.WorkDirectory(own / name, run, identity))
         for name, run in runs.items()}
+    hosts.merge(workdir, directories)
     todo = [episode for episode in range(config.episodes)
             if any(episode not in d.finished for d in directories.values())]
-    seconds = _run_episodes(config, runs, source, directories, todo) if todo else 0.0
-    rate = len(todo) / seconds if todo else None
+    snapshots = stack.enter_context(contextlib.closing(SnapshotDirectory(
+        own / "snapshots", {name: d.config for name, d in directories.items()})))
+    seconds = 0.0
+    if mine := hosts.share(todo):
+      seconds = _run_episodes(config, runs, source, directories, snapshots, mine)
+    hosts.merge(workdir, directories)
+    snapshots.remove()
+    rate = len(todo) / seconds if mine else None
     return {name: _finish(directory, rate) for name, directory in directories.items()}
 
 
@@ -173,7 +184,9 @@ def make_episodes(batch: EpisodeBatch, prompts: Prompts, size: int) -> Episode:
       text=prompts.text[batch.classes][rows])
 
 
-def _run_episodes(config, runs, source: Source, directories, todo: list[int]) -> float:
+def _run_episodes(
+    config, runs, source: Source, directories, snapshots: SnapshotDirectory, todo: list[int],
+) -> float:
   """Adapts the episodes `todo` under all variants; returns the seconds of the loop."""
   data, steps = config.data, config.adapt.steps
   objective, weights = config.objective.to_dict(), make_weights(runs)
@@ -190,25 +203,58 @@ def _run_episodes(config, runs, source: Source, directories, todo: list[int]) ->
   size = mesh.size * _episodes_per_device(
       config, adaptation, params, weights, prompts, len(todo), mesh)
   programs = parallel.make_programs(adaptation, mesh)
-  batches = episode_batches(
-      source, todo, size, seed=config.seed, ways=data.ways, shots=data.shots,
-      queries=data.queries, size=model.image.image_size, resize=data.resize,
-      unreadable=data.unreadable, threads=data.threads,
+  batches = functools.partial(
+      episode_batches, source, batch_size=size, seed=config.seed, ways=data.ways,
+      shots=data.shots, queries=data.queries, size=model.image.image_size,
+      resize=data.resize, unreadable=data.unreadable, threads=data.threads,
       cache=_image_cache(config, source, model.image.image_size))
 
   started = time.monotonic()
-  with Progress(directories, len(todo), steps) as progress:
-    for batch in batches:
-      episodes = parallel.spread(make_episodes(batch, prompts, size), mesh)
-      prepared, state = programs.prepare(params, episodes, weights)
-      rows = len(batch.episode)
-      outcome = _adapt(programs, params, prepared, state, phases, marks,
-                       functools.partial(progress.stepped, rows))
-      for p, directory in enumerate(directories.values()):
-        lines = [_line(i, p, batch, source, outcome) for i in range(rows)]
-        directory.append(line for line in lines if line["episode"] not in directory.finished)
-      progress.finished(outcome, rows)
+  with Progress(directories, len(todo), steps) as progress, preemption() as asked:
+    for numbers, left in _groups(todo, snapshots.restore()):
+      for batch in batches(numbers):
+        episodes = parallel.spread(make_episodes(batch, prompts, size), mesh)
+        prepared, state = programs.prepare(params, episodes, weights)
+        start, evaluations = 0, {}
+        if left is not None:
+          state, evaluations = left.rows(batch.episode, size, state)
+          state, start = parallel.spread(state, mesh), left.step
+          progress.stepped(len(batch.episode), start)
+        after = functools.partial(_after_segment, batch, progress, snapshots, asked)
+        outcome = adapt_batch(programs, params, prepared, state, phases, marks, start=start,
+                              evaluations=evaluations, after=after)
+        count = len(batch.episode)
+        for p, directory in enumerate(directories.values()):
+          lines = [_line(i, p, batch, source, outcome) for i in range(count)]
+          directory.append(line for line in lines if line["episode"] not in directory.finished)
+        progress.finished(outcome, count)
+        asked.check()
   return time.monotonic() - started
+
+
+def _groups(
+    todo: list[int], snapshot: Snapshot | None
+) -> Iterator[tuple[list[int], Snapshot | None]]:
+  """The episodes to adapt: first those that a snapshot holds, then those that start anew."""
+  under_way = [number for number in todo if snapshot and number in snapshot.episodes]
+  if under_way:
+    yield under_way, snapshot
+  if rest := [number for number in todo if number not in under_way]:
+    yield rest, None
+
+
+def _after_segment(
+    batch: EpisodeBatch, progress: Progress, snapshots: SnapshotDirectory, asked: Preemption,
+    step: int, done: int, state: AdaptState, evaluations: dict[int, Evaluation],
+) -> None:
+  """Reports, saves where the batch is, and stops the run if that was asked for."""
+  rows = len(batch.episode)
+  progress.stepped(rows, done)
+  if asked.name or snapshots.due():
+    leaves, evaluations = jax.tree.map(
+        lambda leaf: np.asarray(leaf)[:rows], (jax.tree.leaves(state), evaluations))
+    snapshots.save(Snapshot(tuple(map(int, batch.episode)), step, leaves, evaluations))
+  asked.check()
 
 
 def _image_cache(config, source: Source, size: int) -> ImageCache | None:
@@ -239,34 +285,6 @@ def _episodes_per_device(
       adaptation, params, episode, weights, clean=clean, most=most)
   logging.info("%d episodes at once on each of %d devices", count, mesh.size)
   return count
-
-
-class Outcome(NamedTuple):
-  """What a batch came to, on the host; leaves are `[E, P, ...]`."""
-
-  evaluations: dict[int, Evaluation]  # by step; 0 is zero-shot
-  terms: dict[str, TermState]  # after the last step, without their memories
-  status: np.ndarray
-
-
-def _adapt(programs, params, prepared, state, phases, marks, stepped) -> Outcome:
-  """Runs one batch through all its steps, in segments between which the host can report."""
-  evaluations = {0: jax.device_get(programs.evaluate(params, prepared, state))}
-  length = 1
-  for phase in phases:
-    step, run = phase.start, programs.run[phase.clean]
-    while step < phase.stop:
-      stop = min(step + length, phase.stop, *(mark for mark in marks if mark > step))
-      before = time.monotonic()
-      state = jax.block_until_ready(run(params, prepared, state, step, stop))
-      rate = (time.monotonic() - before) / (stop - step)
-      stepped(stop - step)
-      step, length = stop, max(1, int(SEGMENT_SECONDS / max(rate, 1e-6)))
-      if step in marks:
-        evaluations[step] = jax.device_get(programs.evaluate(params, prepared, state))
-  terms = {name: term._replace(memory=())
-           for name, term in chain.term_states(state.opt_state).items()}
-  return Outcome(evaluations, *jax.device_get((terms, state.status)))
 
 
 def _line(i: int, p: int, batch: EpisodeBatch, source: Source, outcome: Outcome):

@@ -21,6 +21,10 @@ POSITIVE = ("episodes", "data.ways", "data.shots", "data.queries", "data.threads
             "adapt.views", "adapt.steps", "lora.rank", "optimizer.learning_rate")
 
 
+class ConfigMismatchError(ValueError):
+  """What is on the disk was made by another config."""
+
+
 def resolve(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
   """A complete copy of `config`: what was left as `None` gets the paper's value.
 
