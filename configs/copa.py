@@ -20,20 +20,27 @@ def get_config(method="copa"):
   config.seeds = (41, 42, 43, 44, 45)  # each draws its own tasks; the table is over all
   config.episodes = 600  # tasks of each domain and seed
   config.episodes_per_device = 0  # adapted at once on each device; 0: found from its memory
-  # Data sets: names of features in a file, names of sources (eurosat, isic, …), or NAME=FOLDER
-  # for a folder with one subfolder of images per class.
+  # Data sets: sources (eurosat, isic, digits, …), NAME=FOLDER for a folder with one subfolder of
+  # images per class, world/LOOK for generated images, meta/NAME for Meta-Dataset's records; with
+  # features.path, the names of the sets there.
   config.domains = ("isic", "cropdisease", "eurosat", "chestx")
 
   config.data = data = ConfigDict()
   data.data_dir = ""  # where TFDS data sets were prepared; "": TFDS's default
   data.split = "train"  # a TFDS split; the four targets have this one only
+  data.records = ""  # of meta/NAME: Meta-Dataset's records, one subfolder per data set
+  data.records_split = "test"  # of meta/NAME: whose classes: train, valid or test
+  data.severity = 1.0  # of world/LOOK: how far from the source's look, 0 to 1
+  data.images_per_class = 40  # of world/LOOK: images to draw from
+  data.resize = "squash"  # to a square; "crop": the short side is resized, the center taken
+  data.unreadable = "error"  # an image that cannot be read: "error", or "skip" with a warning
   data.classes = ()  # names of the classes to keep; (): all
   data.threads = 4  # that decode images
   data.cache_dir = ""  # keep computed features here; "": compute them in every run
 
   config.features = features = ConfigDict()
   features.path = ""  # a .npz or folder of features made elsewhere; "": compute them
-  features.model = "resnet18"  # or any VLM: hub name, named size, local folder or file
+  features.model = "resnet18"  # or any VLM: miniature, hub name, named size, folder or file
   features.checkpoint = ""  # of the ResNet-18: URL's model_best.pth.tar
   features.random_weights = False  # accuracy then means little
   features.batch_size = 64  # images encoded at once

@@ -53,7 +53,10 @@ def test_the_bound_holds_and_is_reached():
     mapped = Representations(*(rows @ weight for rows in representations))
     after = gap.embedding_gap(mapped, task.support_labels)
     scale = gap.bound_scale(weight, delta)
-    assert jnp.linalg.norm(after) <= scale * jnp.linalg.norm(delta) * (1 + 1e-5)
+    ratio = gap.gap_ratio(weight, delta)
+    np.testing.assert_allclose(
+        jnp.linalg.norm(after), ratio * jnp.linalg.norm(delta), rtol=1e-5)
+    assert ratio <= scale * (1 + 1e-5)
   # All columns along the gap: the bound is exact.
   weight = jnp.outer(delta, jnp.array([1.0, -2.0, 3.0, 0.5, 1.0]))
   np.testing.assert_allclose(
@@ -79,6 +82,8 @@ def test_diagnosis_has_every_number(diagnosis):
   for curve in diagnosis["shift"].values():
     assert len(curve["loss"]) == len(curve["accuracy"]) == len(diagnosis["distances"]) == 5
   assert len(diagnosis["bound_scale"]) == 41  # before each of URL's steps and after the last
+  assert len(diagnosis["gap_ratio"]) == 41
+  assert diagnosis["gap_ratio"][0] == 1.0
 
 
 def test_the_figure_is_written(diagnosis, tmp_path):

@@ -115,7 +115,7 @@ def test_every_kind_of_features_of_the_image_towers():
   with pytest.raises(ValueError, match="features.model=resnet18"):
     make_extractor("miniature", backbone, "map")
   model = backbone.model
-  params = model.init(jax.random.key(0))
+  params = jax.jit(model.init)(jax.random.key(0))
   size = model.image.image_size
   pixels = np.random.default_rng(0).integers(0, 256, (2, size, size, 3), dtype=np.uint8)
   extractor = make_extractor("miniature", Backbone(model, params), "pooled")

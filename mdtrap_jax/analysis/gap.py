@@ -1,7 +1,7 @@
 """The gap between prototypes and images: its size, what shifting it does, how a map bounds it.
 
-Definitions of the CoPA paper (NeurIPS 2024, section 3 and theorem 3.2; the shift experiment is
-Liang et al.'s, 2022). Functions of one task; legend as in `heads/ncc.py`.
+After the CoPA paper (NeurIPS 2024); the shift experiment is Liang et al.'s (2022). Functions of
+one task; legend as in `heads/ncc.py`.
 """
 
 from __future__ import annotations
@@ -91,6 +91,18 @@ def bound_scale(weight: jax.Array, delta: jax.Array) -> jax.Array:
   return jnp.sqrt(jnp.max(cosines**2)) * jnp.linalg.norm(weight)
 
 
+def gap_ratio(weight: jax.Array, delta: jax.Array) -> jax.Array:
+  """The gap after a shared map in units of the gap before it, `[]`; 1 for the identity.
+
+  Never over `bound_scale`. Without a gap, as with one image a class, it is 0.
+
+  Args:
+    weight: `Θ [D, D]`, applied as `x Θ`.
+    delta: `[D]`, from `embedding_gap`.
+  """
+  return jnp.linalg.norm(unit_or_zero(delta) @ weight)
+
+
 def embedding_gap(representations: Representations, labels: jax.Array) -> jax.Array:
   """Mean image minus mean prototype of embeddings as they are, `[D]`."""
   image, prototype = _means(representations, labels)
@@ -108,7 +120,7 @@ def draw(path: str | Path, domain: str, diagnosis: Mapping[str, Any]) -> None:
   from matplotlib.backends.backend_agg import FigureCanvasAgg  # slow to import
   from matplotlib.figure import Figure
 
-  figure = Figure(figsize=(12, 3.6), layout="constrained")
+  figure = Figure(figsize=(13, 4), layout="constrained")
   FigureCanvasAgg(figure)
   left, middle, right = figure.subplots(1, 3)
   colors = {"ncc": "tab:gray", "url": "tab:orange", "copa": "tab:blue"}
@@ -118,16 +130,23 @@ def draw(path: str | Path, domain: str, diagnosis: Mapping[str, Any]) -> None:
     for axes, values in ((left, curve["loss"]), (middle, 100 * np.array(curve["accuracy"]))):
       axes.plot(diagnosis["distances"], values, color=colors[method],
                 label=f"{names[method]} (gap {own:.2f})")
-      axes.axvline(own, color=colors[method], linestyle=":", linewidth=1)
-  left.set_ylabel("symmetric cross-entropy of queries (nats)")
-  middle.set_ylabel("query accuracy (%)")
+      axes.plot(own, np.interp(own, diagnosis["distances"], values), "o",
+                color=colors[method])
+  left.set_title("loss of the queries (nats)")
+  middle.set_title("accuracy of the queries (%)")
   for axes in (left, middle):
-    axes.set_xlabel("gap set by hand (dotted: as it is)")
+    axes.set_xlabel("gap set by hand (dot: as it is)")
   left.legend(frameon=False, fontsize=8)
-  right.plot(diagnosis["bound_scale"], color=colors["url"])
+  right.semilogy(diagnosis["bound_scale"], color=colors["url"],
+                 label=r"its bound, $\sqrt{M}\,\|\Theta\|_F$")
+  right.semilogy(diagnosis["gap_ratio"], color=colors["url"], linestyle="--",
+                 label="the gap itself")
   right.axhline(1.0, color="black", linestyle=":", linewidth=1)
-  right.set_xlabel("step of URL")
-  right.set_ylabel(r"$\sqrt{M}\,\|\Theta\|_F$ (below 1: the gap must shrink)")
-  figure.suptitle(f"{domain}: gap between prototypes and images, {diagnosis['tasks']} tasks")
+  right.set_title("embeddings' gap under URL's map, to that before")
+  right.set_xlabel("step")
+  right.legend(frameon=False, fontsize=8)
+  tasks = diagnosis["tasks"]
+  figure.suptitle(f"{domain}: gap between prototypes and images, mean of {tasks} "
+                  f"task{'s' if tasks > 1 else ''}")
   Path(path).parent.mkdir(parents=True, exist_ok=True)
   figure.savefig(path, dpi=120)

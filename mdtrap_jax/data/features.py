@@ -7,6 +7,7 @@ with `features` and `labels` (or several sets, `<domain>/features` and so on) se
 
 from __future__ import annotations
 
+import functools
 import json
 import shutil
 from collections.abc import Callable, Sequence
@@ -114,7 +115,7 @@ def check_features(
 
 def cached_features(
     domain: str, source: Source, extractor: Extractor, cache_dir: str | Path | None, *,
-    batch_size: int = 64, threads: int = 4,
+    batch_size: int = 64, threads: int = 4, resize: str = "squash", unreadable: str = "error",
 ) -> FeatureSet:
   """The features of a source: from the cache, or computed now and put there.
 
@@ -125,21 +126,29 @@ def cached_features(
     cache_dir: where feature sets are kept; `None` keeps them in memory alone.
     batch_size: images encoded at once.
     threads: that decode images.
+    resize: how images come to the extractor's size, of `images.RESIZE_MODES`.
+    unreadable: what an image that cannot be read does: "error", or "skip", which leaves it out
+      with a warning and the label -1.
 
   Raises:
-    ValueError: the cache there is of another model or of other data.
+    ValueError: the cache there is of another model or of other data, or an image cannot be
+      read.
   """
-  identity = {"model": extractor.name, "weights": extractor.identity, "data": source.name,
-              "images": source.identity, "class_names": list(source.class_names)}
+  identity = {"model": extractor.name, "weights": extractor.identity, "resize": resize,
+              "data": source.name, "images": source.identity,
+              "class_names": list(source.class_names)}
   folder = None
   if cache_dir:
     folder = Path(cache_dir).expanduser() / extractor.name.replace("/", "--") / domain
     if (folder / "identity.json").is_file():
       check_identity(folder, identity)
       features = np.load(folder / "features.npy", mmap_mode="r")
-      return FeatureSet(domain, features, source.labels, source.class_names)
-  features = _extract(domain, source, extractor, batch_size, threads)
-  found = check_features(domain, features, source.labels, source.class_names)
+      labels = np.load(folder / "labels.npy")
+      if unreadable == "skip" or not ((labels < 0) & (source.labels >= 0)).any():
+        return FeatureSet(domain, features, labels, source.class_names)
+  read = functools.partial(_read, source, extractor.image_size, resize, unreadable)
+  features, labels = _extract(domain, source.labels, read, extractor, batch_size, threads)
+  found = check_features(domain, features, labels, source.class_names)
   if folder is not None:
     _store(folder, found, identity)
   return found
@@ -161,21 +170,38 @@ def check_identity(folder: Path, identity: dict[str, Any]) -> None:
         "--config.data.cache_dir.")
 
 
-def _extract(domain, source, extractor, batch_size, threads) -> np.ndarray:
+def _read(source, size: int, resize: str, unreadable: str, index: int) -> np.ndarray | None:
+  """An image at the extractor's size; `None` for one that is skipped."""
+  try:
+    return images.resize(source.image(index), size, resize)
+  except images.UnreadableImageError as error:
+    if unreadable == "error":
+      raise
+    logging.warning("Left out: %s", error)
+    return None
+
+
+def _extract(domain, labels, read, extractor, batch_size, threads):
   """Encodes all images; the last batch is filled up, so that one program serves all."""
-  kept = np.flatnonzero(source.labels >= 0)
-  read = lambda index: images.resize(source.image(int(index)), extractor.image_size)
-  features = None
+  labels, features = labels.copy(), None
+  kept = np.flatnonzero(labels >= 0)
   with ThreadPoolExecutor(threads) as pool:
     for start in tqdm(range(0, len(kept), batch_size), f"features of {domain}", unit="batch"):
       rows = kept[start:start + batch_size]
-      batch = np.stack(list(pool.map(read, rows)))
+      pixels = list(pool.map(read, rows.tolist()))
+      fine = np.array([image is not None for image in pixels])
+      labels[rows[~fine]] = -1
+      if not fine.any():
+        continue
+      batch = np.stack([image for image in pixels if image is not None])
       full = np.concatenate([batch, np.repeat(batch[-1:], batch_size - len(batch), 0)])
       encoded = np.asarray(extractor.encode(full))[:len(batch)]
       if features is None:
-        features = np.zeros((len(source.labels), *encoded.shape[1:]), encoded.dtype)
-      features[rows] = encoded
-  return features
+        features = np.zeros((len(labels), *encoded.shape[1:]), encoded.dtype)
+      features[rows[fine]] = encoded
+  if features is None:
+    raise ValueError(f"{domain}: not one of its {len(kept)} images can be read.")
+  return features, labels
 
 
 def _store(folder: Path, found: FeatureSet, identity: dict[str, Any]) -> None:

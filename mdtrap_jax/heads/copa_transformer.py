@@ -64,8 +64,7 @@ def two_transformers() -> Head:
     if len(row.shape) != 3:
       raise ValueError(
           f"features of shape {list(row.shape)}: copa_transformer needs feature maps "
-          "[h, w, D]; take them from an extractor that has them, such as the ResNet-18 with "
-          "--config.features.kind=map.")
+          "[h, w, D]; store such, or compute them with --config.features.model=resnet18.")
     if row.shape[-1] % HEADS:
       raise ValueError(
           f"features of width {row.shape[-1]}: copa_transformer has {HEADS} attention heads "

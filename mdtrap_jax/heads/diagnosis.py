@@ -32,7 +32,8 @@ def diagnose(
 
   Returns:
     `gap` by method (`ncc` is before adaptation), `shift` by method with `loss` and `accuracy`
-    per distance, and `bound_scale` per step of URL (see `analysis.gap`).
+    per distance, and `bound_scale` and `gap_ratio` before each step of URL and after the last
+    (see `analysis.gap`). Methods have their published settings.
   """
   sizes = common_sizes(tasks)
   grid = jnp.asarray(distances, jnp.float32)
@@ -50,19 +51,21 @@ def diagnose(
     result["shift"][name] = {
         "loss": _rounded(curve.loss), "accuracy": _rounded(curve.accuracy)}
     if bound is not None:
-      result["bound_scale"] = _rounded(bound)
+      result |= {name: _rounded(values) for name, values in bound.items()}
   return result
 
 
 def _one(method: Method, name: str, grid: jax.Array, task):
-  """Gap, shift curve and, for the shared map, the bound's scale per step of one task."""
+  """Gap, shift curve and, for the shared map, what becomes of the gap per step of one task."""
   task = task._replace(
       support=task.support.astype(jnp.float32), query=task.query.astype(jnp.float32))
   trace = None
   if name == "url":
     embeddings = make_method("ncc", ways=method.ways).represent(None, {}, task)
     delta = gap.embedding_gap(embeddings, task.support_labels)
-    trace = lambda representations, params: gap.bound_scale(params["shared"], delta)
+    trace = lambda representations, params: {
+        "bound_scale": gap.bound_scale(params["shared"], delta),
+        "gap_ratio": gap.gap_ratio(params["shared"], delta)}
   fit = method.fit(None, task, jax.random.key(0), trace)
   representations = method.represent(None, fit.params, task)
   return (gap.gap(representations, task.support_labels),

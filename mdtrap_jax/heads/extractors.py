@@ -12,7 +12,7 @@ from absl import logging
 
 from mdtrap_jax import checkpoints, models
 from mdtrap_jax.checkpoints.resnet import load_resnet18
-from mdtrap_jax.data.features import Extractor
+from mdtrap_jax.data.features import Extractor, FeatureSet
 from mdtrap_jax.data.views import normalize
 from mdtrap_jax.models.resnet import ResNet18
 
@@ -53,11 +53,11 @@ def load_backbone(config: Any, seed: int) -> Backbone:
   if config.model == "resnet18":
     if config.random_weights:
       model = ResNet18()
-      return Backbone(model, model.init(jax.random.key(seed)))
+      return Backbone(model, jax.jit(model.init)(jax.random.key(seed)))
     return Backbone(*load_resnet18(config.checkpoint))
   if config.random_weights:
     model = models.build(config.model)
-    return Backbone(model, model.init(jax.random.key(seed)))
+    return Backbone(model, jax.jit(model.init)(jax.random.key(seed)))
   return Backbone(*checkpoints.load(config.model))
 
 
@@ -90,6 +90,18 @@ def make_extractor(name: str, backbone: Backbone, kind: str) -> Extractor:
 
   return Extractor(f"{name}-{kind}", fingerprint(backbone), size,
                    lambda pixels: np.asarray(run(params, pixels)))
+
+
+def check_kind(found: FeatureSet, kind: str) -> None:
+  """Refuses stored features that are not of the kind a method needs.
+
+  Raises:
+    ValueError: names the shape that was found and the one that is needed.
+  """
+  shape = {"pooled": "[n, D]", "map": "[n, h, w, D]"}[kind]
+  if found.features.ndim != shape.count(",") + 1 or found.features.dtype == np.uint8:
+    raise ValueError(f"{found.name}: the stored features are {found.features.dtype} "
+                     f"{list(found.features.shape)}; this method needs floats {shape}.")
 
 
 def fingerprint(backbone: Backbone) -> str:

@@ -21,13 +21,16 @@ from absl import logging
 from mdtrap_jax import parallel, results
 from mdtrap_jax.analysis import gap
 from mdtrap_jax.data import tasks as task_data
-from mdtrap_jax.data.features import FeatureSet, cached_features, read_features
-from mdtrap_jax.data.sources import Source, make_source
+from mdtrap_jax.data.features import FeatureSet, cached_features
+from mdtrap_jax.data.images import RESIZE_MODES
+from mdtrap_jax.data.sources import Source
 from mdtrap_jax.heads import ncc
 from mdtrap_jax.heads.diagnosis import diagnose
+from mdtrap_jax.heads.domains import domain_name, open_domain
 from mdtrap_jax.heads.extractors import (
     Backbone,
     check_backbone,
+    check_kind,
     load_backbone,
     make_extractor,
 )
@@ -81,6 +84,8 @@ def run(config: ml_collections.ConfigDict, workdir: str | Path) -> dict[str, Any
   domains = {domain_name(entry): open_domain(config, entry) for entry in config.domains}
   for name, data in domains.items():
     task_data.check_rule(name, data.labels, data.class_names, rule)
+    if isinstance(data, FeatureSet):
+      check_kind(data, METHODS[config.method].needs)
   identity = {name: {"class_names": list(data.class_names), "images": len(data.labels)}
               for name, data in domains.items()}
   with results.WorkDirectory(workdir, config, identity) as directory:
@@ -94,6 +99,8 @@ def run(config: ml_collections.ConfigDict, workdir: str | Path) -> dict[str, Any
         if not todo and not config.diagnosis.tasks:
           continue
         found = _features(config, name, data, backbone)
+        # Once more, as images that cannot be read may have been left out.
+        task_data.check_rule(name, found.labels, found.class_names, rule)
         started = time.monotonic()
         _run_domain(config, found, rule, backbone, directory, todo, progress)
         seconds += time.monotonic() - started
@@ -122,6 +129,10 @@ def check(config: ml_collections.ConfigDict) -> None:
   if needs == "image" and config.features.path:
     raise ValueError(f"config.method={config.method!r} tunes adapters inside the ResNet-18 and "
                      "cannot run on stored features: leave config.features.path empty.")
+  for field, choices in (("unreadable", ("error", "skip")), ("resize", RESIZE_MODES)):
+    if config.data[field] not in choices:
+      raise ValueError(f"config.data.{field}={config.data[field]!r}: choose one of "
+                       f"{list(choices)}.")
   if not config.features.path:
     check_backbone(config.features)
   if needs != "pooled" and config.diagnosis.tasks:
@@ -143,11 +154,6 @@ def make_rule(config: Any) -> task_data.Rule | task_data.Fixed:
   return task_data.RULES[config.protocol]
 
 
-def domain_name(entry: str) -> str:
-  """The name in an entry of `config.domains`, `NAME` or `NAME=FOLDER`."""
-  return entry.partition("=")[0]
-
-
 def all_slots(config: Any) -> Iterator[Slot]:
   """Every task of a run, domain by domain.
 
@@ -159,27 +165,18 @@ def all_slots(config: Any) -> Iterator[Slot]:
       yield Slot(task * len(pairs) + place, domain, seed, task)
 
 
-def open_domain(config: Any, entry: str) -> FeatureSet | Source:
-  """One of `config.domains`: stored features, or the images to make them of."""
-  name, _, folder = entry.partition("=")
-  if config.features.path:
-    return read_features(config.features.path, name)
-  data = ml_collections.ConfigDict(config.data.to_dict())
-  data.name, data.path = ("folder", folder) if folder else (name, "")
-  return make_source(data)
-
-
 def _features(
     config: Any, name: str, data: FeatureSet | Source, backbone: Backbone | None
 ) -> FeatureSet:
   """The features (or images) of a domain: as read, from the cache, or computed."""
+  needs = METHODS[config.method].needs
   if isinstance(data, FeatureSet):
     return data
-  extractor = make_extractor(
-      config.features.model, backbone, METHODS[config.method].needs)
+  extractor = make_extractor(config.features.model, backbone, needs)
   return cached_features(
       name, data, extractor, config.data.cache_dir or None,
-      batch_size=config.features.batch_size, threads=config.data.threads)
+      batch_size=config.features.batch_size, threads=config.data.threads,
+      resize=config.data.resize, unreadable=config.data.unreadable)
 
 
 def adapt_and_evaluate(
@@ -339,7 +336,8 @@ def _diagnose(config, found: FeatureSet, rule, directory) -> dict[str, Any]:
            for n in range(config.diagnosis.tasks)]
   first, last, count = config.diagnosis.distances
   diagnosis = diagnose(found, drawn, np.linspace(first, last, int(count)))
-  gap.draw(directory.path / "figures" / f"gap_{found.name}.png", found.name, diagnosis)
+  file = f"gap_{found.name.replace('/', '-')}.png"
+  gap.draw(directory.path / "figures" / file, found.name, diagnosis)
   return diagnosis
 
 

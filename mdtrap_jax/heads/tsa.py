@@ -23,7 +23,7 @@ def with_adapters(head: Head, model: ResNet18) -> Head:
   def init(key, row):
     dtype = jnp.float32 if row.dtype == jnp.uint8 else row.dtype
     features = jax.ShapeDtypeStruct((model.width,), dtype)
-    return {"head": head.init(key, features), "adapters": init_adapters(dtype)}
+    return {"head": head.init(key, features), "adapters": init_adapters(dtype, model.widths)}
 
   def features(params, backbone, images):
     if images.dtype == jnp.uint8:

@@ -80,37 +80,41 @@ class BasicBlock(nn.Module):
 class _Network(nn.Module):
   """The layers; see `ResNet18`."""
 
+  widths: tuple[int, ...] = WIDTHS
+
   @nn.compact
   def __call__(self, images: jax.Array, adapters: Adapters) -> jax.Array:
-    x = Convolution(WIDTHS[0], 5, 2, name="stem")(images)
+    x = Convolution(self.widths[0], 5, 2, name="stem")(images)
     x = nn.relu(FrozenBatchNorm(name="stem_norm")(x))
-    for name, width, stride in block_names():
+    for name, width, stride in block_names(self.widths):
       own = {conv: adapters[f"{name}_{conv}"] for conv in ADAPTED
              if f"{name}_{conv}" in adapters}
       x = BasicBlock(width, stride, name=name)(x, own)
     return x
 
 
-def block_names() -> list[tuple[str, int, int]]:
+def block_names(widths: tuple[int, ...] = WIDTHS) -> list[tuple[str, int, int]]:
   """`(name, width, stride)` of the residual blocks, in order."""
   return [
       (f"layer{layer}_block{block}", width, 2 if layer > 1 and block == 0 else 1)
-      for layer, width in enumerate(WIDTHS, 1) for block in range(BLOCKS)]
+      for layer, width in enumerate(widths, 1) for block in range(BLOCKS)]
 
 
-def adapter_shapes() -> dict[str, tuple[int, int]]:
+def adapter_shapes(widths: tuple[int, ...] = WIDTHS) -> dict[str, tuple[int, int]]:
   """`[in, out]` of the adapters beside the 16 convolutions, in their order."""
-  shapes, width_in = {}, WIDTHS[0]
-  for name, width, _ in block_names():
+  shapes, width_in = {}, widths[0]
+  for name, width, _ in block_names(widths):
     shapes[f"{name}_conv1"], shapes[f"{name}_conv2"] = (width_in, width), (width, width)
     width_in = width
   return shapes
 
 
-def init_adapters(dtype: Any = jnp.float32) -> Adapters:
+def init_adapters(
+    dtype: Any = jnp.float32, widths: tuple[int, ...] = WIDTHS
+) -> Adapters:
   """`1e-4 · I`, cut off where an adapter is not square."""
   return {name: ADAPTER_SCALE * jnp.eye(*shape, dtype=dtype)
-          for name, shape in adapter_shapes().items()}
+          for name, shape in adapter_shapes(widths).items()}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -121,28 +125,33 @@ class ResNet18:
     image_size: side of the input in pixels; the published weights were trained at 84.
     image_mean: per channel, of images in [0, 1].
     image_std: per channel.
-    width: `D` of its features.
+    widths: of the four layers.
   """
 
   image_size: int = IMAGE_SIZE
   # URL reads images as Meta-Dataset gives them: in [-1, 1].
   image_mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
   image_std: tuple[float, float, float] = (0.5, 0.5, 0.5)
-  width: int = WIDTHS[-1]
+  widths: tuple[int, ...] = WIDTHS
+
+  @property
+  def width(self) -> int:
+    """`D` of its features."""
+    return self.widths[-1]
 
   def init(self, key: jax.Array) -> Any:
     """Random weights, float32; `key` is consumed."""
     images = jnp.zeros((1, self.image_size, self.image_size, 3))
-    return _Network().init(key, images, {})["params"]
+    return _Network(self.widths).init(key, images, {})["params"]
 
   def feature_maps(
       self, params: Any, images: jax.Array, adapters: Adapters | None = None
   ) -> jax.Array:
-    """`[B, h, w, 512]` from normalized images `[B, H, W, 3]`; 6×6 at 84 pixels."""
-    return _Network().apply({"params": params}, images, adapters or {})
+    """`[B, h, w, D]` from normalized images `[B, H, W, 3]`; 6×6 at 84 pixels."""
+    return _Network(self.widths).apply({"params": params}, images, adapters or {})
 
   def features(
       self, params: Any, images: jax.Array, adapters: Adapters | None = None
   ) -> jax.Array:
-    """`[B, 512]`, the mean over the feature map."""
+    """`[B, D]`, the mean over the feature map."""
     return self.feature_maps(params, images, adapters).mean((1, 2))

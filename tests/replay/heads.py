@@ -18,14 +18,14 @@ from mdtrap_jax.checkpoints.rules import slots
 from mdtrap_jax.heads import copa, url
 from mdtrap_jax.heads.method import Fit, Method
 from mdtrap_jax.heads.methods import make_method
-from mdtrap_jax.heads.ncc import Prediction, Task
+from mdtrap_jax.heads.ncc import Task
 from mdtrap_jax.models.resnet import ResNet18, adapter_shapes, init_adapters
 from mdtrap_jax.objectives.losses import symmetric_cross_entropy
 from tests.replay.check import Check
 
 TOLERANCE = 1e-8
 SINGLE = 1e-6  # of accuracies, which the reference kept as float32
-FEATURES = "features_efficientnet_lite0.npz"  # what `copa_real_*` index, in the same folder
+FEATURES = "features_*.npz"  # what `copa_real_*` index, in the same folder
 
 Recording = Mapping[str, np.ndarray]
 
@@ -33,19 +33,22 @@ Recording = Mapping[str, np.ndarray]
 def replay(path: str | Path) -> list[Check]:
   """Compares every recorded number of a `copa_*` or `url_*` file; needs `jax_enable_x64`.
 
+  Sizes, steps and seeds are the file's. It holds no learning rates: they follow, as published,
+  from its `dataset` and, for adapters, from whether the task is 5-way 1-shot.
+
   Raises:
     ValueError: the file is of none of these formats, or the features it indexes are missing.
   """
   path = Path(path)
   with np.load(path) as file:
     recorded = {name: file[name] for name in file.files}
-  if {"class_ids", "copa"} <= recorded.keys():
-    return _real(recorded, path.parent / FEATURES)
+  if {"class_ids", "support", "query"} <= recorded.keys():
+    return _real(recorded, path)
   if "support_12x12" in recorded:
     return _adapters(recorded)
   if "pos_embedding_init_image" in recorded:
     return _transformer(recorded)
-  if "head_image_final" in recorded:
+  if {"head_image_step1", "head_image_final"} & recorded.keys():
     return _linear(recorded)
   if "head_final" in recorded:
     return _shared(recorded)
@@ -54,40 +57,34 @@ def replay(path: str | Path) -> list[Check]:
 
 def _linear(recorded: Recording) -> list[Check]:
   task = _task(recorded, recorded["support"], recorded["query"])
-  domain, steps = _text(recorded, "dataset"), len(recorded["train_losses"])
-  make = functools.partial(
-      make_method, "copa", ways=_ways(recorded), domain=domain)
-  fit = _fit(make(steps=steps), None, task)
-  first = _fit(make(steps=1), None, task)
-  checks = _trajectory(recorded, fit)
-  for name, stage in (("step1", first), ("final", fit)):
-    checks += [
-        _check(f"head_{part}_{name}", stage.params[part].T, recorded[f"head_{part}_{name}"])
-        for part in ("image", "proto")]
-  return checks
+  make = functools.partial(make_method, "copa", **_published(recorded))
+  fit = _fit(make(steps=len(recorded["train_losses"])), None, task)
+  ours = _trajectory(fit)
+  stages = {"final": fit}
+  if "head_image_step1" in recorded:
+    stages["step1"] = _fit(make(steps=1), None, task)
+  for name, stage in stages.items():
+    ours |= {f"head_{part}_{name}": stage.params[part].T for part in ("image", "proto")}
+  return _checks(recorded, ours)
 
 
 def _shared(recorded: Recording) -> list[Check]:
   task = _task(recorded, recorded["support"], recorded["query"])
-  method = make_method("url", ways=_ways(recorded), steps=len(recorded["train_losses"]))
+  method = make_method("url", **_published(recorded), steps=len(recorded["train_losses"]))
   fit = _fit(method, None, task)
   after = method.represent(None, fit.params, task)
   loss = url.prototype_cross_entropy(
       after.query, after.prototypes, task.query_labels, url.LOGIT_SCALE)
-  return [
-      _check("train_losses", fit.losses, recorded["train_losses"]),
-      _check("head_final", fit.params["shared"].T, recorded["head_final"]),
-      _check("query_loss", loss, recorded["query_loss"]),
-      _check("query_accuracy", method.predict(task, after).accuracy,
-             recorded["query_accuracy"], SINGLE)]
+  return _checks(recorded, {
+      "train_losses": fit.losses, "head_final": fit.params["shared"].T, "query_loss": loss,
+      "query_accuracy": method.predict(task, after).accuracy})
 
 
 def _transformer(recorded: Recording) -> list[Check]:
   maps = lambda name: recorded[name].transpose(0, 2, 3, 1)
   task = _task(recorded, maps("support"), maps("query"))
   method = make_method(
-      "copa_transformer", ways=_ways(recorded), domain=_text(recorded, "dataset"),
-      steps=len(recorded["train_losses"]))
+      "copa_transformer", **_published(recorded), steps=len(recorded["train_losses"]))
 
   draw = method.head.init
 
@@ -98,7 +95,7 @@ def _transformer(recorded: Recording) -> list[Check]:
             recorded[f"pos_embedding_init_{part}"])} for part in ("image", "proto")}
 
   method = dataclasses.replace(method, head=method.head._replace(init=init))
-  return _trajectory(recorded, _fit(method, None, task))
+  return _checks(recorded, _trajectory(_fit(method, None, task)))
 
 
 def _adapters(recorded: Recording) -> list[Check]:
@@ -106,50 +103,51 @@ def _adapters(recorded: Recording) -> list[Check]:
   images = lambda name: recorded[name].repeat(7, 2).repeat(7, 3).transpose(0, 2, 3, 1)
   task = _task(recorded, images("support_12x12"), images("query_12x12"))
   features = jax.jit(model.features)
-  checks = [
-      _check("backbone_features", features(weights, task.support),
-             recorded["backbone_features"]),
-      _check("backbone_features_with_initial_adapters",
-             features(weights, task.support, init_adapters(jnp.float64)),
-             recorded["backbone_features_with_initial_adapters"])]
+  ours = {
+      "backbone_features": features(weights, task.support),
+      "backbone_features_with_initial_adapters":
+          features(weights, task.support, init_adapters(jnp.float64))}
+  published = _published(recorded)
   method = make_method(
-      "copa_tsa", ways=_ways(recorded), domain=_text(recorded, "dataset"), model=model,
-      steps=int(recorded["iterations"]))
+      "copa_tsa", **published, model=model, steps=len(recorded["train_losses"]),
+      one_shot=published["ways"] == len(recorded["support_labels"]) == 5)
   fit = _fit(method, weights, task)
-  norms = [jnp.linalg.norm(fit.params["adapters"][name]) for name in adapter_shapes()]
-  return [
-      *checks, *_trajectory(recorded, fit),
-      _check("adapter_norms", norms, recorded["adapter_norms"]),
-      *(_check(f"head_{part}_row0", fit.params["head"][part][:, 0],
-               recorded[f"head_{part}_row0"]) for part in ("image", "proto"))]
+  ours |= _trajectory(fit)
+  ours["adapter_norms"] = [
+      jnp.linalg.norm(fit.params["adapters"][name]) for name in adapter_shapes()]
+  for part in ("image", "proto"):
+    ours[f"head_{part}_row0"] = fit.params["head"][part][:, 0]
+  return _checks(recorded, ours)
 
 
 def _real(recorded: Recording, path: Path) -> list[Check]:
   """Per-episode results on real features; accuracies must be equal."""
-  if not path.is_file():
-    raise ValueError(f"{path} is missing: this recording indexes its features.")
-  domain = _text(recorded, "dataset")
-  with np.load(path) as file:
-    features = file[f"{domain}/features"].astype(np.float64)
+  domain = _domain(recorded)
+  features = _features(path, domain).astype(np.float64)
   episodes, ways, shots = recorded["support"].shape
   queries = recorded["query"].shape[2]
   labels = lambda count: jnp.repeat(jnp.arange(ways), count)
-  tasks = [
-      Task(jnp.asarray(features[recorded["support"][e].reshape(-1)]), labels(shots),
-           jnp.asarray(features[recorded["query"][e].reshape(-1)]), labels(queries))
-      for e in range(episodes)]
-  results = {}
+  rows = lambda name, e: jnp.asarray(features[recorded[name][e].reshape(-1)])
+  tasks = [Task(rows("support", e), labels(shots), rows("query", e), labels(queries))
+           for e in range(episodes)]
+  ours = {}
   for name in ("ncc", "url", "copa"):
     run = jax.jit(functools.partial(_whole, make_method(name, ways=ways, domain=domain)))
     outcomes = [jax.device_get(run(task)) for task in tasks]
-    results[name] = [np.array(column) for column in zip(*outcomes, strict=True)]
-  checks = [
-      _check(f"{name} accuracy", results[name][0], recorded[name], SINGLE)
-      for name in ("ncc", "url", "copa")]
-  for name, column in (("copa_train_loss", 1), ("copa_val_loss", 2)):
-    if name in recorded:
-      checks.append(_check(name, results["copa"][column], recorded[name]))
-  return checks
+    ours[name], train, query = map(np.array, zip(*outcomes, strict=True))
+    if name == "copa":  # the only one whose losses are recorded
+      ours |= {"copa_train_loss": train, "copa_val_loss": query}
+  return _checks(recorded, ours)
+
+
+def _features(path: Path, domain: str) -> np.ndarray:
+  """The features that a recording on real images indexes."""
+  for file_path in sorted(path.parent.glob(FEATURES)):
+    with np.load(file_path) as file:
+      if f"{domain}/features" in file:
+        return file[f"{domain}/features"]
+  raise ValueError(f"{path} indexes the features of {domain!r}, but no {FEATURES} beside it "
+                   f"holds {domain}/features.")
 
 
 def _whole(method: Method, task: Task) -> tuple[jax.Array, jax.Array, jax.Array]:
@@ -169,19 +167,19 @@ def _fit(method: Method, weights: Any, task: Task) -> Fit:
     del params
     loss = symmetric_cross_entropy(
         representations.query, representations.prototypes, task.query_labels, copa.LOGIT_SCALE)
-    prediction: Prediction = method.predict(task, representations)
-    return loss, prediction.accuracy
+    on_support = task._replace(query_labels=task.support_labels)
+    return (loss, method.predict(task, representations).accuracy,
+            method.predict(
+                on_support, representations._replace(query=representations.support)).accuracy)
 
   run = jax.jit(lambda w, t: method.fit(w, t, jax.random.key(0), look))
   return jax.device_get(run(weights, task))
 
 
-def _trajectory(recorded: Recording, fit: Fit) -> list[Check]:
-  losses, accuracies = fit.trace
-  return [
-      _check("train_losses", fit.losses, recorded["train_losses"]),
-      _check("val_losses", losses, recorded["val_losses"]),
-      _check("val_accs", accuracies, recorded["val_accs"], SINGLE)]
+def _trajectory(fit: Fit) -> dict[str, np.ndarray]:
+  losses, accuracies, on_support = fit.trace
+  return {"train_losses": fit.losses, "train_accs": on_support[:-1], "val_losses": losses,
+          "val_accs": accuracies}
 
 
 def random_weights(seed: int) -> dict[str, np.ndarray]:
@@ -211,15 +209,31 @@ def _task(recorded: Recording, support: np.ndarray, query: np.ndarray) -> Task:
       jnp.asarray(recorded["query_labels"]))
 
 
-def _ways(recorded: Recording) -> int:
-  return int(recorded["support_labels"].max()) + 1
+def _published(recorded: Recording) -> dict[str, Any]:
+  """What the published settings of a method follow from."""
+  return {"ways": int(recorded["support_labels"].max()) + 1, "domain": _domain(recorded)}
 
 
-def _text(recorded: Recording, name: str) -> str:
-  return str(recorded[name]) if name in recorded else ""
+def _domain(recorded: Recording) -> str:
+  return str(recorded["dataset"]) if "dataset" in recorded else ""
 
 
-def _check(name: str, ours, theirs: np.ndarray, tolerance: float = TOLERANCE) -> Check:
+def _checks(recorded: Recording, ours: Mapping[str, Any]) -> list[Check]:
+  """Compares what the file holds; an accuracy is compared as the float32 it was kept as.
+
+  Raises:
+    ValueError: the file holds none of it.
+  """
+  checks = [
+      _check(name, value, recorded[name],
+             SINGLE if name in ("ncc", "url", "copa") or "_acc" in name else TOLERANCE)
+      for name, value in ours.items() if name in recorded]
+  if not checks:
+    raise ValueError(f"the recording has none of the arrays {', '.join(ours)}.")
+  return checks
+
+
+def _check(name: str, ours, theirs: np.ndarray, tolerance: float) -> Check:
   """Largest absolute difference, relative to the largest recorded number where that is over 1."""
   ours, theirs = np.asarray(ours), np.asarray(theirs)
   if ours.shape != theirs.shape:

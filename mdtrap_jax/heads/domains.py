@@ -1,0 +1,49 @@
+"""The domains of a run of heads: entries of `config.domains` as images or stored features.
+
+An entry is `NAME`, a source or a set in the file of features; `NAME=FOLDER`, images in one
+subfolder per class; `world/LOOK`, generated images; or `meta/NAME`, records of Meta-Dataset.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import ml_collections
+
+from mdtrap_jax.data.features import FeatureSet, read_features
+from mdtrap_jax.data.meta_dataset import RecordSource
+from mdtrap_jax.data.sources import Source, keep_classes, make_source
+
+WORLD, META = "world/", "meta/"
+
+
+def domain_name(entry: str) -> str:
+  """What an entry is called in tables and files; `meta/mnist` is the published `mnist`."""
+  return entry.partition("=")[0].removeprefix(META)
+
+
+def open_domain(config: Any, entry: str) -> FeatureSet | Source:
+  """The labels of a domain, with its features or with the images to make them of.
+
+  Args:
+    config: of `configs/copa.py`.
+    entry: one of its `domains`.
+
+  Raises:
+    ValueError, FileNotFoundError: there is no such domain, or it is not as it should be.
+  """
+  if config.features.path:
+    return read_features(config.features.path, domain_name(entry))
+  if entry.startswith(META):
+    source = RecordSource(
+        config.data.records, domain_name(entry), config.data.records_split)
+    return keep_classes(source, tuple(config.data.classes))
+  name, _, folder = entry.partition("=")
+  data = ml_collections.ConfigDict(config.data.to_dict())
+  data.name, data.path, data.domain = ("folder", folder, "") if folder else (name, "", "")
+  if name.startswith(WORLD):
+    data.name, data.domain = "world", name.removeprefix(WORLD)
+  elif name == "world":
+    raise ValueError("config.domains: of the generated world, name a look, as in "
+                     "'world/satellite'.")
+  return make_source(data)
