@@ -388,6 +388,15 @@ def test_unknown_resampling():
 # Inspection.
 
 
+def test_family_of(folder):
+  assert checkpoints.family_of("pe-core-b16-224") == "pe-core"
+  assert checkpoints.family_of("google/siglip2-base-patch16-224") == "siglip2"
+  assert checkpoints.family_of(folder) == "clip"
+  assert checkpoints.family_of(GOLDEN / "siglip_big_vision_tiny.npz") == "siglip"
+  with pytest.raises(FileNotFoundError, match="did you mean clip-vit-b16"):
+    checkpoints.family_of("clip-vit-b61")
+
+
 def test_inspection_of_a_good_checkpoint(capsys):
   assert main(["inspect", str(GOLDEN / "clip_hf_flax_tiny")]) == 0
   output = capsys.readouterr().out

@@ -103,6 +103,17 @@ def test_positions_at_another_input_size(weights):
     np.testing.assert_allclose(position[1:], expected, atol=1e-6)
 
 
+def test_heads_of_the_pooling_are_the_callers_where_they_are_not_the_published_ones(weights):
+  images = jnp.ones((1, 56, 56, 3))
+  outputs = []
+  for heads in (None, 8, 4):
+    model, params = checkpoints.from_arrays(weights, pool_heads=heads, **HEADS)
+    assert model.image.pool_heads == heads or (heads, model.image.pool_heads) == (None, 8)
+    outputs.append(np.asarray(model.encode_image(params, images)))
+  np.testing.assert_array_equal(outputs[0], outputs[1])
+  assert np.abs(outputs[0] - outputs[2]).max() > 1e-3
+
+
 def test_works_without_class_token(weights):
   weights = {k: v for k, v in weights.items() if k != "visual.class_embedding"}
   weights["visual.positional_embedding"] = weights["visual.positional_embedding"][1:]

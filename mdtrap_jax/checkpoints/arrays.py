@@ -2,13 +2,42 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from typing import NamedTuple
 
 import ml_dtypes
 import numpy as np
 
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
+
+
+class UnusableFileError(ValueError):
+  """A weights file that cannot be read; the message names the file, the reason, the remedy."""
+
+
+@contextlib.contextmanager
+def reading(path: Path, part: str = "") -> Iterator[None]:
+  """Around the parsing of a file that may be damaged: one kind of error, which names the file.
+
+  Args:
+    path: of the file.
+    part: what of it is read.
+
+  Raises:
+    UnusableFileError: whatever else a parser raises when it meets bytes that make no sense.
+  """
+  try:
+    yield
+  except (UnusableFileError, MemoryError):
+    raise
+  except Exception as error:  # zip, pickle, JSON and msgpack readers raise a dozen kinds
+    if getattr(error, "filename", None):  # the operating system refuses, and says what
+      raise
+    raise UnusableFileError(
+        f"{path}: truncated or damaged{part and f' in {part}'}, or of another format "
+        f"({type(error).__name__}: {error}). Download it again.") from error
 
 
 class StoredArray(NamedTuple):

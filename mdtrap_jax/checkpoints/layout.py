@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from mdtrap_jax.checkpoints.arrays import Arrays
 from mdtrap_jax.checkpoints.rules import Dialect, Module, Shape, Slot, same, slots
 from mdtrap_jax.models.families import FAMILIES
@@ -29,6 +31,7 @@ class Choices(NamedTuple):
 
   image_heads: int | None = None
   text_heads: int | None = None
+  pool_heads: int | None = None  # of PE-Core's attention pooling
   activation: str | None = None
 
 
@@ -84,11 +87,19 @@ class Description(NamedTuple):
   sigmoid_bias: bool = False
 
   def mean_and_std(self, checkpoint: Checkpoint) -> tuple[Channels, Channels]:
-    """Per-channel statistics from the files beside the weights, else the family's."""
+    """Per-channel statistics from the files beside the weights, else the family's.
+
+    Raises:
+      ValueError: the files give something else than three numbers.
+    """
     preprocess = (checkpoint.open_clip_config or {}).get("preprocess_cfg", {})
     preprocessor, family = checkpoint.preprocessor or {}, FAMILIES[self.family]
     mean = preprocess.get("mean") or preprocessor.get("image_mean") or family.image_mean
     std = preprocess.get("std") or preprocessor.get("image_std") or family.image_std
+    for name, values in (("mean", mean), ("std", std)):
+      if np.shape(values) != (3,):
+        raise ValueError(f"{checkpoint.source}: the config beside it says that the images' "
+                         f"{name} is {values!r}, which are not three numbers.")
     return tuple(mean), tuple(std)
 
 

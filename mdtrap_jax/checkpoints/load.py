@@ -68,6 +68,7 @@ def from_arrays(
     image_size: int | None = None,
     image_heads: int | None = None,
     text_heads: int | None = None,
+    pool_heads: int | None = None,
     activation: str | None = None,
     tokenize: Tokenize | None = None,
 ) -> tuple[VisionLanguageModel, Any]:
@@ -80,13 +81,14 @@ def from_arrays(
     image_size: as in `load`.
     image_heads: where shapes do not tell and it is not the published size's.
     text_heads: likewise.
+    pool_heads: likewise, of PE-Core's attention pooling.
     activation: of the MLPs, under OpenAI's names only.
     tokenize: texts to ids; without it words are hashed.
 
   Raises:
     ValueError: arrays that do not fit, all named.
   """
-  choices = Choices(image_heads, text_heads, activation)
+  choices = Choices(image_heads, text_heads, pool_heads, activation)
   checkpoint, layout, description = describe(
       Checkpoint(in_memory(flat), "arrays in memory", choices=choices))
   if tokenize is None:
@@ -144,7 +146,14 @@ def describe(checkpoint: Checkpoint) -> tuple[Checkpoint, Layout, Description]:
   """
   layout = find_layout(checkpoint)
   checkpoint = checkpoint._replace(arrays=normalized(checkpoint.arrays))
-  return checkpoint, layout, layout.describe(checkpoint)
+  try:
+    return checkpoint, layout, layout.describe(checkpoint)
+  except (ValueError, TypeError, AttributeError, LookupError, ArithmeticError) as error:
+    if checkpoint.source in str(error):
+      raise
+    raise ValueError(
+        f"{checkpoint.source}: its arrays' shapes or the config beside it describe no model "
+        f"({error}). Check that both are complete, unmodified and belong together.") from error
 
 
 def find_layout(checkpoint: Checkpoint) -> Layout:

@@ -9,7 +9,7 @@ import msgpack
 import numpy as np
 from flax import serialization
 
-from mdtrap_jax.checkpoints.arrays import StoredArray
+from mdtrap_jax.checkpoints.arrays import StoredArray, reading
 
 _ARRAYS = (1, 3)  # Flax's extension codes of arrays and of NumPy scalars
 _HEAD = 512  # bytes that surely hold an array's shape and dtype
@@ -19,18 +19,13 @@ def open_msgpack(path: Path) -> dict[str, StoredArray]:
   """The arrays of a tree of dictionaries as Flax serializes it.
 
   Raises:
-    ValueError: the file is truncated or holds something else.
+    UnusableFileError: it is truncated or holds something else.
   """
   arrays = {}
-  with open(path, "rb") as file, open(path, "rb") as peek:
+  with reading(path), open(path, "rb") as file, open(path, "rb") as peek:
     # No limit on what one array may need; the default of 100 MB is less than an embedding.
     unpacker = msgpack.Unpacker(file, max_buffer_size=2**32 - 1)
-    try:
-      _walk(path, unpacker, peek, (), arrays)
-    except (msgpack.UnpackException, ValueError, TypeError, IndexError) as error:
-      raise ValueError(
-          f"{path}: truncated, or not a Flax msgpack file of weights ({error!r}). "
-          "Download it again.") from error
+    _walk(path, unpacker, peek, (), arrays)
   return arrays
 
 
@@ -50,7 +45,8 @@ def _walk(
     unpacker.skip()
     end = unpacker.tell()
     shape, dtype = _shape_and_dtype(head)
-    arrays[".".join(name)] = StoredArray(shape, dtype, _reader(path, begin, end))
+    full_name = ".".join(name)
+    arrays[full_name] = StoredArray(shape, dtype, _reader(path, full_name, begin, end))
 
 
 def _shape_and_dtype(head: bytes) -> tuple[tuple[int, ...], np.dtype]:
@@ -65,9 +61,9 @@ def _shape_and_dtype(head: bytes) -> tuple[tuple[int, ...], np.dtype]:
   return tuple(unpacker.unpack()), np.dtype(unpacker.unpack())
 
 
-def _reader(path: Path, begin: int, end: int):
+def _reader(path: Path, name: str, begin: int, end: int):
   def read() -> np.ndarray:
-    with open(path, "rb") as file:
+    with reading(path, name), open(path, "rb") as file:
       file.seek(begin)
       return np.asarray(serialization.msgpack_restore(file.read(end - begin)))
 

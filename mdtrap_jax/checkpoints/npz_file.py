@@ -7,30 +7,26 @@ from pathlib import Path
 
 import numpy as np
 
-from mdtrap_jax.checkpoints.arrays import BFLOAT16, StoredArray
+from mdtrap_jax.checkpoints.arrays import BFLOAT16, StoredArray, UnusableFileError, reading
 
 
 def open_npz(path: Path) -> dict[str, StoredArray]:
   """The arrays of a NumPy archive, their names with "." for "/".
 
   Raises:
-    ValueError: the file is truncated, is no such archive, or holds pickled objects.
+    UnusableFileError: it is truncated, is no such archive, or holds pickled objects.
   """
   arrays = {}
-  try:
-    with zipfile.ZipFile(path) as archive:
-      for member in archive.namelist():
-        with archive.open(member) as file:
-          shape, _, dtype = _header(file)
-        if dtype.hasobject:
-          raise ValueError(f"{path}: {member} holds pickled objects, not numbers.")
-        # NumPy has no name for bfloat16, so big_vision's are stored as two anonymous bytes.
-        dtype = BFLOAT16 if dtype == np.dtype("V2") else dtype
-        name = member.removesuffix(".npy").replace("/", ".")
-        arrays[name] = StoredArray(shape, dtype, _reader(path, member, dtype))
-  except (zipfile.BadZipFile, EOFError) as error:
-    raise ValueError(
-        f"{path}: truncated, or no NumPy archive ({error}). Download it again.") from error
+  with reading(path), zipfile.ZipFile(path) as archive:
+    for member in archive.namelist():
+      with archive.open(member) as file:
+        shape, _, dtype = _header(file)
+      if dtype.hasobject:
+        raise UnusableFileError(f"{path}: {member} holds pickled objects, not numbers.")
+      # NumPy has no name for bfloat16, so big_vision's are stored as two anonymous bytes.
+      dtype = BFLOAT16 if dtype == np.dtype("V2") else dtype
+      name = member.removesuffix(".npy").replace("/", ".")
+      arrays[name] = StoredArray(shape, dtype, _reader(path, member, dtype))
   return arrays
 
 
@@ -42,10 +38,7 @@ def _header(file) -> tuple[tuple[int, ...], bool, np.dtype]:
 
 def _reader(path: Path, member: str, dtype: np.dtype):
   def read() -> np.ndarray:
-    try:
-      with zipfile.ZipFile(path) as archive, archive.open(member) as file:
-        return np.lib.format.read_array(file, allow_pickle=False).view(dtype)
-    except (zipfile.BadZipFile, EOFError) as error:
-      raise ValueError(f"{path}: damaged in {member} ({error}). Download it again.") from error
+    with reading(path, member), zipfile.ZipFile(path) as archive, archive.open(member) as file:
+      return np.lib.format.read_array(file, allow_pickle=False).view(dtype)
 
   return read

@@ -57,8 +57,17 @@ def describe_meta(checkpoint: Checkpoint) -> Description:
 
 
 def describe_timm(checkpoint: Checkpoint) -> Description:
-  """The model of timm's names, likewise."""
+  """The model of timm's names, likewise.
+
+  Raises:
+    ValueError: it is a SigLIP, which timm names alike.
+  """
   shape = checkpoint.shape
+  if "logit_bias" in checkpoint.arrays:
+    raise ValueError(
+        f"{checkpoint.source} is a SigLIP in the layout of timm and open_clip, which is not "
+        "supported. Use the same model from Hugging Face or big_vision, such as "
+        "google/siglip-base-patch16-224.")
   width, _, patch, _ = shape("visual.trunk.patch_embed.proj.weight")
   image = _image_config(
       checkpoint, width, patch, shape("visual.trunk.pos_embed")[1],
@@ -79,8 +88,8 @@ def _image_config(
       image_size=round((tokens - class_token)**0.5) * patch, patch_size=patch, width=width,
       depth=count_blocks(checkpoint.arrays, blocks), heads=heads, mlp_width=mlp_width,
       embed_dim=embed_dim, activation="gelu", class_token=class_token, pool="attention",
-      pool_heads=POOL_HEADS, pool_mlp_width=pool_mlp_width, projection_bias=projection_bias,
-      rope=True)
+      pool_heads=checkpoint.choices.pool_heads or POOL_HEADS, pool_mlp_width=pool_mlp_width,
+      projection_bias=projection_bias, rope=True)
 
 
 LAYOUTS = (

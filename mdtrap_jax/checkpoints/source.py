@@ -140,6 +140,9 @@ def _json(path: Path, name: str) -> dict[str, Any] | None:
   if not file.is_file():
     return None
   try:
-    return json.loads(file.read_text())
+    content = json.loads(file.read_text(encoding="utf-8"))
   except ValueError as error:
     raise ValueError(f"{file} is no JSON ({error}). Download it again.") from error
+  if not isinstance(content, dict):
+    raise ValueError(f"{file} holds no fields but {content!r:.40}. Download it again.")
+  return content

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import ml_dtypes
 import numpy as np
 
-from mdtrap_jax.checkpoints.arrays import StoredArray
+from mdtrap_jax.checkpoints.arrays import StoredArray, UnusableFileError, reading
 
 STORAGES = {
     "DoubleStorage": np.float64, "FloatStorage": np.float32, "HalfStorage": np.float16,
@@ -37,7 +37,17 @@ class _Tensor(NamedTuple):
   storage: _Storage
   offset: int  # in elements
   shape: tuple[int, ...]
-  strides: tuple[int, ...]
+  strides: tuple[int, ...]  # in elements
+
+
+def _rebuild(storage: _Storage, offset: int, shape: Any, strides: Any, *_) -> _Tensor:
+  """What torch calls to make a tensor; numbers that would reach beyond its data are refused."""
+  tensor = _Tensor(storage, offset, tuple(shape), tuple(strides))
+  numbers = (offset, *tensor.shape, *tensor.strides)
+  if not isinstance(storage, _Storage) or len(tensor.shape) != len(tensor.strides) or any(
+      not isinstance(number, int) or number < 0 for number in numbers):
+    raise pickle.UnpicklingError(f"no tensor: {tensor}")
+  return tensor
 
 
 class _Attributes:
@@ -61,8 +71,7 @@ class _Unpickler(pickle.Unpickler):
     if module == "torch" and name in STORAGES:
       return np.dtype(STORAGES[name])
     if (module, name) == ("torch._utils", "_rebuild_tensor_v2"):
-      return lambda storage, offset, shape, strides, *_: _Tensor(
-          storage, offset, tuple(shape), tuple(strides))
+      return _rebuild
     if (module, name) == ("torch._utils", "_rebuild_parameter"):
       return lambda tensor, *_: tensor
     if module.startswith("__torch__"):
@@ -85,36 +94,35 @@ def open_torch(path: Path) -> TorchFile:
   """The state dict in a file that torch saved, or the weights of a TorchScript archive.
 
   Raises:
-    ValueError: the file is truncated, of torch's format before version 1.6, or its pickle
+    UnusableFileError: it is damaged, of torch's format before version 1.6, or its pickle
       holds anything but weights.
   """
-  if not zipfile.is_zipfile(path):
-    raise ValueError(
-        f"{path}: no weights file that can be read safely. It is truncated (download it "
-        "again), another format, or saved by torch before 1.6 (load it with torch there and "
-        "save its state_dict again, as safetensors if possible).")
-  with zipfile.ZipFile(path) as archive:
+  with reading(path):
+    if not zipfile.is_zipfile(path):
+      raise UnusableFileError(
+          f"{path}: no weights file that can be read safely. It is truncated (download it "
+          "again), another format, or saved by torch before 1.6 (load it with torch there and "
+          "save its state_dict again, as safetensors if possible).")
+  with reading(path), zipfile.ZipFile(path) as archive:
     names = archive.namelist()
     pickles = [name for name in names if name.count("/") == 1 and name.endswith("/data.pkl")]
     if len(pickles) != 1:
-      raise ValueError(f"{path}: a zip archive, but not one that torch wrote.")
+      raise UnusableFileError(f"{path}: a zip archive, but not one that torch wrote.")
     root = pickles[0].removesuffix("data.pkl")
     if root + "byteorder" in names and archive.read(root + "byteorder") != b"little":
-      raise ValueError(f"{path}: saved on a big-endian machine, which is not supported.")
+      raise UnusableFileError(
+          f"{path}: saved on a big-endian machine, which is not supported.")
     with archive.open(pickles[0]) as file:
       try:
         content = _Unpickler(file).load()
       except _RefusedError as error:
-        raise ValueError(
+        raise UnusableFileError(
             f"{path}: its pickle uses {error}, which weights do not need, so it was not "
             "executed. Save the model's state_dict alone.") from error
-      except (pickle.UnpicklingError, EOFError, AttributeError, TypeError, ValueError,
-              IndexError, KeyError) as error:
-        raise ValueError(f"{path}: its pickle holds no weights ({error}).") from error
-  tensors = {}
-  _collect(_weights(content), (), tensors)
+    tensors = {}
+    _collect(_weights(content), (), tensors)
   if not tensors:
-    raise ValueError(f"{path}: its pickle holds no weights.")
+    raise UnusableFileError(f"{path}: its pickle holds no weights.")
   arrays = {
       name: StoredArray(tensor.shape, tensor.storage.dtype, _reader(path, root, name, tensor))
       for name, tensor in tensors.items()}
@@ -144,12 +152,10 @@ def _reader(path: Path, root: str, name: str, tensor: _Tensor):
     steps = tuple(stride * dtype.itemsize for stride in tensor.strides)
     last = sum((n - 1) * stride for n, stride in zip(tensor.shape, tensor.strides, strict=True))
     count = last + 1 if math.prod(tensor.shape) else 0
-    with zipfile.ZipFile(path) as archive, archive.open(
+    with reading(path, name), zipfile.ZipFile(path) as archive, archive.open(
         f"{root}data/{tensor.storage.key}") as file:
       file.seek(tensor.offset * dtype.itemsize)
-      data = np.frombuffer(file.read(count * dtype.itemsize), dtype)
-    if len(data) != count:
-      raise ValueError(f"{path}: truncated in {name}. Download it again.")
+      data = np.frombuffer(file.read(count * dtype.itemsize), dtype, count)
     return np.lib.stride_tricks.as_strided(data, tensor.shape, steps, writeable=False)
 
   return read

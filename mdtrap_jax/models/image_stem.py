@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from mdtrap_jax.models.rope import Rope
+from mdtrap_jax.models.sizes import check_sizes
 from mdtrap_jax.models.transformer import BlockConfig, LayerNorm, Mlp, attention
 
 
@@ -40,6 +41,7 @@ class ImageConfig:
   rope: bool = False  # 2-D rotary positions in every block, as PE-Core has
 
   def __post_init__(self):
+    check_sizes(self)
     if self.image_size < self.patch_size:
       raise ValueError(
           f"image_size={self.image_size} is less than patch_size={self.patch_size}.")
@@ -50,6 +52,9 @@ class ImageConfig:
     if not self.projection and self.embed_dim != self.width:
       raise ValueError(
           f"without a projection embed_dim={self.embed_dim} must equal width={self.width}.")
+    if self.pool == "attention" and (not self.pool_heads or self.width % self.pool_heads):
+      raise ValueError(f"width={self.width} is no multiple of pool_heads={self.pool_heads}.")
+    _ = self.block  # which checks the rest
 
   @property
   def grid(self) -> int:

@@ -32,6 +32,8 @@ def _entry(image: ImageConfig, text: TextConfig, hub: str) -> Specification:
   return Specification("pe-core", image, text, f"timm/{hub}")
 
 
+# Meta publishes parameters of B, L and G in units of 10 million, without the text encoder's
+# token table, and none of T and S; those follow from timm's and open_clip's configurations.
 PE_CORE_MODELS = {
     "pe-core-t16-384": _entry(
         _image(384, 16, 192, 12, 3, 768, 512), _SMALL_TEXT, "PE-Core-T-16-384"),

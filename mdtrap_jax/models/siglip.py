@@ -50,7 +50,9 @@ def _siglip2(*args) -> Specification:
   return _entry("siglip2", *args, vocabulary_size=256_000)
 
 
-# The last number is the count of parameters that the published checkpoint holds.
+# The last number is the count of parameters that the published checkpoint holds, as KerasHub's
+# presets list it (they add the position ids). For siglip2-b16-384 that list repeats the count of
+# siglip2-b32-256, so its number here is derived, from the counts at 256 and 512 pixels.
 SIGLIP_MODELS = {
     "siglip-b16-224": _siglip("base", 16, 224, 203_155_970),
     "siglip-b16-256": _siglip("base", 16, 256, 203_202_050),

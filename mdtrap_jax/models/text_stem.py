@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from mdtrap_jax.models.sizes import check_sizes
 from mdtrap_jax.models.transformer import BlockConfig, LayerNorm
 
 
@@ -30,8 +31,10 @@ class TextConfig:
   projection_bias: bool = False
 
   def __post_init__(self):
+    check_sizes(self)
     if self.pool not in ("end", "last"):
       raise ValueError(f"pool={self.pool!r}: choose 'end' or 'last'.")
+    _ = self.block  # which checks the rest
 
   @property
   def block(self) -> BlockConfig:

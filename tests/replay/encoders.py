@@ -66,7 +66,8 @@ def _pe_core(arrays: dict[str, np.ndarray]) -> list[Check]:
   images = jnp.asarray(arrays["image"].transpose(0, 2, 3, 1))
   model, params = checkpoints.from_arrays(
       weights, image_size=images.shape[1], image_heads=config["heads"],
-      text_heads=config["text"]["heads"], tokenize=_no_tokenizer)
+      text_heads=config["text"]["heads"], pool_heads=config.get("attn_pooler_heads"),
+      tokenize=_no_tokenizer)
   checks = _embeddings(model, params, images, arrays)
   tokens = jax.jit(_tokens, static_argnums=0)(model, params, images)
   return [*checks, _check("image_tokens", tokens, arrays["image_tokens"])]
