@@ -142,8 +142,8 @@ def draw(path: str | Path, domain: str, diagnosis: Mapping[str, Any]) -> None:
   right.semilogy(diagnosis["gap_ratio"], color=colors["url"], linestyle="--",
                  label="the gap itself")
   right.axhline(1.0, color="black", linestyle=":", linewidth=1)
-  right.set_title("embeddings' gap under URL's map, to that before")
-  right.set_xlabel("step")
+  right.set_title("gap after URL's map, in gaps before")
+  right.set_xlabel("step (gaps of embeddings as they are)")
   right.legend(frameon=False, fontsize=8)
   tasks = diagnosis["tasks"]
   figure.suptitle(f"{domain}: gap between prototypes and images, mean of {tasks} "

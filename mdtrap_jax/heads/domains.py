@@ -43,6 +43,7 @@ def open_domain(config: Any, entry: str) -> FeatureSet | Source:
   data.name, data.path, data.domain = ("folder", folder, "") if folder else (name, "", "")
   if name.startswith(WORLD):
     data.name, data.domain = "world", name.removeprefix(WORLD)
+    data.severity = 0.0 if data.domain == "source" else data.severity  # it has no other
   elif name == "world":
     raise ValueError("config.domains: of the generated world, name a look, as in "
                      "'world/satellite'.")
