@@ -196,7 +196,6 @@ def test_memory_decides_how_many_episodes_run_at_once():
       parallel.episodes_per_device, adaptation, params, row(episodes, 0), weights,
       clean=True)
   assert fit(most=10**6, memory=2**31) > 100
-  assert fit(most=64, memory=2**31) == 64
   with pytest.raises(MemoryError, match="one episode needs .* GiB"):
     fit(most=4, memory=2**16)
   assert fit(most=4) == 4  # on a CPU by the number of rows

@@ -122,11 +122,14 @@ def init_factors(key: jax.Array, config: LoraConfig, depth: int, width: int) -> 
 def keep_mask(key: jax.Array, shape: Sequence[int], rate: float) -> jax.Array:
   """`True` with probability `1 - rate`, from as few random bits as represent `rate` exactly.
 
-  Drawing 8 bits instead of 32 for the usual rate of 1/4 makes the masks four times cheaper.
+  For the usual rate of 1/4 four elements share a random word, which makes masks four times
+  cheaper. (`jax.random.bits` draws a word for each byte.)
   """
   bits = next((b for b in (8, 16) if (rate * 2**b).is_integer()), 32)
-  dtype = jnp.dtype(f"uint{bits}")
-  return jax.random.bits(key, tuple(shape), dtype) >= dtype.type(rate * 2**bits)
+  dtype, size = jnp.dtype(f"uint{bits}"), math.prod(shape)
+  words = jax.random.bits(key, (-(-size * bits // 32),))
+  drawn = jax.lax.bitcast_convert_type(words, dtype).reshape(-1)[:size].reshape(tuple(shape))
+  return drawn >= dtype.type(rate * 2**bits)
 
 
 def lora_delta(

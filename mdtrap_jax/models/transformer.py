@@ -72,16 +72,21 @@ def attention(q: jax.Array, k: jax.Array, v: jax.Array, heads: int, causal: bool
   Returns:
     `[B, S, W]`.
   """
-  q, k, v = (t.reshape(*t.shape[:-1], heads, -1) for t in (q, k, v))
   if q.dtype in (jnp.bfloat16, jnp.float16):
+    q, k, v = (t.reshape(*t.shape[:-1], heads, -1) for t in (q, k, v))
     out = jax.nn.dot_product_attention(q, k, v, is_causal=causal)
-  else:  # jax.nn's computes float64 logits in float32
-    logits = jnp.einsum("bqhd,bkhd->bhqk", q * q.shape[-1]**-0.5, k)
+    return out.reshape(*out.shape[:-2], -1)
+  # jax.nn's computes float64 logits in float32. One head after the other needs no transposition
+  # of activations, which makes it three times faster on a CPU.
+  heads_of = lambda t: jnp.split(t, heads, axis=-1)
+  out = []
+  for q, k, v in zip(heads_of(q), heads_of(k), heads_of(v), strict=True):
+    logits = jnp.einsum("bqd,bkd->bqk", q * q.shape[-1]**-0.5, k)
     if causal:
       visible = jnp.tri(q.shape[1], k.shape[1], dtype=bool)
-      logits = jnp.where(visible[None, None], logits, -jnp.inf)
-    out = jnp.einsum("bhqk,bkhd->bqhd", jax.nn.softmax(logits, axis=-1), v)
-  return out.reshape(*out.shape[:-2], -1)
+      logits = jnp.where(visible[None], logits, -jnp.inf)
+    out.append(jnp.einsum("bqk,bkd->bqd", jax.nn.softmax(logits, axis=-1), v))
+  return jnp.concatenate(out, axis=-1)
 
 
 class Attention(nn.Module):
@@ -96,14 +101,15 @@ class Attention(nn.Module):
   ) -> jax.Array:
     """Maps `[B, S, W]` to `[B, S, W]`."""
     qkv = nn.DenseGeneral((3, self.config.width), name="qkv")(x)
-    projected = [qkv[..., i, :] for i in range(3)]
+    # The gradient of `split` is one concatenation; that of three indexings is a sum of paddings.
+    projected = [part[..., 0, :] for part in jnp.split(qkv, 3, axis=-2)]
     adapted = () if factors is None else self.lora.projections
     inner = [PROJECTIONS.index(name) for name in adapted if name != "out"]
     if inner:
       delta = lora_delta(
           x, jax.tree.map(lambda leaf: leaf[:len(inner)], factors), self.lora, key)
-      for i, number in enumerate(inner):
-        projected[number] = projected[number] + delta[i]
+      for number, part in zip(inner, jnp.split(delta, len(inner)), strict=True):
+        projected[number] = projected[number] + part[0]
     q, k, v = projected
     if self.config.rope is not None:
       q, k = (rotate(t, self.config.rope, self.config.heads) for t in (q, k))
