@@ -133,7 +133,6 @@ TORCH: Dialect = {
 FLAX: Dialect = {
     "array": (("", "", same),),
     "leading": (("", "", leading(1)),),
-    "leading2": (("", "", leading(2)),),
     "table": ((".embedding", "", same),),
     "norm": ((".scale", "/scale", same), (".bias", "/bias", same)),
     "dense": ((".kernel", "/kernel", same), (".bias", "/bias", same)),

@@ -16,7 +16,6 @@ from mdtrap_jax.checkpoints.rules import (
     TORCH,
     Dialect,
     Module,
-    leading,
     same,
     split_first,
     split_last,
@@ -98,8 +97,6 @@ def _with_heads(description: Description) -> Dialect:
   """How big_vision arranges attention: a separate axis for the heads."""
   image, text = description.image.heads, description.text.heads
   return {
-      "array": (("", "", same),),
-      "leading": (("", "", leading(1)),),
       "pool in": ((".kernel", "_kernel", split_last(image)),
                   (".bias", "_bias", split_last(image))),
       **{f"{encoder} in": ((".kernel", "/kernel", split_last(heads)),
