@@ -25,6 +25,7 @@ INSTALL = [
     "transformers>=4.50",
 ]
 EXTRAS = {
+    "benchmarks": ["peft>=0.15", "torch==2.13.0"],
     "digits": ["scikit-learn>=1.4"],
     "test": [
         "hypothesis>=6.100", "pytest>=8.0", "pytest-xdist>=3.5", "ruff>=0.9",

@@ -1,0 +1,166 @@
+"""How fast episodes are adapted, and how near that is to what the device can do.
+
+`python -m benchmarks.throughput [--model clip-vit-b16] [--shots 1] [--method svl_ra] …` prints one
+JSON object: seconds of each kind of step and of an evaluation, what a whole schedule of the paper
+comes to, model FLOP/s beside the device's own rate of matrix products (same precision, same
+process), compile time and peak memory. Weights and images are random; nothing is downloaded.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import resource
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from importlib.metadata import version
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from configs import default
+from mdtrap_jax import parallel, runner, settings
+from mdtrap_jax.adapt import Episode
+from mdtrap_jax.models.vlm import VisionLanguageModel
+from mdtrap_jax.objectives import chain
+
+
+def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
+  """The command line."""
+  parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+  parser.add_argument("--model", default="clip-vit-b16", help="a named size")
+  parser.add_argument("--shots", type=int, default=1)
+  parser.add_argument("--method", default="svl_ra", choices=sorted(default.METHODS))
+  parser.add_argument("--episodes", type=int, default=0, help="at once; 0: found from memory")
+  parser.add_argument("--dtype", default="auto", choices=("auto", "float32", "bfloat16"))
+  parser.add_argument("--steps", type=int, default=3, help="timed, of each kind")
+  return parser.parse_args(argv)
+
+
+def make_config(arguments: argparse.Namespace) -> Any:
+  """The paper's schedule for these arguments."""
+  config = default.get_config(arguments.method)
+  config.model.name, config.model.random_weights = arguments.model, True
+  config.data.shots = arguments.shots
+  config.model.dtype = arguments.dtype
+  if arguments.dtype == "auto":
+    config.model.dtype = "float32" if jax.default_backend() == "cpu" else "bfloat16"
+  return settings.resolve(config)
+
+
+def random_episodes(config: Any, model: VisionLanguageModel, count: int) -> Episode:
+  """`count` episodes of noise."""
+  rng, size, data = np.random.default_rng(0), model.image.image_size, config.data
+  images = lambda n: rng.integers(0, 256, (count, n, size, size, 3), np.uint8)
+  labels = lambda n: np.tile(np.repeat(np.arange(data.ways, dtype=np.int32), n), (count, 1))
+  text = rng.standard_normal((count, data.ways, model.text.embed_dim))
+  return Episode(
+      number=np.arange(count, dtype=np.int32), support=images(data.ways * data.shots),
+      support_labels=labels(data.shots), query=images(data.ways * data.queries),
+      query_labels=labels(data.queries),
+      token_ids=np.ones((count, data.ways, model.text.context_length), np.int32),
+      text=text.astype(np.float32))
+
+
+def encoder_flops(model: VisionLanguageModel, images: int) -> float:
+  """Operations of the image blocks' forward pass: products with weights and attention."""
+  image = model.image
+  tokens = (image.image_size // image.patch_size) ** 2 + image.class_token
+  products = 2 * (4 * image.width**2 + 2 * image.width * image.mlp_width)
+  return images * image.depth * tokens * (products + 4 * tokens * image.width)
+
+
+def product_ceiling(model: VisionLanguageModel, rows: int, dtype: str) -> float:
+  """FLOP/s of the device's product `[rows, W] × [W, mlp]`, the encoder's largest."""
+  image = model.image
+  a = jnp.ones((rows, image.width), dtype)
+  b = jnp.ones((image.width, image.mlp_width), dtype)
+  options = parallel.compiler_options()
+  product = jax.jit(lambda a, b: jnp.sum(a @ b), compiler_options=options)
+  seconds = min(timed(lambda: product(a, b)) for _ in range(12))
+  return 2 * rows * image.width * image.mlp_width / seconds
+
+
+def timed(call: Callable[[], Any]) -> float:
+  """Seconds until the result is there."""
+  started = time.perf_counter()
+  jax.block_until_ready(call())
+  return time.perf_counter() - started
+
+
+def measure(arguments: argparse.Namespace) -> dict[str, Any]:
+  """Runs the programs of `mdtrap_jax.parallel` on random episodes and times them."""
+  config = make_config(arguments)
+  model, params = runner.load_model(config)
+  adaptation = runner.make_adaptation(config, model, 100.0)
+  weights = runner.make_weights({"": config})
+  phases = chain.make_phases(config.objective.to_dict(), config.adapt.steps)
+  mesh = parallel.episode_mesh()
+  params = parallel.replicate(params, mesh)
+  one = jax.tree.map(lambda leaf: leaf[0], random_episodes(config, model, 1))
+  each = arguments.episodes or parallel.episodes_per_device(
+      adaptation, params, one, weights, clean=any(p.clean for p in phases), most=1024)
+  count = each * mesh.size
+  programs = parallel.make_programs(adaptation, mesh)
+  episodes = parallel.spread(random_episodes(config, model, count), mesh)
+
+  started = time.perf_counter()
+  prepared, state = jax.block_until_ready(programs.prepare(params, episodes, weights))
+  jax.block_until_ready(programs.evaluate(params, prepared, state))
+  for clean in sorted({phase.clean for phase in phases}):
+    state = programs.run[clean](params, prepared, state, 0, 1)
+  jax.block_until_ready(state)
+  first = time.perf_counter() - started
+
+  seconds = {"prepare": timed(lambda: programs.prepare(params, episodes, weights)),
+             "evaluate": timed(lambda: programs.evaluate(params, prepared, state))}
+  for clean in sorted({phase.clean for phase in phases}):
+    times = []
+    for step in range(arguments.steps):
+      before = time.perf_counter()
+      state = jax.block_until_ready(
+          programs.run[clean](params, prepared, state, step + 1, step + 2))
+      times.append(time.perf_counter() - before)
+    seconds["clean step" if clean else "step"] = statistics.median(times)
+  views = prepared.batch.labels.shape[1]
+  rows = {"step": config.adapt.batch_size or views,
+          "clean step": views + prepared.batch.clean_labels.shape[1]}
+  steps = {"step": 0, "clean step": 0}
+  for phase in phases:
+    steps["clean step" if phase.clean else "step"] += phase.stop - phase.start
+  # Forward, and backward to the activations; frozen weights have no gradient.
+  flops = count * sum(2 * n * encoder_flops(model, rows[kind]) for kind, n in steps.items())
+  in_steps = sum(n * seconds[kind] for kind, n in steps.items() if n)
+  schedule = seconds["prepare"] + 6 * seconds["evaluate"] + in_steps
+  tokens = rows["step"] * count * prepared.tokens.shape[2]
+  ceiling = mesh.size * product_ceiling(model, tokens // mesh.size, config.model.dtype)
+  stats = jax.local_devices()[0].memory_stats() or {}
+  peak = stats.get("peak_bytes_in_use") or 1024 * resource.getrusage(
+      resource.RUSAGE_SELF).ru_maxrss
+  return {
+      "work": {"model": arguments.model, "method": arguments.method, "shots": arguments.shots,
+               "dtype": config.model.dtype, "episodes_at_once": count,
+               "steps": config.adapt.steps},
+      "seconds": seconds,
+      "compile_seconds": first - sum(seconds.values()),
+      "schedule_seconds": schedule,
+      "steps_per_second": count * config.adapt.steps / in_steps,
+      "episodes_per_second": count / schedule,
+      "model_flops_per_second": flops / in_steps,
+      "product_flops_per_second": ceiling,
+      "share_of_ceiling": flops / in_steps / ceiling,
+      "peak_memory_bytes": peak,
+      "device": f"{jax.device_count()} × {jax.devices()[0].device_kind}",
+      "platform": platform.platform(),
+      "versions": {name: version(name) for name in ("jax", "jaxlib", "flax", "optax")},
+      "command": "python -m benchmarks.throughput " + " ".join(sys.argv[1:]),
+  }
+
+
+if __name__ == "__main__":
+  print(json.dumps(measure(parse_arguments()), indent=2))
