@@ -220,6 +220,7 @@ def _run_episodes(
           state, evaluations = left.rows(batch.episode, size, state)
           state, start = parallel.spread(state, mesh), left.step
           progress.stepped(len(batch.episode), start)
+        snapshots.begin()
         after = functools.partial(_after_segment, batch, progress, snapshots, asked)
         outcome = adapt_batch(programs, params, prepared, state, phases, marks, start=start,
                               evaluations=evaluations, after=after)

@@ -21,6 +21,7 @@ from mdtrap_jax import settings
 from mdtrap_jax.adapt import Evaluation
 
 SHARE = 0.05  # of a run's time that writing snapshots may take
+SECONDS = 10.0  # at least, from one to the next, or to the end of a short batch
 
 
 class Snapshot(NamedTuple):
@@ -65,8 +66,8 @@ class SnapshotDirectory:
     """
     self._path, self._config = path.absolute(), config
     self._manager: ocp.CheckpointManager | None = None
-    self._started = time.monotonic()
-    self._seconds = 0.0  # that saving has taken
+    self._last = time.monotonic()
+    self._seconds = 0.0  # that the last one took
 
   def restore(self) -> Snapshot | None:
     """The newest snapshot that can be read, or `None`.
@@ -91,9 +92,13 @@ class SnapshotDirectory:
                         self._path / str(number), str(error).splitlines()[0])
     return None
 
+  def begin(self) -> None:
+    """A new batch begins: nothing of it would be lost yet."""
+    self._last = time.monotonic()
+
   def due(self) -> bool:
-    """Whether a snapshot now would keep all of them within `SHARE` of the run's time."""
-    return self._seconds <= SHARE * (time.monotonic() - self._started)
+    """Whether it is time for the next snapshot."""
+    return time.monotonic() - self._last >= max(SECONDS, self._seconds / SHARE)
 
   def save(self, snapshot: Snapshot) -> None:
     """Writes a snapshot and returns when it is complete.
@@ -110,7 +115,8 @@ class SnapshotDirectory:
              "step": snapshot.step}
     self._open().save(max(self._numbers(), default=-1) + 1, args=ocp.args.Composite(
         arrays=ocp.args.StandardSave(arrays), about=ocp.args.JsonSave(about)))
-    self._seconds += time.monotonic() - before
+    self._last = time.monotonic()
+    self._seconds = self._last - before
 
   def remove(self) -> None:
     """Deletes all snapshots: the run is complete."""
