@@ -57,12 +57,12 @@ class Snapshot(NamedTuple):
 class SnapshotDirectory:
   """The newest snapshot of a run; an older one stays until the newer is complete."""
 
-  def __init__(self, path: Path, config: dict[str, Any]):
+  def __init__(self, path: Path, config: dict[str, dict[str, Any]]):
     """Opens `path`, which is made with the first snapshot.
 
     Args:
       path: the directory.
-      config: what the run computes; a snapshot of something else is refused.
+      config: what each variant computes; a snapshot of something else is refused.
     """
     self._path, self._config = path.absolute(), config
     self._manager: ocp.CheckpointManager | None = None
@@ -148,8 +148,13 @@ class SnapshotDirectory:
                   barrier_sync_key_prefix=f"snapshots{process}")))
     return self._manager
 
-  def _check(self, config: dict[str, Any]) -> None:
-    if changed := settings.differences(self._config, config):
+  def _check(self, there: dict[str, Any]) -> None:
+    here = self._config
+    changed = [f"variants: {sorted(there)} there, {sorted(here)} here"] * (
+        here.keys() != there.keys())
+    for name in here.keys() & there.keys():
+      changed += settings.differences(here[name], there[name])
+    if changed:
       raise settings.ConfigMismatchError(
           f"{self._path} holds unfinished episodes of another config or other data "
           f"({'; '.join(changed)}): give another --workdir, the same config and data to go "

@@ -1,11 +1,19 @@
 """A strict session: CPU with eight virtual devices, no silent broadcasting, no network."""
 
+import atexit
 import os
+import shutil
+import tempfile
 
 # Compiling is most of what small tests cost: leave LLVM's optimizations out.
 FLAGS = {"--xla_force_host_platform_device_count": "8", "--xla_backend_optimization_level": "0"}
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# Tests compile the same small programs again and again: workers and commands share them.
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+  os.environ["JAX_COMPILATION_CACHE_DIR"] = PROGRAMS = tempfile.mkdtemp(prefix="mdtrap_jax-")
+  atexit.register(shutil.rmtree, PROGRAMS, ignore_errors=True)
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
 os.environ["HF_HUB_OFFLINE"] = "1"
 given = os.environ.get("XLA_FLAGS", "")
 os.environ["XLA_FLAGS"] = " ".join(
