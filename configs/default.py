@@ -85,6 +85,7 @@ def get_config(method="svl_ra"):
   adapt.steps_per_shot = 250  # the paper's; 125 on ChestX
   adapt.steps = placeholder(int)  # T; None: steps_per_shot · shots
   adapt.batch_size = 0  # views per step; 0: all
+  adapt.chunk = 0  # of them encoded at once, to save memory; 0: all, or as many as fit
 
   config.optimizer = optimizer = ConfigDict()
   optimizer.learning_rate = 2e-4  # at step 0, per step

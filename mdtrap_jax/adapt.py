@@ -6,6 +6,7 @@ Nothing here knows of batches of episodes or of devices; `parallel.py` adds both
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -18,7 +19,7 @@ from mdtrap_jax.models.vlm import Params, VisionLanguageModel
 from mdtrap_jax.objectives.losses import unit
 from mdtrap_jax.objectives.pull_back import zero_cotangents
 from mdtrap_jax.objectives.terms import Batch, Features
-from mdtrap_jax.randomness import episode_key, stream
+from mdtrap_jax.randomness import episode_key, row_keys, stream
 
 STATUS = ("ok", "non-finite")
 
@@ -73,6 +74,8 @@ class Adaptation:
     views: `V`, how many of the view recipes are used.
     batch_size: views per step, or `None` for all `N`.
     seed: with an episode's number, makes its key.
+    chunk: how many support rows are encoded at once, or `None` for all. Fewer need less memory
+      and one more forward pass; the result is the same but for rounding.
   """
 
   model: VisionLanguageModel
@@ -81,6 +84,7 @@ class Adaptation:
   views: int = 5
   batch_size: int | None = None
   seed: int = 0
+  chunk: int | None = None
 
   def prepare(self, params: Params, episode: Episode) -> tuple[Prepared, AdaptState]:
     """Draws the views and computes everything below the first adapted block.
@@ -200,8 +204,9 @@ class Adaptation:
     if clean:  # the clean images again: the same pixels, dropout masks of their own
       num_clean = prepared.batch.clean_labels.shape[0]
       tokens = jnp.concatenate([tokens, prepared.tokens[:num_clean]])
-    image = _float32(self.model.encode_image_tokens(
-        params, tokens, self.lora, factors, image_key))
+    encode = lambda x, keys: self.model.encode_image_tokens(
+        params, x, self.lora, factors, keys)
+    image = _float32(in_chunks(encode, self.chunk, tokens, row_keys(image_key, len(tokens))))
     text = self._text(params, prepared, factors, text_key)
     return Features(image[:rows], image[rows:] if clean else None, text)
 
@@ -211,6 +216,20 @@ class Adaptation:
       return prepared.text
     return _float32(self.model.encode_text(
         params, prepared.token_ids, self.lora, factors, key))
+
+
+def in_chunks(fn: Callable[..., jax.Array], size: int | None, *rows: jax.Array) -> jax.Array:
+  """`fn(*rows)`, a function of rows `[N, ...]`, evaluated for `size` of them at a time.
+
+  The backward pass evaluates each chunk again instead of keeping what it computed.
+  """
+  count = len(rows[0])
+  if size is None or size >= count:
+    return fn(*rows)
+  index = jnp.arange(-(-count // size) * size).reshape(-1, size) % count  # the last is filled up
+  chunks = jax.tree.map(lambda leaf: leaf[index], rows)
+  out = jax.lax.map(lambda chunk: jax.checkpoint(fn)(*chunk), chunks)
+  return out.reshape(-1, *out.shape[2:])[:count]
 
 
 def _float32(x: jax.Array) -> jax.Array:

@@ -22,7 +22,7 @@ from mdtrap_jax.objectives import chain
 
 AXIS = "episode"
 MEMORY_SHARE = 0.9  # of a device's memory that a batch of episodes may fill
-CPU_ROWS = 4096  # tokens per step that keep CPU cores busy; more costs memory and a tenth of the time
+CPU_ROWS = 4096  # tokens per step that keep CPU cores busy; more is a tenth slower
 
 
 def episode_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
@@ -154,7 +154,8 @@ def episodes_per_device(
   if one > limit:
     raise MemoryError(
         f"one episode needs {one / 2**30:.2f} GiB and {device} may use "
-        f"{limit / 2**30:.2f} GiB: use fewer views or shots, a smaller model, or bfloat16.")
+        f"{limit / 2**30:.2f} GiB: set --config.adapt.chunk, or use fewer views or shots, "
+        "a smaller model, or bfloat16.")
   return max(1, min(most, 1 + int((limit - one) // max(one - shared, 1))))
 
 

@@ -7,6 +7,7 @@ devices or on what ran before it.
 from __future__ import annotations
 
 import jax
+import jax.numpy as jnp
 
 STREAMS = ("views", "lora", "dropout", "terms", "batches")
 
@@ -14,6 +15,21 @@ STREAMS = ("views", "lora", "dropout", "terms", "batches")
 def episode_key(seed: int, episode: jax.Array | int) -> jax.Array:
   """The key of one episode, `[]` typed."""
   return jax.random.fold_in(jax.random.key(seed), episode)
+
+
+def fold(keys: jax.Array, number: jax.Array | int) -> jax.Array:
+  """Folds a number into a key `[]`, or into each of `[B]` keys."""
+  if keys.ndim == 0:
+    return jax.random.fold_in(keys, number)
+  return jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys, number)
+
+
+def row_keys(key: jax.Array, rows: int) -> jax.Array:
+  """`[rows]` keys, one for each row of a batch.
+
+  A row's draws then do not depend on how many others there are or are encoded with it.
+  """
+  return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, jnp.arange(rows))
 
 
 def stream(key: jax.Array, name: str, step: jax.Array | int | None = None) -> jax.Array:

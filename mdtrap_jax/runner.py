@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 import json
 import platform
@@ -158,7 +159,7 @@ def make_adaptation(
       num_clean=num_clean, batch_size=batch_size)
   return Adaptation(
       model=model, lora=lora, tx=tx, views=adapt.views, batch_size=batch_size,
-      seed=config.seed)
+      seed=config.seed, chunk=adapt.chunk or None)
 
 
 def encode_prompts(
@@ -200,8 +201,8 @@ def _run_episodes(
   prompts = encode_prompts(model, params, source.class_names, data.template)
   mesh = parallel.episode_mesh()
   params = parallel.replicate(params, mesh)
-  size = mesh.size * _episodes_per_device(
-      config, adaptation, params, weights, prompts, len(todo), mesh)
+  adaptation, each = _fit(config, adaptation, params, weights, prompts, len(todo), mesh)
+  size = mesh.size * each
   programs = parallel.make_programs(adaptation, mesh)
   batches = functools.partial(
       episode_batches, source, batch_size=size, seed=config.seed, ways=data.ways,
@@ -263,6 +264,24 @@ def _image_cache(config, source: Source, size: int) -> ImageCache | None:
     return None
   return ImageCache(
       config.data.cache_dir, source.identity, len(source.labels), size, config.data.resize)
+
+
+def _fit(
+    config, adaptation: Adaptation, params, weights, prompts: Prompts, todo: int, mesh,
+) -> tuple[Adaptation, int]:
+  """Episodes at once on each device; where not even one fits, its rows in smaller chunks."""
+  while True:
+    try:
+      return adaptation, _episodes_per_device(
+          config, adaptation, params, weights, prompts, todo, mesh)
+    except MemoryError:
+      rows = config.data.ways * config.data.shots * (config.adapt.views + 1)
+      chunk = (adaptation.chunk or rows) // 2
+      if config.adapt.chunk or not chunk:
+        raise
+      adaptation = dataclasses.replace(adaptation, chunk=chunk)
+      logging.warning("one episode does not fit: %d of its %d rows are encoded at a time.",
+                      chunk, rows)
 
 
 def _episodes_per_device(

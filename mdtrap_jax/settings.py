@@ -10,7 +10,9 @@ from typing import Any
 import ml_collections
 
 # How a run is carried out, not what it computes: free to differ when a run is resumed.
-RUNTIME_FIELDS = ("episodes", "episodes_per_device", "data.threads", "data.cache_dir")
+RUNTIME_FIELDS = ("episodes", "episodes_per_device", "data.threads", "data.cache_dir",
+                  "adapt.chunk", "features.batch_size", "diagnosis.tasks",
+                  "diagnosis.distances")
 CHOICES = {
     "model.dtype": ("auto", "float32", "bfloat16"),
     "data.resize": ("squash", "crop", "family"),
@@ -51,7 +53,7 @@ def resolve(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
   for field in POSITIVE:
     if not (value := get(config, field)) > 0:
       raise ValueError(f"config.{field}={value!r}: must be greater than 0.")
-  for field in ("adapt.batch_size", "episodes_per_device", "seed"):
+  for field in ("adapt.batch_size", "adapt.chunk", "episodes_per_device", "seed"):
     if (value := get(config, field)) < 0:
       raise ValueError(f"config.{field}={value!r}: must not be negative.")
   return config

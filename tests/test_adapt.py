@@ -201,6 +201,18 @@ def test_memory_decides_how_many_episodes_run_at_once():
   assert fit(most=4) == 4  # on a CPU by the number of rows
 
 
+@pytest.mark.parametrize("chunk", [4, 7])  # 18 rows: the last chunk is filled up
+def test_rows_in_chunks_take_the_same_steps_with_less_memory(chunk):
+  adaptation, params, phases, episodes, _ = setup()
+  prepared, state = jax.jit(adaptation.prepare)(params, row(episodes, 0))
+  parts = dataclasses.replace(adaptation, chunk=chunk)
+  step = lambda adapt: jax.jit(functools.partial(adapt.run, clean=True))
+  whole, chunked = (step(a)(params, prepared, state, 0, 3) for a in (adaptation, parts))
+  assert_close(chunked.factors, whole.factors)
+  memory = lambda a: step(a).lower(params, prepared, state, 0, 3).compile().memory_analysis()
+  assert memory(parts).temp_size_in_bytes < memory(adaptation).temp_size_in_bytes
+
+
 def test_bfloat16_follows_float32():
   adaptation, params, phases, episodes, _ = setup()
   half = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), params)

@@ -14,6 +14,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from mdtrap_jax.randomness import row_keys
+
 PROJECTIONS = ("q", "k", "v", "out")
 ENCODERS = {"vision": ("image",), "text": ("text",), "both": ("image", "text")}
 SCALES = {"sqrt": math.sqrt, "linear": float}
@@ -141,7 +143,8 @@ def lora_delta(
     x: `[B, S, d_in]`, the input of the projections.
     factors: one block's factors, `a [P, d_in, r]` and `b [P, r, d_out]`.
     config: rank scale, dropout rate.
-    key: typed key for the dropout masks, consumed; `None` switches dropout off.
+    key: typed key for the dropout masks, or one for each row, `[B]`; consumed. `None` switches
+      dropout off.
 
   Returns:
     `[P, B, S, d_out]` in the dtype of `x`.
@@ -150,8 +153,7 @@ def lora_delta(
   if key is None or config.dropout == 0.0:
     low = jnp.einsum("bsi,pir->pbsr", x, a)
   else:
-    # A key for each row, so that an image's masks do not depend on how many others there are.
-    keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, jnp.arange(x.shape[0]))
+    keys = key if key.ndim else row_keys(key, x.shape[0])
     shape = (a.shape[0], *x.shape[1:])
     keep = jax.vmap(lambda k: keep_mask(k, shape, config.dropout), out_axes=1)(keys)
     dropped = jnp.where(keep, x[None] / (1.0 - config.dropout), jnp.zeros((), x.dtype))

@@ -17,6 +17,7 @@ from flax import linen as nn
 
 from mdtrap_jax.models.lora import PROJECTIONS, LoraConfig, LoraFactors, lora_delta
 from mdtrap_jax.models.rope import Rope, rotate
+from mdtrap_jax.randomness import fold
 
 # Blocks in one turn of the loop: on a CPU a fifth faster than 1, and it compiles fast enough.
 UNROLL = 4
@@ -125,7 +126,7 @@ class Attention(nn.Module):
     result = nn.Dense(self.config.width, name="out")(out)
     if "out" in adapted:
       last = jax.tree.map(lambda leaf: leaf[-1:], factors)
-      key = None if key is None else jax.random.fold_in(key, PROJECTIONS.index("out"))
+      key = None if key is None else fold(key, PROJECTIONS.index("out"))
       result = result + lora_delta(out, last, self.lora, key)[0]
     return result
 
@@ -194,7 +195,8 @@ def run_blocks(
     stop: one past the last block to run; all of them when `None`.
     lora: what is adapted; needed with `factors`.
     factors: `a [A, P, W, r]`, `b [A, P, r, W]`, or `None` for the base model.
-    key: typed key of the dropout masks, folded with the block's number; `None` for none.
+    key: typed key of the dropout masks, or one for each row, `[B]`; folded with the block's
+      number. `None` for none.
 
   Returns:
     tokens `[B, S, W]`.
@@ -205,7 +207,7 @@ def run_blocks(
 
   def step(x, block):
     block_params, block_factors, number = block
-    block_key = None if key is None else jax.random.fold_in(key, number)
+    block_key = None if key is None else fold(key, number)
     module = Block(config, lora)
     apply = lambda p, x, f, k: module.apply({"params": p}, x, f, k)
     if is_adapted and x.size >= RECOMPUTE_SIZE:

@@ -107,7 +107,8 @@ class VisionLanguageModel:
       tokens: `[B, S, width]` from `embed_image` with the same `lora`.
       lora: what is adapted.
       factors: the episode's factors, or `None` for the base model.
-      key: typed key of the LoRA dropout, consumed; `None` for no dropout.
+      key: typed key of the LoRA dropout, or one for each row, `[B]`; consumed. `None` for no
+        dropout.
     """
     encoder = params["image"]
     start = first_adapted_block(lora, "image", self.image.depth)
