@@ -101,7 +101,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
   weights = runner.make_weights({"": config})
   phases = chain.make_phases(config.objective.to_dict(), config.adapt.steps)
   mesh = parallel.episode_mesh()
-  params = parallel.replicate(params, mesh)
+  params = parallel.replicate(adaptation.needed(params), mesh)
   one = jax.tree.map(lambda leaf: leaf[0], random_episodes(config, model, 1))
   each = arguments.episodes or parallel.episodes_per_device(
       adaptation, params, one, weights, clean=any(p.clean for p in phases), most=1024)

@@ -86,6 +86,15 @@ class Adaptation:
   seed: int = 0
   chunk: int | None = None
 
+  def needed(self, params: Params) -> Params:
+    """The model's parameters without those of a text encoder that stays as it is.
+
+    Its embeddings come with the episodes, so that its weights need no memory while they run.
+    """
+    if "text" in self.lora.encoders:
+      return params
+    return {name: leaves for name, leaves in params.items() if name != "text"}
+
   def prepare(self, params: Params, episode: Episode) -> tuple[Prepared, AdaptState]:
     """Draws the views and computes everything below the first adapted block.
 

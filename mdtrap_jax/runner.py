@@ -200,7 +200,7 @@ def _run_episodes(
   phases, marks = chain.make_phases(objective, steps), chain.evaluation_marks(steps)
   prompts = encode_prompts(model, params, source.class_names, data.template)
   mesh = parallel.episode_mesh()
-  params = parallel.replicate(params, mesh)
+  params = parallel.replicate(adaptation.needed(params), mesh)
   adaptation, each = _fit(config, adaptation, params, weights, prompts, len(todo), mesh)
   size = mesh.size * each
   programs = parallel.make_programs(adaptation, mesh)

@@ -19,14 +19,13 @@ from mdtrap_jax.models.lora import PROJECTIONS, LoraConfig, LoraFactors, lora_de
 from mdtrap_jax.models.rope import Rope, rotate
 from mdtrap_jax.randomness import fold
 
-# Blocks in one turn of the loop: on a CPU a fifth faster than 1, and it compiles fast enough.
-UNROLL = 4
-
-# Backward passes keep products with weights and compute the rest again, attention too, where
-# an episode's tokens have at least so many elements. At ViT-B/16 that halves the memory and
-# takes no longer on a CPU; at the miniature's size it would cost a fifth of the time.
-RECOMPUTE_SIZE = 2**20
+# Encoders whose tokens have at least so many elements an episode save memory: blocks run one to
+# a turn of the loop, and the backward pass keeps products with weights and computes the rest
+# again, attention too. At ViT-B/16 on a CPU that takes a third of the memory and no longer.
+# Smaller ones, such as the miniature, would become a third slower.
+LARGE = 2**20
 KEPT = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
+UNROLL = 4  # blocks to a turn of the loop in small encoders
 
 ACTIVATIONS = {
     "quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x),
@@ -204,13 +203,14 @@ def run_blocks(
   depth = jax.tree.leaves(params)[0].shape[0]
   stop = depth if stop is None else stop
   adapted = () if factors is None else lora.blocks(depth)
+  large = x.size >= LARGE
 
   def step(x, block):
     block_params, block_factors, number = block
     block_key = None if key is None else fold(key, number)
     module = Block(config, lora)
     apply = lambda p, x, f, k: module.apply({"params": p}, x, f, k)
-    if is_adapted and x.size >= RECOMPUTE_SIZE:
+    if is_adapted and large:
       apply = jax.checkpoint(apply, policy=KEPT, prevent_cse=False)
     return apply(block_params, x, block_factors, block_key), None
 
@@ -221,7 +221,8 @@ def run_blocks(
     if is_adapted:
       block_factors = _take(factors, adapted.index(run[0]), len(run), len(adapted))
     x, _ = jax.lax.scan(
-        step, x, (block_params, block_factors, jnp.asarray(run)), unroll=min(UNROLL, len(run)))
+        step, x, (block_params, block_factors, jnp.asarray(run)),
+        unroll=1 if large else min(UNROLL, len(run)))
   return x
 
 
