@@ -38,7 +38,8 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
   parser.add_argument("--method", default="svl_ra", choices=sorted(default.METHODS))
   parser.add_argument("--episodes", type=int, default=0, help="at once; 0: found from memory")
   parser.add_argument("--dtype", default="auto", choices=("auto", "float32", "bfloat16"))
-  parser.add_argument("--steps", type=int, default=3, help="timed, of each kind")
+  parser.add_argument("--steps", type=int, default=3, help="segments timed, of each kind")
+  parser.add_argument("--segment", type=int, default=1, help="steps in one")
   return parser.parse_args(argv)
 
 
@@ -121,11 +122,11 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
              "evaluate": timed(lambda: programs.evaluate(params, prepared, state))}
   for clean in sorted({phase.clean for phase in phases}):
     times = []
-    for step in range(arguments.steps):
+    for start in range(1, 1 + arguments.steps * arguments.segment, arguments.segment):
       before = time.perf_counter()
-      state = jax.block_until_ready(
-          programs.run[clean](params, prepared, state, step + 1, step + 2))
-      times.append(time.perf_counter() - before)
+      state = jax.block_until_ready(programs.run[clean](
+          params, prepared, state, start, start + arguments.segment))
+      times.append((time.perf_counter() - before) / arguments.segment)
     seconds["clean step" if clean else "step"] = statistics.median(times)
   views = prepared.batch.labels.shape[1]
   rows = {"step": config.adapt.batch_size or views,
