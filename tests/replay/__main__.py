@@ -1,7 +1,7 @@
 """`python -m tests.replay PATH…`: replays recordings of the reference implementations.
 
-Prints one line per check and exits with 1 if any fails. A path is a recording, or a folder of
-recordings.
+Prints one line per check; exits with 1 if any fails, and else with 2 if a path could not be
+replayed. A path is a recording, or a folder of recordings.
 """
 
 import sys
@@ -54,23 +54,25 @@ def main(arguments: list[str]) -> int:
   if not arguments:
     print(__doc__)
     return 2
-  failed = 0
+  failed = unread = 0
   for argument in arguments:
     path = Path(argument)
-    if not path.exists():
-      print(f"error: {path} does not exist.")
-      return 2
     print(path)
     try:
+      if not path.exists():
+        raise ValueError(f"{path} does not exist.")
       checks = replay(path)
-    except ValueError as error:
-      print(f"error: {error}")
-      return 2
+    except ValueError as error:  # the other paths are replayed all the same
+      print(f"  error: {error}")
+      unread += 1
+      continue
     for check in checks:
       print(f"  {check}")
       failed += not check.ok
-  print(f"{failed} FAIL" if failed else "all ok")
-  return int(failed > 0)
+  if unread:
+    print(f"{unread} could not be replayed")
+  print(f"{failed} FAIL" if failed else "all ok" if not unread else "the others: all ok")
+  return 1 if failed else 2 * bool(unread)
 
 
 if __name__ == "__main__":
