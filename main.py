@@ -12,7 +12,7 @@ import jax
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from mdtrap_jax import experiments, hosts
+from mdtrap_jax import experiments, hosts, parallel
 from mdtrap_jax.preemption import PreemptedError
 
 config_flags.DEFINE_config_file(
@@ -51,6 +51,7 @@ def main(argv):
     raise app.UsageError(f"unexpected argument {argv[1]!r}: fields are set as --config.NAME=….")
   logging.set_verbosity(logging.WARNING)
   keep_compiled_programs()
+  parallel.use_cpu_cores()
   values = flags.FLAGS
   try:
     if values.distributed or values.coordinator:

@@ -28,7 +28,7 @@ from mdtrap_jax.data.features import FeatureSet
 from mdtrap_jax.data.tasks import Sizes
 from mdtrap_jax.heads.methods import make_method
 from mdtrap_jax.heads.ncc import Task
-from mdtrap_jax.heads.run import adapt_and_evaluate, tasks_per_device
+from mdtrap_jax.heads.run import adapt_and_evaluate, place
 
 WIDTH, STEPS = 512, 50
 SHAPES = {"5-way": Sizes(5, 37, 75), "20-way": Sizes(20, 136, 200)}
@@ -50,6 +50,7 @@ def main() -> None:
   parser.add_argument("--threads", type=int, default=2, help="of PyTorch")
   arguments = parser.parse_args()
   torch.set_num_threads(arguments.threads)
+  parallel.use_cpu_cores()
   report: dict[str, Any] = {
       "benchmark": "CoPA, linear heads", "width": WIDTH, "steps": STEPS,
       "device": f"{jax.device_count()} × {jax.devices()[0].device_kind}",
@@ -66,9 +67,9 @@ def compare(sizes: Sizes, seconds: float) -> dict[str, Any]:
   """Times one task shape on all sides."""
   method = make_method("copa", ways=sizes.ways, steps=STEPS)
   found = FeatureSet("random", np.zeros((1, WIDTH), np.float32), np.zeros(1, np.int32), ("0",))
-  count = tasks_per_device(method, None, found, sizes)
+  mesh, each = place(method, None, found, sizes, most=1000)
+  count = mesh.size * each
   batch = make_tasks(sizes, count)
-  mesh = parallel.episode_mesh()
   program = parallel.over_episodes(
       lambda weights, task, seed, number: adapt_and_evaluate(
           method, weights, task, seed, number), mesh, (False, True, True, True))

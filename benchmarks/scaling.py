@@ -13,6 +13,7 @@ import sys
 from typing import Any
 
 from benchmarks.throughput import measure, parse_arguments
+from mdtrap_jax import parallel
 
 SLACK = 1.1
 
@@ -24,6 +25,7 @@ def main() -> None:
   parser.add_argument("--episodes", type=int, default=4)
   parser.add_argument("--turns", type=int, default=2)
   arguments = parser.parse_args()
+  parallel.use_cpu_cores()
 
   def seconds(episodes: int, shots: int = 1, segment: int = 4) -> float:
     """Of one segment of a batch."""

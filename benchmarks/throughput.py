@@ -76,15 +76,16 @@ def encoder_flops(model: VisionLanguageModel, images: int) -> float:
   return images * image.depth * tokens * (products + 4 * tokens * image.width)
 
 
-def product_ceiling(model: VisionLanguageModel, rows: int, dtype: str) -> float:
-  """FLOP/s of the device's product `[rows, W] × [W, mlp]`, the encoder's largest."""
+def product_ceiling(
+    model: VisionLanguageModel, rows: int, dtype: str, mesh: jax.sharding.Mesh
+) -> float:
+  """FLOP/s of all devices' products `[rows, W] × [W, mlp]`, the encoder's largest."""
   image = model.image
-  a = jnp.ones((rows, image.width), dtype)
-  b = jnp.ones((image.width, image.mlp_width), dtype)
-  options = parallel.compiler_options()
-  product = jax.jit(lambda a, b: jnp.sum(a @ b), compiler_options=options)
+  a = parallel.spread(jnp.ones((mesh.size, rows, image.width), dtype), mesh)
+  b = parallel.replicate(jnp.ones((image.width, image.mlp_width), dtype), mesh)
+  product = parallel.over_episodes(lambda a, b: jnp.sum(a @ b), mesh, (True, False))
   seconds = min(timed(lambda: product(a, b)) for _ in range(12))
-  return 2 * rows * image.width * image.mlp_width / seconds
+  return 2 * mesh.size * rows * image.width * image.mlp_width / seconds
 
 
 def timed(call: Callable[[], Any]) -> float:
@@ -101,12 +102,16 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
   adaptation = runner.make_adaptation(config, model, 100.0)
   weights = runner.make_weights({"": config})
   phases = chain.make_phases(config.objective.to_dict(), config.adapt.steps)
-  mesh = parallel.episode_mesh()
-  params = parallel.replicate(adaptation.needed(params), mesh)
+  params = adaptation.needed(params)
   one = jax.tree.map(lambda leaf: leaf[0], random_episodes(config, model, 1))
-  each = arguments.episodes or parallel.episodes_per_device(
-      adaptation, params, one, weights, clean=any(p.clean for p in phases), most=1024)
-  count = each * mesh.size
+  if arguments.episodes:
+    mesh = parallel.episode_mesh(jax.devices()[:arguments.episodes])
+    count = -(-arguments.episodes // mesh.size) * mesh.size
+  else:
+    mesh, each = parallel.place(
+        adaptation, params, one, weights, clean=any(p.clean for p in phases), most=1024)
+    count = each * mesh.size
+  params = parallel.replicate(params, mesh)
   programs = parallel.make_programs(adaptation, mesh)
   episodes = parallel.spread(random_episodes(config, model, count), mesh)
 
@@ -139,7 +144,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
   in_steps = sum(n * seconds[kind] for kind, n in steps.items() if n)
   schedule = seconds["prepare"] + 6 * seconds["evaluate"] + in_steps
   tokens = rows["step"] * count * prepared.tokens.shape[2]
-  ceiling = mesh.size * product_ceiling(model, tokens // mesh.size, config.model.dtype)
+  ceiling = product_ceiling(model, tokens // mesh.size, config.model.dtype, mesh)
   stats = jax.local_devices()[0].memory_stats() or {}
   peak = stats.get("peak_bytes_in_use") or 1024 * resource.getrusage(
       resource.RUSAGE_SELF).ru_maxrss
@@ -156,7 +161,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
       "product_flops_per_second": ceiling,
       "share_of_ceiling": flops / in_steps / ceiling,
       "peak_memory_bytes": peak,
-      "device": f"{jax.device_count()} × {jax.devices()[0].device_kind}",
+      "device": f"{mesh.size} × {jax.devices()[0].device_kind}",
       "platform": platform.platform(),
       "versions": {name: version(name) for name in ("jax", "jaxlib", "flax", "optax")},
       "command": "python -m benchmarks.throughput " + " ".join(sys.argv[1:]),
@@ -164,4 +169,5 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
+  parallel.use_cpu_cores()
   print(json.dumps(measure(parse_arguments()), indent=2))

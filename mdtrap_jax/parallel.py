@@ -22,7 +22,26 @@ from mdtrap_jax.objectives import chain
 
 AXIS = "episode"
 MEMORY_SHARE = 0.9  # of a device's memory that a batch of episodes may fill
-CPU_ROWS = 4096  # tokens per step that keep CPU cores busy; more is a tenth slower
+CPU_ROWS = 2048  # tokens per step that keep a CPU core busy; more leave its caches
+CPU_COPIES = 32  # of an encoder's activations: more than a step ever needed on a CPU
+
+
+def use_cpu_cores() -> None:
+  """Makes every CPU core a device of its own; must come before JAX computes anything.
+
+  A core with episodes of its own shares neither its caches nor the wait for the slowest thread
+  of each small operation. `BENCHMARKS.md` says what that gains. A number of devices that
+  somebody asked for, by JAX's setting or XLA's flag, is left alone, and accelerators are.
+  """
+  asked = "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", "")
+  if not asked and jax.config.jax_num_cpu_devices < 1:
+    jax.config.update("jax_num_cpu_devices", _cores())
+
+
+def _cores() -> int:
+  """Cores that this process may run on."""
+  affinity = getattr(os, "sched_getaffinity", None)
+  return len(affinity(0)) if affinity else os.cpu_count() or 1
 
 
 def episode_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
@@ -47,19 +66,26 @@ def over_episodes(
   # `shard_map` and not sharding propagation: no collective can creep in between episodes.
   sharded = jax.shard_map(
       batched, mesh=mesh, in_specs=specs, out_specs=PartitionSpec(AXIS), check_vma=False)
-  return jax.jit(sharded, donate_argnums=donate, compiler_options=compiler_options())
+  return jax.jit(
+      sharded, donate_argnums=donate, compiler_options=compiler_options(mesh.size))
 
 
 @functools.cache
-def compiler_options() -> dict[str, str]:
-  """What makes XLA's programs for a CPU a fifth faster, where this XLA knows the option.
+def compiler_options(devices: int = 1) -> dict[str, Any]:
+  """What makes XLA's programs for a CPU faster, where this XLA knows the options.
 
-  Without it matrix products and what surrounds them are fused into YNNPACK kernels, which
-  measured slower than Eigen's products and plain loops on the encoders' shapes.
+  Without the first, matrix products and what surrounds them are fused into YNNPACK kernels,
+  which measured a fifth slower than Eigen's products and plain loops on the encoders' shapes.
+  The second keeps a product on its own core where every core has work.
+
+  Args:
+    devices: that a program runs on at once.
   """
-  options = {"xla_cpu_experimental_ynn_fusion_type": ""}
+  options: dict[str, Any] = {"xla_cpu_experimental_ynn_fusion_type": ""}
   if jax.default_backend() != "cpu":
     return {}
+  if devices >= _cores():
+    options["xla_cpu_multi_thread_eigen"] = False
   try:
     jax.jit(lambda x: x, compiler_options=options).lower(0.0).compile()
   except jax.errors.JaxRuntimeError:
@@ -119,44 +145,61 @@ def over_variants(adaptation: Adaptation):
   return prepare, evaluate, run
 
 
-def episodes_per_device(
-    adaptation: Adaptation, params: Any, episode: Episode, weights: Any, *, clean: bool,
-    most: int, device: jax.Device | None = None, memory: int | None = None,
-) -> int:
-  """How many episodes one device should adapt at once.
+class Placement(NamedTuple):
+  """Where episodes are adapted."""
 
-  On a CPU, where larger batches gain nothing once the cores are busy, that is a fixed number
-  of token rows. Elsewhere it is what fits: the programs are compiled for one episode, and what
-  the compiler's own memory analysis says beyond the shared weights is what each one needs.
+  mesh: Mesh
+  each: int  # episodes at once on each of its devices
+
+
+def place(
+    adaptation: Adaptation, params: Any, episode: Episode, weights: Any, *, clean: bool,
+    most: int, devices: Sequence[jax.Device] | None = None, memory: int | None = None,
+) -> Placement:
+  """How many devices should adapt how many episodes at once.
+
+  On CPU cores, where larger batches gain nothing, that is a fixed number of token rows on as
+  many cores as the memory they share allows. Elsewhere it is what fits: the programs are
+  compiled for one episode, and what the compiler's own memory analysis says beyond the shared
+  weights is what each one needs.
 
   Args:
     adaptation: what runs.
-    params: of the model.
-    episode: shapes of one episode (`jax.ShapeDtypeStruct` leaves will do).
+    params: of the model (`jax.ShapeDtypeStruct` leaves will do, as in `episode`).
+    episode: one episode.
     weights: `{term: [P]}`, of the variants.
     clean: whether the schedule has a clean pass.
-    most: an upper bound, such as the number of episodes to run.
-    device: whose memory counts; the first one when `None`.
-    memory: in bytes, instead of asking the device.
+    most: the number of episodes to run.
+    devices: to choose from; this process's when `None`.
+    memory: in bytes, of each device as if it were an accelerator, instead of asking.
 
   Raises:
     MemoryError: not even one episode fits.
   """
-  device = jax.devices()[0] if device is None else device
+  devices = list(jax.local_devices() if devices is None else devices)[:most]
+  most = -(-most // len(devices))
   prepared, _ = jax.eval_shape(adaptation.prepare, params, episode)
   variants = len(jax.tree.leaves(weights)[0])
   rows = variants * (prepared.tokens.shape[0] + clean * prepared.batch.clean_labels.shape[0])
-  if device.platform == "cpu" and memory is None:
-    return max(1, min(most, CPU_ROWS // (rows * prepared.tokens.shape[1])))
-  limit = MEMORY_SHARE * (_device_memory(device) if memory is None else memory)
-  one = _bytes_needed(adaptation, params, episode, weights, clean)
+  limit = memory_limit(devices[0]) if memory is None else int(MEMORY_SHARE * memory)
   shared = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(params))
+  cores = devices[0].platform == "cpu" and memory is None
+  if cores:
+    each = max(1, min(most, CPU_ROWS // (rows * prepared.tokens.shape[1])))
+    activations = prepared.tokens.dtype.itemsize * adaptation.model.image.depth * (
+        rows * prepared.tokens.shape[1] * prepared.tokens.shape[2])
+    if len(devices) * (shared + CPU_COPIES * each * activations) <= limit:
+      return Placement(episode_mesh(devices), each)  # sure to fit: spare compiling it twice
+  one = _bytes_needed(adaptation, params, episode, weights, clean)
   if one > limit:
     raise MemoryError(
-        f"one episode needs {one / 2**30:.2f} GiB and {device} may use "
+        f"one episode needs {one / 2**30:.2f} GiB and {devices[0]} may use "
         f"{limit / 2**30:.2f} GiB: set --config.adapt.chunk, or use fewer views or shots, "
         "a smaller model, or bfloat16.")
-  return max(1, min(most, 1 + int((limit - one) // max(one - shared, 1))))
+  if cores:  # they share the memory
+    return Placement(episode_mesh(devices[:limit // one]), 1)
+  each = max(1, min(most, 1 + (limit - one) // max(one - shared, 1)))
+  return Placement(episode_mesh(devices), each)
 
 
 def _bytes_needed(adaptation, params, episode, weights, clean) -> int:
@@ -180,7 +223,8 @@ def _bytes_needed(adaptation, params, episode, weights, clean) -> int:
       + memory.temp_size_in_bytes - memory.alias_size_in_bytes for memory in analyses)
 
 
-def _device_memory(device: jax.Device) -> int:
-  """Bytes a device has, or the host's where it does not say."""
-  stats = device.memory_stats() or {}
-  return stats.get("bytes_limit") or os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+def memory_limit(device: jax.Device) -> int:
+  """Bytes that may be filled on a device; on a CPU, where it does not say, of the host's."""
+  bytes_limit = (device.memory_stats() or {}).get("bytes_limit")
+  pages = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+  return int(MEMORY_SHARE * (bytes_limit or pages))

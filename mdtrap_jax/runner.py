@@ -199,9 +199,9 @@ def _run_episodes(
   adaptation = make_adaptation(config, model, float(model.logit_scale(params)))
   phases, marks = chain.make_phases(objective, steps), chain.evaluation_marks(steps)
   prompts = encode_prompts(model, params, source.class_names, data.template)
-  mesh = parallel.episode_mesh()
-  params = parallel.replicate(adaptation.needed(params), mesh)
-  adaptation, each = _fit(config, adaptation, params, weights, prompts, len(todo), mesh)
+  params = adaptation.needed(params)
+  adaptation, (mesh, each) = _fit(config, adaptation, params, weights, prompts)
+  params = parallel.replicate(params, mesh)
   size = mesh.size * each
   programs = parallel.make_programs(adaptation, mesh)
   batches = functools.partial(
@@ -267,13 +267,12 @@ def _image_cache(config, source: Source, size: int) -> ImageCache | None:
 
 
 def _fit(
-    config, adaptation: Adaptation, params, weights, prompts: Prompts, todo: int, mesh,
-) -> tuple[Adaptation, int]:
-  """Episodes at once on each device; where not even one fits, its rows in smaller chunks."""
+    config, adaptation: Adaptation, params, weights, prompts: Prompts,
+) -> tuple[Adaptation, parallel.Placement]:
+  """Episodes at once and where; if not even one fits, with its rows in smaller chunks."""
   while True:
     try:
-      return adaptation, _episodes_per_device(
-          config, adaptation, params, weights, prompts, todo, mesh)
+      return adaptation, _place(config, adaptation, params, weights, prompts)
     except MemoryError:
       rows = config.data.ways * config.data.shots * (config.adapt.views + 1)
       chunk = (adaptation.chunk or rows) // 2
@@ -284,11 +283,12 @@ def _fit(
                       chunk, rows)
 
 
-def _episodes_per_device(
-    config, adaptation, params, weights, prompts: Prompts, todo: int, mesh) -> int:
-  most = -(-todo // mesh.size)
+def _place(config, adaptation, params, weights, prompts: Prompts) -> parallel.Placement:
+  # Of all episodes, not of those left: a resumed run rounds as the first one did.
+  most = -(-config.episodes // jax.process_count())
   if config.episodes_per_device:
-    return min(config.episodes_per_device, most)
+    mesh = parallel.episode_mesh(jax.local_devices()[:most])
+    return parallel.Placement(mesh, min(config.episodes_per_device, -(-most // mesh.size)))
   data, size = config.data, adaptation.model.image.image_size
   shape = lambda *dims: jax.ShapeDtypeStruct(dims, jnp.uint8)
   integers = lambda *dims: jax.ShapeDtypeStruct(dims, jnp.int32)
@@ -301,10 +301,9 @@ def _episodes_per_device(
   clean = any(
       phase.clean
       for phase in chain.make_phases(config.objective.to_dict(), config.adapt.steps))
-  count = parallel.episodes_per_device(
-      adaptation, params, episode, weights, clean=clean, most=most)
-  logging.info("%d episodes at once on each of %d devices", count, mesh.size)
-  return count
+  placement = parallel.place(adaptation, params, episode, weights, clean=clean, most=most)
+  logging.info("%d episodes at once on each of %d devices", placement.each, placement.mesh.size)
+  return placement
 
 
 def _line(i: int, p: int, batch: EpisodeBatch, source: Source, outcome: Outcome):

@@ -190,15 +190,33 @@ def test_a_tuned_text_encoder_moves_the_texts(encoder):
   assert not np.allclose(before, moved)
 
 
-def test_memory_decides_how_many_episodes_run_at_once():
+def test_memory_decides_how_many_episodes_run_at_once(monkeypatch):
   adaptation, params, _, episodes, weights = setup()
-  fit = functools.partial(
-      parallel.episodes_per_device, adaptation, params, row(episodes, 0), weights,
-      clean=True)
-  assert fit(most=10**6, memory=2**31) > 100
+  place = functools.partial(
+      parallel.place, adaptation, params, row(episodes, 0), weights, clean=True)
+  one = jax.devices()[:1]
+  assert place(most=10**6, devices=one, memory=2**31).each > 100
   with pytest.raises(MemoryError, match="one episode needs .* GiB"):
-    fit(most=4, memory=2**16)
-  assert fit(most=4) == 4  # on a CPU by the number of rows
+    place(most=4, devices=one, memory=2**16)
+  mesh, each = place(most=8, devices=jax.devices()[:4])  # cores: by the number of rows
+  assert (mesh.size, each) == (4, 2)
+  assert place(most=3).mesh.size == 3  # no core adapts what nobody asked for
+  needed = parallel._bytes_needed(adaptation, params, row(episodes, 0), weights, True)
+  monkeypatch.setattr(parallel, "memory_limit", lambda device: 3 * needed)
+  assert place(most=100).mesh.size == 3  # cores share the memory
+  monkeypatch.setattr(parallel, "memory_limit", lambda device: needed - 1)
+  with pytest.raises(MemoryError, match="one episode needs .* GiB"):
+    place(most=100)
+
+
+def test_every_core_is_a_device_unless_somebody_said_how_many(monkeypatch):
+  asked = []
+  monkeypatch.setattr(jax.config, "update", lambda name, value: asked.append((name, value)))
+  parallel.use_cpu_cores()  # these tests set the number by XLA's flag
+  assert not asked
+  monkeypatch.delenv("XLA_FLAGS")
+  parallel.use_cpu_cores()
+  assert asked == [("jax_num_cpu_devices", parallel._cores())]
 
 
 @pytest.mark.parametrize("chunk", [4, 7])  # 18 rows: the last chunk is filled up

@@ -31,7 +31,7 @@ def test_a_run(folder, tmp_path, monkeypatch, family, resize):
   image, text = (dataclasses.replace(config, depth=1) for config in VARIANTS[family])
   monkeypatch.setitem(models.MODELS, "tiny", Specification(family, image, text))
   mesh = parallel.episode_mesh(jax.devices()[:1])
-  monkeypatch.setattr(parallel, "episode_mesh", lambda: mesh)
+  monkeypatch.setattr(parallel, "episode_mesh", lambda *_: mesh)
   config = small_config(
       model__name="tiny", data__path=str(folder), data__resize=resize, episodes=2,
       episodes_per_device=2, adapt__steps=5, lora__encoder="both")

@@ -42,7 +42,7 @@ def folder(tmp_path_factory):
 def one_device(monkeypatch):
   """Every snapshot and segment at once, on one device."""
   mesh = parallel.episode_mesh(jax.devices()[:1])
-  monkeypatch.setattr(parallel, "episode_mesh", lambda: mesh)
+  monkeypatch.setattr(parallel, "episode_mesh", lambda *_: mesh)
   monkeypatch.setattr(snapshots, "SECONDS", 0.0)
   monkeypatch.setattr(snapshots, "SHARE", np.inf)
   monkeypatch.setattr(segments, "SECONDS", 0.0)
@@ -58,7 +58,7 @@ def undisturbed(folder, tmp_path_factory):
   """The lines of a run that nobody stops, on one device."""
   with pytest.MonkeyPatch.context() as patch:
     mesh = parallel.episode_mesh(jax.devices()[:1])
-    patch.setattr(parallel, "episode_mesh", lambda: mesh)
+    patch.setattr(parallel, "episode_mesh", lambda *_: mesh)
     workdir = tmp_path_factory.mktemp("undisturbed")
     runner.run(make_config(folder), workdir)
   return results.read_episodes(workdir)
@@ -102,7 +102,7 @@ def test_it_goes_on_in_other_batches_and_on_other_devices(
     with pytest.raises(PreemptedError):
       runner.run(make_config(folder), tmp_path)
   mesh = parallel.Mesh(np.asarray(jax.devices()[:4]), (parallel.AXIS,))
-  monkeypatch.setattr(parallel, "episode_mesh", lambda: mesh)
+  monkeypatch.setattr(parallel, "episode_mesh", lambda *_: mesh)
   runner.run(make_config(folder, episodes_per_device=1), tmp_path)
   for one, other in zip(results.read_episodes(tmp_path), undisturbed, strict=True):
     assert one["support"] == other["support"]

@@ -46,7 +46,7 @@ def finished(folder, tmp_path_factory):
   workdir = tmp_path_factory.mktemp("run")
   mesh = parallel.episode_mesh(jax.devices()[:1])
   with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(parallel, "episode_mesh", lambda: mesh)
+    patch.setattr(parallel, "episode_mesh", lambda *_: mesh)
     summary = run(folder, workdir, episodes_per_device=2)
   return workdir, summary
 

@@ -40,7 +40,7 @@ from mdtrap_jax.heads.table import summarize
 from mdtrap_jax.progress import Progress
 from mdtrap_jax.randomness import episode_key
 
-CPU_BYTES = 20 * 2**20  # of heads, gradients and moments: more spills out of the caches
+CPU_BYTES = 8 * 2**20  # of heads, gradients and moments: more spills out of a core's cache
 NO_TERMS = types.SimpleNamespace(terms={})  # of a batch, for the progress bar
 PACKAGES = ("jax", "jaxlib", "flax", "optax")
 
@@ -225,14 +225,13 @@ def _run_domain(config, found: FeatureSet, rule, backbone, directory, todo, prog
       model=backbone.model if METHODS[config.method].needs == "image" else None,
       **config.head.to_dict())
   params = None if not method.head.features else backbone.params
-  mesh = parallel.episode_mesh()
+  mesh, each = place(method, params, found, sizes, len(drawn), config.episodes_per_device)
   params = parallel.replicate(params, mesh)
   program = parallel.over_episodes(
       lambda weights, task, seed, number: adapt_and_evaluate(
           method, weights, task, seed, number),
       mesh, (False, True, True, True))
-  per_device = config.episodes_per_device or tasks_per_device(method, params, found, sizes)
-  size = mesh.size * min(per_device, -(-len(todo) // mesh.size))
+  size = mesh.size * each
   logging.info("%s: %d tasks at once, padded to %s", found.name, size, sizes)
   for start in range(0, len(todo), size):
     slots = todo[start:start + size]
@@ -251,46 +250,66 @@ def _run_domain(config, found: FeatureSet, rule, backbone, directory, todo, prog
     progress.finished(NO_TERMS, len(slots))
 
 
-def tasks_per_device(
-    method: Method, params: Any, found: FeatureSet, sizes: task_data.Sizes
-) -> int:
-  """How many tasks a device adapts at once.
+def place(
+    method: Method, params: Any, found: FeatureSet, sizes: task_data.Sizes, most: int,
+    each: int = 0,
+) -> parallel.Placement:
+  """How many devices adapt how many tasks at once.
 
-  On a CPU as many as keep the heads, their gradients and moments in its caches; elsewhere what
-  fits into its memory, by the compiler's analysis of one and of two tasks.
+  On a CPU core as many as keep the heads, their gradients and moments in its caches, on as many
+  cores as the memory they share allows; elsewhere what fits into a device's memory, by the
+  compiler's analysis of one and of two tasks.
+
+  Args:
+    method: how they are adapted.
+    params: of the backbone, or `None`.
+    found: the features or images.
+    sizes: that every task is padded to.
+    most: the number of tasks.
+    each: tasks on each device, where the user says it.
+
+  Raises:
+    MemoryError: not even one task fits.
   """
+  devices = jax.local_devices()[:most]
+  most = -(-most // len(devices))
+  if each:
+    return parallel.Placement(parallel.episode_mesh(devices), min(each, most))
   row, dtype = found.features.shape[1:], _float_dtype(found.features)
   shapes = ncc.Task(
       jax.ShapeDtypeStruct((sizes.support, *row), dtype),
       jax.ShapeDtypeStruct((sizes.support,), jnp.int32),
       jax.ShapeDtypeStruct((sizes.query, *row), dtype),
       jax.ShapeDtypeStruct((sizes.query,), jnp.int32))
-  integer = jax.ShapeDtypeStruct((), jnp.int32)
-  device = jax.devices()[0]
   one = lambda weights, task, seed, number: adapt_and_evaluate(
       method, weights, task, seed, number)
-  if device.platform == "cpu":
-    head = jax.eval_shape(method.head.init, jax.random.key(0), shapes.support.update(shape=row))
-    rows = (shapes.support, shapes.query)
-    own = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(rows))
-    own += 4 * sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(head))
-    return 1 if method.head.features else max(1, CPU_BYTES // own)
 
   def needed(count: int) -> int:
     batch = jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct((count, *leaf.shape), leaf.dtype),
-        (shapes, integer, integer))
+        (shapes, *[jax.ShapeDtypeStruct((), jnp.int32)] * 2))
     compiled = jax.jit(jax.vmap(one, in_axes=(None, 0, 0, 0))).lower(params, *batch).compile()
     memory = compiled.memory_analysis()
     return (memory.argument_size_in_bytes + memory.output_size_in_bytes
             + memory.temp_size_in_bytes)
 
-  limit = parallel.MEMORY_SHARE * (device.memory_stats() or {}).get("bytes_limit", 2**34)
-  first, second = needed(1), needed(2)
+  limit, cores = parallel.memory_limit(devices[0]), devices[0].platform == "cpu"
+  if cores:
+    head = jax.eval_shape(method.head.init, jax.random.key(0), shapes.support.update(shape=row))
+    size = lambda tree: sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
+    own = size((shapes.support, shapes.query)) + 4 * size(head)
+    each = max(1, min(most, CPU_BYTES // own))
+    fits = len(devices) * each * parallel.CPU_COPIES * own <= limit
+    if fits and not method.head.features:
+      return parallel.Placement(parallel.episode_mesh(devices), each)
+  first = needed(1)
   if first > limit:
-    raise MemoryError(f"one task needs {first / 2**30:.2f} GiB and {device} may use "
+    raise MemoryError(f"one task needs {first / 2**30:.2f} GiB and {devices[0]} may use "
                       f"{limit / 2**30:.2f} GiB: use smaller tasks.")
-  return 1 + int((limit - first) // max(second - first, 1))
+  if cores:
+    return parallel.Placement(parallel.episode_mesh(devices[:limit // first]), 1)
+  each = 1 + int((limit - first) // max(needed(2) - first, 1))
+  return parallel.Placement(parallel.episode_mesh(devices), min(each, most))
 
 
 def _float_dtype(features: np.ndarray):
