@@ -23,7 +23,7 @@ from mdtrap_jax import __version__, checkpoints, hosts, models, parallel, result
 from mdtrap_jax.adapt import STATUS, Adaptation, AdaptState, Episode, Evaluation
 from mdtrap_jax.data.cache import ImageCache
 from mdtrap_jax.data.class_selection import check_feasible
-from mdtrap_jax.data.loader import EpisodeBatch, episode_batches
+from mdtrap_jax.data.loader import EpisodeBatch, ahead, episode_batches
 from mdtrap_jax.data.prompts import make_prompts
 from mdtrap_jax.data.sources import Source, make_source
 from mdtrap_jax.models.lora import LoraConfig
@@ -212,9 +212,9 @@ def _run_episodes(
 
   started = time.monotonic()
   with Progress(directories, len(todo), steps) as progress, preemption() as asked:
+    on_devices = lambda batch: parallel.spread(make_episodes(batch, prompts, size), mesh)
     for numbers, left in _groups(todo, snapshots.restore()):
-      for batch in batches(numbers):
-        episodes = parallel.spread(make_episodes(batch, prompts, size), mesh)
+      for batch, episodes in ahead(on_devices, batches(numbers)):
         prepared, state = programs.prepare(params, episodes, weights)
         start, evaluations = 0, {}
         if left is not None:

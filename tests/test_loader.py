@@ -242,3 +242,27 @@ def test_two_processes_fill_one_cache(tmp_path):
   cache = cache_lib.ImageCache(tmp_path, "x", 200, 16)
   for index in range(200):
     assert (cache.get(index) == index).all()
+
+
+def test_the_next_batch_is_placed_while_the_caller_works():
+  placed = [threading.Event() for _ in range(3)]
+
+  def place(number):
+    placed[number].set()
+    return -number
+
+  for batch, value in loader.ahead(place, range(3)):
+    assert value == -batch
+    assert placed[min(batch + 1, 2)].wait(10)
+    assert batch > 0 or not placed[2].is_set()  # one ahead, not all
+
+
+def test_an_error_ahead_waits_for_its_turn():
+  def batches():
+    yield 1
+    raise OSError("disk")
+
+  found = loader.ahead(lambda batch: batch, batches())
+  assert next(found) == (1, 1)
+  with pytest.raises(OSError, match="disk"):
+    next(found)

@@ -4,8 +4,9 @@ Legend: `E` episodes of a batch, `C` classes, `K` shots, `Q` queries per class, 
 """
 
 import functools
-from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, NamedTuple
 
 import grain
 import numpy as np
@@ -168,3 +169,25 @@ def episode_batches(
 
 def _stack(rows: Sequence[EpisodeBatch]) -> EpisodeBatch:
   return EpisodeBatch(*(np.stack(column) for column in zip(*rows, strict=True)))
+
+
+def ahead(
+  place: Callable[[EpisodeBatch], Any], batches: Iterable[EpisodeBatch]
+) -> Iterator[tuple[EpisodeBatch, Any]]:
+  """Each batch with `place(batch)`, made in a thread while the caller works on the one before.
+
+  Args:
+    place: Copies a batch to the devices.
+    batches: From `episode_batches`; an error in it is raised when its batch is due.
+  """
+  batches = iter(batches)
+
+  def following() -> tuple[EpisodeBatch, Any] | None:
+    batch = next(batches, None)
+    return None if batch is None else (batch, place(batch))
+
+  with ThreadPoolExecutor(1) as thread:
+    pending = thread.submit(following)
+    while (item := pending.result()) is not None:
+      pending = thread.submit(following)
+      yield item
