@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import optax
 
 from mdtrap_jax.data.views import make_views, normalize
+from mdtrap_jax.models import sharding
 from mdtrap_jax.models.lora import LoraConfig, LoraFactors
 from mdtrap_jax.models.vlm import Params, VisionLanguageModel
 from mdtrap_jax.objectives.losses import unit
@@ -86,14 +87,22 @@ class Adaptation:
   seed: int = 0
   chunk: int | None = None
 
-  def needed(self, params: Params) -> Params:
+  def needed(self, params: Params, shards: int = 1) -> Params:
     """The model's parameters without those of a text encoder that stays as it is.
 
     Its embeddings come with the episodes, so that its weights need no memory while they run.
+
+    Args:
+      params: of the model.
+      shards: between how many devices the weights of the blocks are split.
     """
-    if "text" in self.lora.encoders:
-      return params
-    return {name: leaves for name, leaves in params.items() if name != "text"}
+    needed = {}
+    for name, leaf in params.items():
+      if name in ("image", *self.lora.encoders):
+        leaf = leaf | {"blocks": sharding.split(leaf["blocks"], shards)}
+      if name != "text" or "text" in self.lora.encoders:
+        needed[name] = leaf
+    return needed
 
   def prepare(self, params: Params, episode: Episode) -> tuple[Prepared, AdaptState]:
     """Draws the views and computes everything below the first adapted block.

@@ -8,6 +8,7 @@ device mesh. Episodes never communicate.
 from __future__ import annotations
 
 import functools
+import math
 import os
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -18,6 +19,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from mdtrap_jax.adapt import Adaptation, Episode
+from mdtrap_jax.models import sharding
 from mdtrap_jax.objectives import chain
 
 AXIS = "episode"
@@ -44,9 +46,18 @@ def _cores() -> int:
   return len(affinity(0)) if affinity else os.cpu_count() or 1
 
 
-def episode_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
-  """A mesh with one axis, `episode`, over this process's devices or those given."""
-  return Mesh(np.asarray(jax.local_devices() if devices is None else devices), (AXIS,))
+def episode_mesh(devices: Sequence[jax.Device] | None = None, shards: int = 1) -> Mesh:
+  """A mesh over this process's devices or those given, to which episodes are dealt out.
+
+  Args:
+    devices: as many as a multiple of `shards`.
+    shards: with more than one, a second axis of devices that hold one copy of the weights
+      between them; see `models.sharding`.
+  """
+  devices = np.asarray(jax.local_devices() if devices is None else devices)
+  if shards == 1:
+    return Mesh(devices, (AXIS,))
+  return Mesh(devices.reshape(-1, shards), (AXIS, sharding.AXIS))
 
 
 def over_episodes(
@@ -62,12 +73,17 @@ def over_episodes(
     donate: arguments whose memory the result may take over.
   """
   batched = jax.vmap(fn, in_axes=tuple(0 if m else None for m in mapped))
-  specs = tuple(PartitionSpec(AXIS) if m else PartitionSpec() for m in mapped)
+  episodes = PartitionSpec(mesh.axis_names)
+
   # `shard_map` and not sharding propagation: no collective can creep in between episodes.
-  sharded = jax.shard_map(
-      batched, mesh=mesh, in_specs=specs, out_specs=PartitionSpec(AXIS), check_vma=False)
+  def call(*arguments):
+    specs = tuple(episodes if m else sharding.specs(argument)
+                  for m, argument in zip(mapped, arguments, strict=True))
+    return jax.shard_map(
+        batched, mesh=mesh, in_specs=specs, out_specs=episodes, check_vma=False)(*arguments)
+
   return jax.jit(
-      sharded, donate_argnums=donate, compiler_options=compiler_options(mesh.size))
+      call, donate_argnums=donate, compiler_options=compiler_options(mesh.size))
 
 
 @functools.cache
@@ -94,13 +110,14 @@ def compiler_options(devices: int = 1) -> dict[str, Any]:
 
 
 def replicate(tree: Any, mesh: Mesh) -> Any:
-  """Copies a pytree to every device."""
-  return jax.device_put(tree, NamedSharding(mesh, PartitionSpec()))
+  """Copies a pytree to every device; of what is `Sharded`, each gets its part."""
+  layout = jax.tree.map(lambda spec: NamedSharding(mesh, spec), sharding.specs(tree))
+  return jax.device_put(tree, layout)
 
 
 def spread(tree: Any, mesh: Mesh) -> Any:
   """Splits the leading axis `[E, ...]` of every leaf over the devices."""
-  return jax.device_put(tree, NamedSharding(mesh, PartitionSpec(AXIS)))
+  return jax.device_put(tree, NamedSharding(mesh, PartitionSpec(mesh.axis_names)))
 
 
 class Programs(NamedTuple):
@@ -154,73 +171,100 @@ class Placement(NamedTuple):
 
 def place(
     adaptation: Adaptation, params: Any, episode: Episode, weights: Any, *, clean: bool,
-    most: int, devices: Sequence[jax.Device] | None = None, memory: int | None = None,
+    most: int, shards: int = 1, each: int = 0,
+    devices: Sequence[jax.Device] | None = None, memory: int | None = None,
 ) -> Placement:
   """How many devices should adapt how many episodes at once.
 
   On CPU cores, where larger batches gain nothing, that is a fixed number of token rows on as
   many cores as the memory they share allows. Elsewhere it is what fits: the programs are
-  compiled for one episode, and what the compiler's own memory analysis says beyond the shared
-  weights is what each one needs.
+  compiled for one episode a device, and what the compiler's own memory analysis says beyond
+  the weights is what each one needs.
 
   Args:
     adaptation: what runs.
-    params: of the model (`jax.ShapeDtypeStruct` leaves will do, as in `episode`).
+    params: of the model, whole (`jax.ShapeDtypeStruct` leaves will do, as in `episode`).
     episode: one episode.
     weights: `{term: [P]}`, of the variants.
     clean: whether the schedule has a clean pass.
     most: the number of episodes to run.
+    shards: between how many devices the weights are split.
+    each: episodes on a device, where the user says it; memory is then not looked at.
     devices: to choose from; this process's when `None`.
     memory: in bytes, of each device as if it were an accelerator, instead of asking.
 
   Raises:
     MemoryError: not even one episode fits.
+    ValueError: the devices are no multiple of `shards`.
   """
-  devices = list(jax.local_devices() if devices is None else devices)[:most]
+  devices = list(jax.local_devices() if devices is None else devices)
+  if len(devices) % shards:
+    raise ValueError(f"config.weight_shards={shards}: must divide the number of devices of a "
+                     f"process, {len(devices)}.")
+  devices = devices[:-(-most // shards) * shards]
   most = -(-most // len(devices))
+  if each:
+    return Placement(episode_mesh(devices, shards), min(each, most))
   prepared, _ = jax.eval_shape(adaptation.prepare, params, episode)
   variants = len(jax.tree.leaves(weights)[0])
   rows = variants * (prepared.tokens.shape[0] + clean * prepared.batch.clean_labels.shape[0])
   limit = memory_limit(devices[0]) if memory is None else int(MEMORY_SHARE * memory)
-  shared = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(params))
   cores = devices[0].platform == "cpu" and memory is None
   if cores:
     each = max(1, min(most, CPU_ROWS // (rows * prepared.tokens.shape[1])))
     activations = prepared.tokens.dtype.itemsize * adaptation.model.image.depth * (
         rows * prepared.tokens.shape[1] * prepared.tokens.shape[2])
-    if len(devices) * (shared + CPU_COPIES * each * activations) <= limit:
-      return Placement(episode_mesh(devices), each)  # sure to fit: spare compiling it twice
-  one = _bytes_needed(adaptation, params, episode, weights, clean)
+    own = _size(params) + CPU_COPIES * each * activations
+    if len(devices) * own <= limit:
+      return Placement(episode_mesh(devices, shards), each)  # sure to fit: no need to compile
+  one, shared = _bytes_needed(
+      adaptation, adaptation.needed(params, shards), episode, weights, clean,
+      episode_mesh(devices[:shards], shards))
   if one > limit:
     raise MemoryError(
         f"one episode needs {one / 2**30:.2f} GiB and {devices[0]} may use "
         f"{limit / 2**30:.2f} GiB: set --config.adapt.chunk, or use fewer views or shots, "
-        "a smaller model, or bfloat16.")
+        "a smaller model, bfloat16, or --config.weight_shards.")
   if cores:  # they share the memory
-    return Placement(episode_mesh(devices[:limit // one]), 1)
-  each = max(1, min(most, 1 + (limit - one) // max(one - shared, 1)))
-  return Placement(episode_mesh(devices), each)
+    each = 1
+    devices = devices[:max(1, limit // one // shards) * shards]
+  else:
+    each = max(1, min(most, 1 + (limit - one) // max(one - shared, 1)))
+  return Placement(episode_mesh(devices, shards), each)
 
 
-def _bytes_needed(adaptation, params, episode, weights, clean) -> int:
-  """Peak memory of one episode on one device, by the compiler's analysis."""
-  prepare, evaluate, run = over_variants(adaptation)
-  prepare = jax.vmap(prepare, in_axes=(None, 0, None))
-  evaluate = jax.vmap(evaluate, in_axes=(None, 0, 0))
-  run = jax.vmap(functools.partial(run, clean=clean), in_axes=(None, 0, 0, None, None))
-  batch = jax.tree.map(
-      lambda x: jax.ShapeDtypeStruct((1, *x.shape), x.dtype), episode)
-  prepared, state = jax.eval_shape(prepare, params, batch, weights)
+def _bytes_needed(adaptation, params, episode, weights, clean, mesh: Mesh) -> tuple[int, int]:
+  """Peak memory of a device with one episode, and the weights' part of it.
+
+  Both are by the compiler's analysis, of the programs for a batch of one episode a device.
+  """
+  def laid_out(tree, spec):
+    layout = NamedSharding(mesh, spec)
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(
+        leaf.shape, leaf.dtype, sharding=layout), tree)
+
+  batches = PartitionSpec(mesh.axis_names)
+  params = jax.tree.map(lambda spec, leaf: laid_out(leaf, spec), sharding.specs(params), params)
+  episodes = laid_out(jax.tree.map(
+      lambda leaf: jax.ShapeDtypeStruct((mesh.size, *leaf.shape), leaf.dtype), episode), batches)
+  programs = make_programs(adaptation, mesh)
+  prepared, state = laid_out(
+      jax.eval_shape(programs.prepare, params, episodes, weights), batches)
   step = jax.ShapeDtypeStruct((), jnp.int32)
-  compiled = functools.partial(jax.jit, compiler_options=compiler_options())
-  programs = (
-      compiled(prepare).lower(params, batch, weights),
-      compiled(evaluate).lower(params, prepared, state),
-      compiled(run, donate_argnums=2).lower(params, prepared, state, step, step))
-  analyses = [program.compile().memory_analysis() for program in programs]
+  lowered = (
+      programs.prepare.lower(params, episodes, weights),
+      programs.evaluate.lower(params, prepared, state),
+      programs.run[clean].lower(params, prepared, state, step, step))
+  analyses = [program.compile().memory_analysis() for program in lowered]
+  shard = lambda leaf: math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
   return max(
       memory.argument_size_in_bytes + memory.output_size_in_bytes
-      + memory.temp_size_in_bytes - memory.alias_size_in_bytes for memory in analyses)
+      + memory.temp_size_in_bytes - memory.alias_size_in_bytes
+      for memory in analyses), sum(map(shard, jax.tree.leaves(params)))
+
+
+def _size(tree: Any) -> int:
+  return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
 
 
 def memory_limit(device: jax.Device) -> int:

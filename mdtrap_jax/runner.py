@@ -201,7 +201,7 @@ def _run_episodes(
   prompts = encode_prompts(model, params, source.class_names, data.template)
   params = adaptation.needed(params)
   adaptation, (mesh, each) = _fit(config, adaptation, params, weights, prompts)
-  params = parallel.replicate(params, mesh)
+  params = parallel.replicate(adaptation.needed(params, config.weight_shards), mesh)
   size = mesh.size * each
   programs = parallel.make_programs(adaptation, mesh)
   batches = functools.partial(
@@ -286,9 +286,6 @@ def _fit(
 def _place(config, adaptation, params, weights, prompts: Prompts) -> parallel.Placement:
   # Of all episodes, not of those left: a resumed run rounds as the first one did.
   most = -(-config.episodes // jax.process_count())
-  if config.episodes_per_device:
-    mesh = parallel.episode_mesh(jax.local_devices()[:most])
-    return parallel.Placement(mesh, min(config.episodes_per_device, -(-most // mesh.size)))
   data, size = config.data, adaptation.model.image.image_size
   shape = lambda *dims: jax.ShapeDtypeStruct(dims, jnp.uint8)
   integers = lambda *dims: jax.ShapeDtypeStruct(dims, jnp.int32)
@@ -301,7 +298,9 @@ def _place(config, adaptation, params, weights, prompts: Prompts) -> parallel.Pl
   clean = any(
       phase.clean
       for phase in chain.make_phases(config.objective.to_dict(), config.adapt.steps))
-  placement = parallel.place(adaptation, params, episode, weights, clean=clean, most=most)
+  placement = parallel.place(
+      adaptation, params, episode, weights, clean=clean, most=most,
+      shards=config.weight_shards, each=config.episodes_per_device)
   logging.info("%d episodes at once on each of %d devices", placement.each, placement.mesh.size)
   return placement
 

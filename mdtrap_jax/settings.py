@@ -10,8 +10,8 @@ from typing import Any
 import ml_collections
 
 # How a run is carried out, not what it computes: free to differ when a run is resumed.
-RUNTIME_FIELDS = ("episodes", "episodes_per_device", "data.threads", "data.cache_dir",
-                  "adapt.chunk", "features.batch_size", "diagnosis.tasks",
+RUNTIME_FIELDS = ("episodes", "episodes_per_device", "weight_shards", "data.threads",
+                  "data.cache_dir", "adapt.chunk", "features.batch_size", "diagnosis.tasks",
                   "diagnosis.distances")
 CHOICES = {
     "model.dtype": ("auto", "float32", "bfloat16"),
@@ -19,7 +19,7 @@ CHOICES = {
     "data.unreadable": ("error", "skip"),
     "data.small_classes": ("error", "drop"),
 }
-POSITIVE = ("episodes", "data.ways", "data.shots", "data.queries", "data.threads",
+POSITIVE = ("episodes", "weight_shards", "data.ways", "data.shots", "data.queries", "data.threads",
             "adapt.views", "adapt.steps", "lora.rank", "optimizer.learning_rate")
 
 

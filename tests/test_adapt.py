@@ -201,12 +201,50 @@ def test_memory_decides_how_many_episodes_run_at_once(monkeypatch):
   mesh, each = place(most=8, devices=jax.devices()[:4])  # cores: by the number of rows
   assert (mesh.size, each) == (4, 2)
   assert place(most=3).mesh.size == 3  # no core adapts what nobody asked for
-  needed = parallel._bytes_needed(adaptation, params, row(episodes, 0), weights, True)
+  needed, _ = parallel._bytes_needed(
+      adaptation, params, row(episodes, 0), weights, True, parallel.episode_mesh(one))
   monkeypatch.setattr(parallel, "memory_limit", lambda device: 3 * needed)
   assert place(most=100).mesh.size == 3  # cores share the memory
   monkeypatch.setattr(parallel, "memory_limit", lambda device: needed - 1)
   with pytest.raises(MemoryError, match="one episode needs .* GiB"):
     place(most=100)
+
+
+@pytest.mark.parametrize("overrides", [{}, {"lora__encoder": "both"}, {"lora__position": "top3"}])
+def test_weights_split_between_devices_take_the_same_steps(overrides):
+  """Two copies of the weights, each between four devices, as PE-Core's G14 may need them."""
+  (expected, evaluation) = adapt_batch(1, **overrides)
+  adaptation, params, phases, episodes, weights = setup(**overrides)
+  mesh = parallel.episode_mesh(shards=4)
+  programs = parallel.make_programs(adaptation, mesh)
+  split = parallel.replicate(adaptation.needed(params, 4), mesh)
+  kernel = split["image"]["blocks"]["mlp"]["fc1"]["kernel"].array
+  assert kernel.addressable_shards[0].data.size == kernel.size // 4
+  episodes = parallel.spread(
+      jax.tree.map(lambda leaf: np.resize(leaf, (8, *leaf.shape[1:])), episodes), mesh)
+  prepared, state = programs.prepare(split, episodes, weights)
+  for phase in phases:
+    state = programs.run[phase.clean](split, prepared, state, phase.start, phase.stop)
+  found = only_variant(jax.device_get((state, programs.evaluate(split, prepared, state))))
+  count = len(expected.status)
+  assert_close(row(found[0].factors, slice(count)), expected.factors)
+  assert_close(found[1].cosines[:count], evaluation.cosines)
+
+
+def test_split_weights_need_less_memory_and_devices_that_they_divide():
+  adaptation, params, _, episodes, weights = setup()
+  needed = lambda shards: parallel._bytes_needed(
+      adaptation, adaptation.needed(params, shards), row(episodes, 0), weights, True,
+      parallel.episode_mesh(jax.devices()[:shards], shards))
+  (one, shared), (one_split, shared_split) = needed(1), needed(4)
+  assert shared_split < 0.6 * shared  # the stem stays whole
+  assert one_split < one - (shared - shared_split) / 2
+  place = functools.partial(
+      parallel.place, adaptation, params, row(episodes, 0), weights, clean=True)
+  mesh, each = place(most=10, shards=4)
+  assert (dict(mesh.shape), each) == ({"episode": 2, "weights": 4}, 2)
+  with pytest.raises(ValueError, match="weight_shards=3: must divide .* 8"):
+    place(most=10, shards=3)
 
 
 def test_every_core_is_a_device_unless_somebody_said_how_many(monkeypatch):

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from mdtrap_jax.models import sharding
 from mdtrap_jax.models.lora import PROJECTIONS, LoraConfig, LoraFactors, lora_delta
 from mdtrap_jax.models.rope import Rope, rotate
 from mdtrap_jax.randomness import fold
@@ -187,7 +188,7 @@ def run_blocks(
   adapted blocks is allowed and plain ones pay nothing for the others.
 
   Args:
-    params: stacked parameters, every leaf `[depth, ...]`.
+    params: stacked parameters, every leaf `[depth, ...]`; maybe split by `models.sharding`.
     x: tokens `[B, S, W]`.
     config: of the blocks.
     start: the first block to run; `x` is that block's input.
@@ -209,7 +210,7 @@ def run_blocks(
     block_params, block_factors, number = block
     block_key = None if key is None else fold(key, number)
     module = Block(config, lora)
-    apply = lambda p, x, f, k: module.apply({"params": p}, x, f, k)
+    apply = lambda p, x, f, k: module.apply({"params": sharding.whole(p)}, x, f, k)
     if is_adapted and large:
       apply = jax.checkpoint(apply, policy=KEPT, prevent_cse=False)
     return apply(block_params, x, block_factors, block_key), None
