@@ -20,6 +20,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from mdtrap_jax.adapt import Adaptation, Episode
 from mdtrap_jax.models import sharding
+from mdtrap_jax.models.transformer import LARGE
 from mdtrap_jax.objectives import chain
 
 AXIS = "episode"
@@ -177,9 +178,9 @@ def place(
   """How many devices should adapt how many episodes at once.
 
   On CPU cores, where larger batches gain nothing, that is a fixed number of token rows on as
-  many cores as the memory they share allows. Elsewhere it is what fits: the programs are
-  compiled for one episode a device, and what the compiler's own memory analysis says beyond
-  the weights is what each one needs.
+  many cores as the memory they share allows; a large encoder has all cores to itself. Elsewhere
+  it is what fits: the programs are compiled for one episode a device, and what the compiler's
+  own memory analysis says beyond the weights is what each one needs.
 
   Args:
     adaptation: what runs.
@@ -201,15 +202,17 @@ def place(
   if len(devices) % shards:
     raise ValueError(f"config.weight_shards={shards}: must divide the number of devices of a "
                      f"process, {len(devices)}.")
+  prepared, _ = jax.eval_shape(adaptation.prepare, params, episode)
+  cores = devices[0].platform == "cpu" and memory is None
+  if cores and prepared.tokens.size >= LARGE:
+    devices = devices[:shards]  # one episode keeps all cores busy, in a part of the memory
   devices = devices[:-(-most // shards) * shards]
   most = -(-most // len(devices))
   if each:
     return Placement(episode_mesh(devices, shards), min(each, most))
-  prepared, _ = jax.eval_shape(adaptation.prepare, params, episode)
   variants = len(jax.tree.leaves(weights)[0])
   rows = variants * (prepared.tokens.shape[0] + clean * prepared.batch.clean_labels.shape[0])
   limit = memory_limit(devices[0]) if memory is None else int(MEMORY_SHARE * memory)
-  cores = devices[0].platform == "cpu" and memory is None
   if cores:
     each = max(1, min(most, CPU_ROWS // (rows * prepared.tokens.shape[1])))
     activations = prepared.tokens.dtype.itemsize * adaptation.model.image.depth * (

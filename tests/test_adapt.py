@@ -201,6 +201,9 @@ def test_memory_decides_how_many_episodes_run_at_once(monkeypatch):
   mesh, each = place(most=8, devices=jax.devices()[:4])  # cores: by the number of rows
   assert (mesh.size, each) == (4, 2)
   assert place(most=3).mesh.size == 3  # no core adapts what nobody asked for
+  with monkeypatch.context() as patch:
+    patch.setattr(parallel, "LARGE", 1)
+    assert place(most=3).mesh.size == 1  # a large encoder's products use all cores
   needed, _ = parallel._bytes_needed(
       adaptation, params, row(episodes, 0), weights, True, parallel.episode_mesh(one))
   monkeypatch.setattr(parallel, "memory_limit", lambda device: 3 * needed)
