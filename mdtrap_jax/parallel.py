@@ -11,6 +11,7 @@ import functools
 import math
 import os
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -26,6 +27,7 @@ from mdtrap_jax.objectives import chain
 AXIS = "episode"
 MEMORY_SHARE = 0.9  # of a device's memory that a batch of episodes may fill
 CPU_ROWS = 2048  # tokens per step that keep a CPU core busy; more leave its caches
+CONTAINER = Path("/sys/fs/cgroup")  # what a container may use of its host, on Linux
 CPU_COPIES = 32  # of an encoder's activations: more than a step ever needed on a CPU
 
 
@@ -42,9 +44,19 @@ def use_cpu_cores() -> None:
 
 
 def _cores() -> int:
-  """Cores that this process may run on."""
+  """Cores that this process may use, in a container too."""
   affinity = getattr(os, "sched_getaffinity", None)
-  return len(affinity(0)) if affinity else os.cpu_count() or 1
+  cores = len(affinity(0)) if affinity else os.cpu_count() or 1
+  quota, period = (_container_limit("cpu.max") or (cores, 1))[:2]
+  return max(1, min(cores, round(quota / period)))
+
+
+def _container_limit(name: str) -> tuple[int, ...] | None:
+  """What a container may use by a file of its cgroup; `None` for no limit."""
+  try:
+    return tuple(map(int, (CONTAINER / name).read_text(encoding="utf-8").split()))
+  except (OSError, ValueError):  # none, or "max"
+    return None
 
 
 def episode_mesh(devices: Sequence[jax.Device] | None = None, shards: int = 1) -> Mesh:
@@ -272,6 +284,6 @@ def _size(tree: Any) -> int:
 
 def memory_limit(device: jax.Device) -> int:
   """Bytes that may be filled on a device; on a CPU, where it does not say, of the host's."""
-  bytes_limit = (device.memory_stats() or {}).get("bytes_limit")
-  pages = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-  return int(MEMORY_SHARE * (bytes_limit or pages))
+  host = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+  host = min(host, *_container_limit("memory.max") or (host,))
+  return int(MEMORY_SHARE * ((device.memory_stats() or {}).get("bytes_limit") or host))

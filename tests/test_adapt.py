@@ -260,6 +260,19 @@ def test_every_core_is_a_device_unless_somebody_said_how_many(monkeypatch):
   assert asked == [("jax_num_cpu_devices", parallel._cores())]
 
 
+def test_a_container_may_use_less_than_its_host(monkeypatch, tmp_path):
+  monkeypatch.setattr(parallel, "CONTAINER", tmp_path)
+  monkeypatch.setattr(parallel.os, "sched_getaffinity", lambda process: range(8), raising=False)
+  device, limit = jax.devices()[0], lambda text: int(parallel.MEMORY_SHARE * text)
+  assert (parallel._cores(), parallel.memory_limit(device) > 2**20) == (8, True)
+  (tmp_path / "cpu.max").write_text("250000 100000\n")
+  (tmp_path / "memory.max").write_text("1048576\n")
+  assert (parallel._cores(), parallel.memory_limit(device)) == (2, limit(2**20))
+  (tmp_path / "cpu.max").write_text("max 100000\n")
+  (tmp_path / "memory.max").write_text("max\n")
+  assert (parallel._cores(), parallel.memory_limit(device) > 2**20) == (8, True)
+
+
 @pytest.mark.parametrize("chunk", [4, 7])  # 18 rows: the last chunk is filled up
 def test_rows_in_chunks_take_the_same_steps_with_less_memory(chunk):
   adaptation, params, phases, episodes, _ = setup()
