@@ -28,7 +28,7 @@ from mdtrap_jax.data.features import FeatureSet
 from mdtrap_jax.data.tasks import Sizes
 from mdtrap_jax.heads.methods import make_method
 from mdtrap_jax.heads.ncc import Task
-from mdtrap_jax.heads.run import adapt_and_evaluate, place
+from mdtrap_jax.heads.run import make_program, place
 
 WIDTH, STEPS = 512, 50
 SHAPES = {"5-way": Sizes(5, 37, 75), "20-way": Sizes(20, 136, 200)}
@@ -70,9 +70,7 @@ def compare(sizes: Sizes, seconds: float) -> dict[str, Any]:
   mesh, each = place(method, None, found, sizes, most=1000)
   count = mesh.size * each
   batch = make_tasks(sizes, count)
-  program = parallel.over_episodes(
-      lambda weights, task, seed, number: adapt_and_evaluate(
-          method, weights, task, seed, number), mesh, (False, True, True, True))
+  program = make_program(method, mesh)
   numbers = np.arange(count, dtype=np.int32)
   ours = lambda: np.asarray(program(None, batch, numbers, numbers).accuracy)
   alone = lambda loop: lambda: np.array([

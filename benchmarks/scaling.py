@@ -2,7 +2,8 @@
 
 `python -m benchmarks.scaling [--model miniature]` prints one JSON object. All is measured in one
 process, in turns, and the best of each is taken. Doubling should at most double the time (with
-10 % of slack); one episode at a time is the same program with a batch of one.
+10 % of slack) on the same devices; one episode at a time is the same work on one device, which on
+a CPU may use all cores.
 """
 
 from __future__ import annotations
@@ -11,6 +12,8 @@ import argparse
 import json
 import sys
 from typing import Any
+
+import jax
 
 from benchmarks.throughput import measure, parse_arguments
 from mdtrap_jax import parallel
@@ -27,11 +30,13 @@ def main() -> None:
   arguments = parser.parse_args()
   parallel.use_cpu_cores()
 
+  devices = jax.devices()[:arguments.episodes]
+
   def seconds(episodes: int, shots: int = 1, segment: int = 4) -> float:
     """Of one segment of a batch."""
     run = measure(parse_arguments([
         f"--model={arguments.model}", f"--episodes={episodes}", f"--shots={shots}",
-        f"--segment={segment}"]))
+        f"--segment={segment}"]), None if episodes == 1 else devices)
     return segment * run["seconds"]["clean step"]
 
   count = arguments.episodes

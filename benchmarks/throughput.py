@@ -36,7 +36,8 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
   parser.add_argument("--model", default="clip-vit-b16", help="a named size")
   parser.add_argument("--shots", type=int, default=1)
   parser.add_argument("--method", default="svl_ra", choices=sorted(default.METHODS))
-  parser.add_argument("--episodes", type=int, default=0, help="at once; 0: found from memory")
+  parser.add_argument("--episodes", type=int, default=0,
+                      help="at once, on all devices together; 0: automatic")
   parser.add_argument("--dtype", default="auto", choices=("auto", "float32", "bfloat16"))
   parser.add_argument("--steps", type=int, default=3, help="segments timed, of each kind")
   parser.add_argument("--segment", type=int, default=1, help="steps in one")
@@ -95,8 +96,18 @@ def timed(call: Callable[[], Any]) -> float:
   return time.perf_counter() - started
 
 
-def measure(arguments: argparse.Namespace) -> dict[str, Any]:
-  """Runs the programs of `mdtrap_jax.parallel` on random episodes and times them."""
+def measure(
+    arguments: argparse.Namespace, devices: list[jax.Device] | None = None
+) -> dict[str, Any]:
+  """Runs the programs of `mdtrap_jax.parallel` on random episodes and times them.
+
+  Args:
+    arguments: of the command line.
+    devices: for a given number of episodes; as many as there are episodes when `None`.
+
+  Raises:
+    ValueError: the episodes are no multiple of the devices.
+  """
   config = make_config(arguments)
   model, params = runner.load_model(config)
   adaptation = runner.make_adaptation(config, model, 100.0)
@@ -105,8 +116,10 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
   params = adaptation.needed(params)
   one = jax.tree.map(lambda leaf: leaf[0], random_episodes(config, model, 1))
   if arguments.episodes:
-    mesh = parallel.episode_mesh(jax.devices()[:arguments.episodes])
-    count = -(-arguments.episodes // mesh.size) * mesh.size
+    mesh = parallel.episode_mesh(devices or jax.devices()[:arguments.episodes])
+    count = arguments.episodes
+    if count % mesh.size:
+      raise ValueError(f"--episodes={count}: give a multiple of the {mesh.size} devices.")
   else:
     mesh, each = parallel.place(
         adaptation, params, one, weights, clean=any(p.clean for p in phases), most=1024)

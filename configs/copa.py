@@ -19,7 +19,7 @@ def get_config(method="copa"):
   config.method = method
   config.seeds = (41, 42, 43, 44, 45)  # each draws its own tasks; the table is over all
   config.episodes = 600  # tasks of each domain and seed
-  config.episodes_per_device = 0  # adapted at once on each device; 0: found from its memory
+  config.episodes_per_device = 0  # adapted at once on each device; 0: as its memory allows
   # Data sets: sources (eurosat, isic, digits, …), NAME=FOLDER for a folder with one subfolder of
   # images per class, world/LOOK for generated images, meta/NAME for Meta-Dataset's records; with
   # features.path, the names of the sets there.

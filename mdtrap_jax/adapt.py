@@ -1,6 +1,6 @@
 """One adapted episode, as pure functions of one episode: `prepare`, `run`, `evaluate`.
 
-Nothing here knows of batches of episodes or of devices; `parallel.py` adds both by one `vmap`.
+Nothing here knows of batches of episodes or of meshes; `parallel.py` adds both by one `vmap`.
 """
 
 from __future__ import annotations

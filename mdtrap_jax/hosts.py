@@ -13,7 +13,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.experimental import multihost_utils
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from mdtrap_jax import results
 
@@ -72,8 +72,21 @@ def merge(workdir: Path, directories: Mapping[str, results.WorkDirectory]) -> No
 def _gather(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
   """The lines of all processes."""
   text = np.frombuffer(json.dumps(lines).encode(), np.uint8)
-  sizes = multihost_utils.process_allgather(np.array([text.size]))
-  padded = np.pad(text, (0, int(sizes.max()) - text.size))
-  texts = multihost_utils.process_allgather(padded)
+  sizes = _all_gather(np.array([text.size], np.int32))
+  texts = _all_gather(np.pad(text, (0, int(sizes.max()) - text.size)))
   return [line for row, size in zip(texts, sizes.ravel(), strict=True)
           for line in json.loads(row[:int(size)].tobytes())]
+
+
+def _all_gather(row: np.ndarray) -> np.ndarray:
+  """`[processes, n]` from each process's `[n]`.
+
+  `multihost_utils.process_allgather` wants the same number of devices in all processes; CPU
+  hosts may have different numbers of cores.
+  """
+  first = {device.process_index: device for device in reversed(jax.devices())}
+  mesh = Mesh(np.asarray([first[index] for index in sorted(first)]), ("process",))
+  rows = jax.make_array_from_process_local_data(
+      NamedSharding(mesh, PartitionSpec("process")), row[None])
+  gather = jax.jit(lambda x: x, out_shardings=NamedSharding(mesh, PartitionSpec()))
+  return np.asarray(gather(rows))

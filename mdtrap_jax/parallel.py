@@ -1,8 +1,8 @@
 """The only place where episodes are batched and spread over devices.
 
 Everything else is written for one episode. Here it is mapped over variants of the terms'
-weights and over a leading axis `[E, ...]`, and that axis is split over a one-dimensional
-device mesh. Episodes never communicate.
+weights and over a leading axis `[E, ...]`, and that axis is split over all devices of a mesh.
+Episodes never communicate.
 """
 
 from __future__ import annotations
@@ -35,8 +35,9 @@ def use_cpu_cores() -> None:
   """Makes every CPU core a device of its own; must come before JAX computes anything.
 
   A core with episodes of its own shares neither its caches nor the wait for the slowest thread
-  of each small operation. `BENCHMARKS.md` says what that gains. A number of devices that
-  somebody asked for, by JAX's setting or XLA's flag, is left alone, and accelerators are.
+  of each small operation; `BENCHMARKS.md` says what that gains. How many of them a run uses,
+  `place` decides. A number of devices that somebody asked for, by JAX's setting or XLA's flag,
+  stays as it is, and accelerators do.
   """
   asked = "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", "")
   if not asked and jax.config.jax_num_cpu_devices < 1:
@@ -52,7 +53,7 @@ def _cores() -> int:
 
 
 def _container_limit(name: str) -> tuple[int, ...] | None:
-  """What a container may use by a file of its cgroup; `None` for no limit."""
+  """What a container may use by a file of its cgroup (version 2); `None` for no limit."""
   try:
     return tuple(map(int, (CONTAINER / name).read_text(encoding="utf-8").split()))
   except (OSError, ValueError):  # none, or "max"
@@ -95,8 +96,9 @@ def over_episodes(
     return jax.shard_map(
         batched, mesh=mesh, in_specs=specs, out_specs=episodes, check_vma=False)(*arguments)
 
-  return jax.jit(
-      call, donate_argnums=donate, compiler_options=compiler_options(mesh.size))
+  return jax.jit(  # unused weights are in the memory too: keep them in its analysis
+      call, donate_argnums=donate, keep_unused=True,
+      compiler_options=compiler_options(mesh.size))
 
 
 @functools.cache
@@ -105,25 +107,29 @@ def compiler_options(devices: int = 1) -> dict[str, Any]:
 
   Without the first, matrix products and what surrounds them are fused into YNNPACK kernels,
   which measured a fifth slower than Eigen's products and plain loops on the encoders' shapes.
-  The second keeps a product on its own core where every core has work.
+  The second keeps a product on its own core, if every core has episodes of its own.
 
   Args:
     devices: that a program runs on at once.
   """
-  options: dict[str, Any] = {"xla_cpu_experimental_ynn_fusion_type": ""}
   if jax.default_backend() != "cpu":
     return {}
+  options: dict[str, Any] = {"xla_cpu_experimental_ynn_fusion_type": ""}
   if devices >= _cores():
     options["xla_cpu_multi_thread_eigen"] = False
+  return {name: value for name, value in options.items() if _known_to_xla({name: value})}
+
+
+def _known_to_xla(option: dict[str, Any]) -> bool:
   try:
-    jax.jit(lambda x: x, compiler_options=options).lower(0.0).compile()
+    jax.jit(lambda x: x, compiler_options=option).lower(0.0).compile()
   except jax.errors.JaxRuntimeError:
-    return {}
-  return options
+    return False
+  return True
 
 
 def replicate(tree: Any, mesh: Mesh) -> Any:
-  """Copies a pytree to every device; of what is `Sharded`, each gets its part."""
+  """Copies a pytree to every device; of what is `Sharded` each gets a part."""
   layout = jax.tree.map(lambda spec: NamedSharding(mesh, spec), sharding.specs(tree))
   return jax.device_put(tree, layout)
 
@@ -235,14 +241,15 @@ def place(
   one, shared = _bytes_needed(
       adaptation, adaptation.needed(params, shards), episode, weights, clean,
       episode_mesh(devices[:shards], shards))
+  if cores:  # they share the memory
+    one *= shards
   if one > limit:
     raise MemoryError(
         f"one episode needs {one / 2**30:.2f} GiB and {devices[0]} may use "
         f"{limit / 2**30:.2f} GiB: set --config.adapt.chunk, or use fewer views or shots, "
         "a smaller model, bfloat16, or --config.weight_shards.")
-  if cores:  # they share the memory
-    each = 1
-    devices = devices[:max(1, limit // one // shards) * shards]
+  if cores:
+    each, devices = 1, devices[:limit // one * shards]
   else:
     each = max(1, min(most, 1 + (limit - one) // max(one - shared, 1)))
   return Placement(episode_mesh(devices, shards), each)

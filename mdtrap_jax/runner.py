@@ -214,23 +214,24 @@ def _run_episodes(
   with Progress(directories, len(todo), steps) as progress, preemption() as asked:
     on_devices = lambda batch: parallel.spread(make_episodes(batch, prompts, size), mesh)
     for numbers, left in _groups(todo, snapshots.restore()):
-      for batch, episodes in ahead(on_devices, batches(numbers)):
-        prepared, state = programs.prepare(params, episodes, weights)
-        start, evaluations = 0, {}
-        if left is not None:
-          state, evaluations = left.rows(batch.episode, size, state)
-          state, start = parallel.spread(state, mesh), left.step
-          progress.stepped(len(batch.episode), start)
-        snapshots.begin()
-        after = functools.partial(_after_segment, batch, progress, snapshots, asked)
-        outcome = adapt_batch(programs, params, prepared, state, phases, marks, start=start,
-                              evaluations=evaluations, after=after)
-        count = len(batch.episode)
-        for p, directory in enumerate(directories.values()):
-          lines = [_line(i, p, batch, source, outcome) for i in range(count)]
-          directory.append(line for line in lines if line["episode"] not in directory.finished)
-        progress.finished(outcome, count)
-        asked.check()
+      with contextlib.closing(ahead(on_devices, batches(numbers))) as loaded:
+        for batch, episodes in loaded:
+          prepared, state = programs.prepare(params, episodes, weights)
+          start, evaluations = 0, {}
+          if left is not None:
+            state, evaluations = left.rows(batch.episode, size, state)
+            state, start = parallel.spread(state, mesh), left.step
+            progress.stepped(len(batch.episode), start)
+          snapshots.begin()
+          after = functools.partial(_after_segment, batch, progress, snapshots, asked)
+          outcome = adapt_batch(programs, params, prepared, state, phases, marks, start=start,
+                                evaluations=evaluations, after=after)
+          count = len(batch.episode)
+          for p, directory in enumerate(directories.values()):
+            lines = [_line(i, p, batch, source, outcome) for i in range(count)]
+            directory.append(line for line in lines if line["episode"] not in directory.finished)
+          progress.finished(outcome, count)
+          asked.check()
   return time.monotonic() - started
 
 

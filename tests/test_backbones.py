@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mdtrap_jax import models, parallel, results, runner
+from mdtrap_jax import models, results, runner
 from mdtrap_jax.models import Specification
 from tests.episodes import small_config
 from tests.test_models import VARIANTS
@@ -30,8 +30,7 @@ def folder(tmp_path_factory):
 def test_a_run(folder, tmp_path, monkeypatch, family, resize):
   image, text = (dataclasses.replace(config, depth=1) for config in VARIANTS[family])
   monkeypatch.setitem(models.MODELS, "tiny", Specification(family, image, text))
-  mesh = parallel.episode_mesh(jax.devices()[:1])
-  monkeypatch.setattr(parallel, "episode_mesh", lambda *_: mesh)
+  monkeypatch.setattr(jax, "local_devices", lambda: jax.devices()[:1])
   config = small_config(
       model__name="tiny", data__path=str(folder), data__resize=resize, episodes=2,
       episodes_per_device=2, adapt__steps=5, lora__encoder="both")

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mdtrap_jax import parallel, results, runner, segments, snapshots
+from mdtrap_jax import results, runner, segments, snapshots
 from mdtrap_jax.preemption import PreemptedError
 from mdtrap_jax.progress import Progress
 from mdtrap_jax.settings import ConfigMismatchError
@@ -41,8 +41,7 @@ def folder(tmp_path_factory):
 @pytest.fixture
 def one_device(monkeypatch):
   """Every snapshot and segment at once, on one device."""
-  mesh = parallel.episode_mesh(jax.devices()[:1])
-  monkeypatch.setattr(parallel, "episode_mesh", lambda *_: mesh)
+  monkeypatch.setattr(jax, "local_devices", lambda: jax.devices()[:1])
   monkeypatch.setattr(snapshots, "SECONDS", 0.0)
   monkeypatch.setattr(snapshots, "SHARE", np.inf)
   monkeypatch.setattr(segments, "SECONDS", 0.0)
@@ -57,8 +56,7 @@ def make_config(folder, **overrides):
 def undisturbed(folder, tmp_path_factory):
   """The lines of a run that nobody stops, on one device."""
   with pytest.MonkeyPatch.context() as patch:
-    mesh = parallel.episode_mesh(jax.devices()[:1])
-    patch.setattr(parallel, "episode_mesh", lambda *_: mesh)
+    patch.setattr(jax, "local_devices", lambda: jax.devices()[:1])
     workdir = tmp_path_factory.mktemp("undisturbed")
     runner.run(make_config(folder), workdir)
   return results.read_episodes(workdir)
@@ -101,8 +99,7 @@ def test_it_goes_on_in_other_batches_and_on_other_devices(
     stop_after(patch, 4)
     with pytest.raises(PreemptedError):
       runner.run(make_config(folder), tmp_path)
-  mesh = parallel.Mesh(np.asarray(jax.devices()[:4]), (parallel.AXIS,))
-  monkeypatch.setattr(parallel, "episode_mesh", lambda *_: mesh)
+  monkeypatch.setattr(jax, "local_devices", lambda: jax.devices()[:4])
   runner.run(make_config(folder, episodes_per_device=1), tmp_path)
   for one, other in zip(results.read_episodes(tmp_path), undisturbed, strict=True):
     assert one["support"] == other["support"]
@@ -188,8 +185,10 @@ def test_two_processes_share_a_run(folder, undisturbed, tmp_path):
       value = value[part]
     command.append(f"--config.{field}={value}")
   environment = os.environ | {"XLA_FLAGS": "--xla_backend_optimization_level=0"}
+  cores = ("1", "2")  # of hosts that are not alike
   processes = [
-      subprocess.Popen([*command, f"--process_id={i}"], cwd=ROOT, env=environment, text=True,
+      subprocess.Popen([*command, f"--process_id={i}"], cwd=ROOT, text=True,
+                       env=environment | {"JAX_NUM_CPU_DEVICES": cores[i]},
                        stdout=subprocess.PIPE, stderr=subprocess.PIPE)
       for i in range(2)]
   outputs = [process.communicate(timeout=300) for process in processes]

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mdtrap_jax import experiments, parallel, results, runner
+from mdtrap_jax import experiments, results, runner
 from tests.episodes import QUERIES, SHOTS, STEPS, WAYS, small_config
 
 ROOT = Path(__file__).parent.parent
@@ -44,9 +44,8 @@ def run(folder, workdir, **overrides):
 def finished(folder, tmp_path_factory):
   """A run of five episodes, two at a time on one device."""
   workdir = tmp_path_factory.mktemp("run")
-  mesh = parallel.episode_mesh(jax.devices()[:1])
   with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(parallel, "episode_mesh", lambda *_: mesh)
+    patch.setattr(jax, "local_devices", lambda: jax.devices()[:1])
     summary = run(folder, workdir, episodes_per_device=2)
   return workdir, summary
 

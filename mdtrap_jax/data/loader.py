@@ -172,22 +172,27 @@ def _stack(rows: Sequence[EpisodeBatch]) -> EpisodeBatch:
 
 
 def ahead(
-  place: Callable[[EpisodeBatch], Any], batches: Iterable[EpisodeBatch]
+  put: Callable[[EpisodeBatch], Any], batches: Iterable[EpisodeBatch]
 ) -> Iterator[tuple[EpisodeBatch, Any]]:
-  """Each batch with `place(batch)`, made in a thread while the caller works on the one before.
+  """Each batch with `put(batch)`, made in a thread while the caller works on the one before.
+
+  Closing it does not wait for the batch that is being made.
 
   Args:
-    place: Copies a batch to the devices.
+    put: Copies a batch to the devices.
     batches: From `episode_batches`; an error in it is raised when its batch is due.
   """
   batches = iter(batches)
 
   def following() -> tuple[EpisodeBatch, Any] | None:
     batch = next(batches, None)
-    return None if batch is None else (batch, place(batch))
+    return None if batch is None else (batch, put(batch))
 
-  with ThreadPoolExecutor(1) as thread:
-    pending = thread.submit(following)
+  pool = ThreadPoolExecutor(1)
+  try:
+    pending = pool.submit(following)
     while (item := pending.result()) is not None:
-      pending = thread.submit(following)
+      pending = pool.submit(following)
       yield item
+  finally:
+    pool.shutdown(wait=False, cancel_futures=True)

@@ -160,9 +160,9 @@ def all_slots(config: Any) -> Iterator[Slot]:
   The tasks' numbers interleave domains and seeds, so that a run may be resumed with more tasks.
   """
   pairs = list(itertools.product(map(domain_name, config.domains), config.seeds))
-  for place, (domain, seed) in enumerate(pairs):
+  for column, (domain, seed) in enumerate(pairs):
     for task in range(config.episodes):
-      yield Slot(task * len(pairs) + place, domain, seed, task)
+      yield Slot(task * len(pairs) + column, domain, seed, task)
 
 
 def _features(
@@ -227,10 +227,7 @@ def _run_domain(config, found: FeatureSet, rule, backbone, directory, todo, prog
   params = None if not method.head.features else backbone.params
   mesh, each = place(method, params, found, sizes, len(drawn), config.episodes_per_device)
   params = parallel.replicate(params, mesh)
-  program = parallel.over_episodes(
-      lambda weights, task, seed, number: adapt_and_evaluate(
-          method, weights, task, seed, number),
-      mesh, (False, True, True, True))
+  program = make_program(method, mesh)
   size = mesh.size * each
   logging.info("%s: %d tasks at once, padded to %s", found.name, size, sizes)
   for start in range(0, len(todo), size):
@@ -248,6 +245,13 @@ def _run_domain(config, found: FeatureSet, rule, backbone, directory, todo, prog
     directory.append(lines)
     progress.stepped(len(slots), 1)
     progress.finished(NO_TERMS, len(slots))
+
+
+def make_program(method: Method, mesh: jax.sharding.Mesh):
+  """`adapt_and_evaluate` for a batch: `(params, tasks, seeds, numbers) -> Outcome`."""
+  return parallel.over_episodes(
+      lambda params, task, seed, number: adapt_and_evaluate(method, params, task, seed, number),
+      mesh, (False, True, True, True))
 
 
 def place(
@@ -281,22 +285,20 @@ def place(
       jax.ShapeDtypeStruct((sizes.support,), jnp.int32),
       jax.ShapeDtypeStruct((sizes.query, *row), dtype),
       jax.ShapeDtypeStruct((sizes.query,), jnp.int32))
-  one = lambda weights, task, seed, number: adapt_and_evaluate(
-      method, weights, task, seed, number)
+  size = lambda tree: sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
 
   def needed(count: int) -> int:
     batch = jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct((count, *leaf.shape), leaf.dtype),
         (shapes, *[jax.ShapeDtypeStruct((), jnp.int32)] * 2))
-    compiled = jax.jit(jax.vmap(one, in_axes=(None, 0, 0, 0))).lower(params, *batch).compile()
-    memory = compiled.memory_analysis()
+    program = make_program(method, parallel.episode_mesh(devices[:1]))
+    memory = program.lower(params, *batch).compile().memory_analysis()
     return (memory.argument_size_in_bytes + memory.output_size_in_bytes
             + memory.temp_size_in_bytes)
 
   limit, cores = parallel.memory_limit(devices[0]), devices[0].platform == "cpu"
   if cores:
     head = jax.eval_shape(method.head.init, jax.random.key(0), shapes.support.update(shape=row))
-    size = lambda tree: sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
     own = size((shapes.support, shapes.query)) + 4 * size(head)
     each = max(1, min(most, CPU_BYTES // own))
     fits = len(devices) * each * parallel.CPU_COPIES * own <= limit

@@ -60,5 +60,10 @@ def specs(tree: Any) -> Any:
   return jax.tree.map(spec, tree, is_leaf=_is_sharded)
 
 
+def is_split(tree: Any) -> bool:
+  """Whether any weight of a pytree is."""
+  return any(map(_is_sharded, jax.tree.leaves(tree, is_leaf=_is_sharded)))
+
+
 def _is_sharded(leaf: Any) -> bool:
   return isinstance(leaf, Sharded)

@@ -23,7 +23,8 @@ from mdtrap_jax.randomness import fold
 # Encoders whose tokens have at least so many elements an episode save memory: blocks run one to
 # a turn of the loop, and the backward pass keeps products with weights and computes the rest
 # again, attention too. At ViT-B/16 on a CPU that takes a third of the memory and no longer.
-# Smaller ones, such as the miniature, would become a third slower.
+# Smaller ones, such as the miniature, would become a third slower. Where weights are split
+# between devices, all encoders do: what is put together for a block must not be kept.
 LARGE = 2**20
 KEPT = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
 UNROLL = 4  # blocks to a turn of the loop in small encoders
@@ -204,7 +205,7 @@ def run_blocks(
   depth = jax.tree.leaves(params)[0].shape[0]
   stop = depth if stop is None else stop
   adapted = () if factors is None else lora.blocks(depth)
-  large = x.size >= LARGE
+  large = x.size >= LARGE or sharding.is_split(params)
 
   def step(x, block):
     block_params, block_factors, number = block
