@@ -235,7 +235,7 @@ def place(
     each = max(1, min(most, CPU_ROWS // (rows * prepared.tokens.shape[1])))
     activations = prepared.tokens.dtype.itemsize * adaptation.model.image.depth * (
         rows * prepared.tokens.shape[1] * prepared.tokens.shape[2])
-    own = _size(params) + CPU_COPIES * each * activations
+    own = size_in_bytes(params) + CPU_COPIES * each * activations
     if len(devices) * own <= limit:
       return Placement(episode_mesh(devices, shards), each)  # sure to fit: no need to compile
   one, shared = _bytes_needed(
@@ -285,7 +285,8 @@ def _bytes_needed(adaptation, params, episode, weights, clean, mesh: Mesh) -> tu
       for memory in analyses), sum(map(shard, jax.tree.leaves(params)))
 
 
-def _size(tree: Any) -> int:
+def size_in_bytes(tree: Any) -> int:
+  """Bytes of all leaves, arrays or `jax.ShapeDtypeStruct`."""
   return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
 
 

@@ -285,7 +285,6 @@ def place(
       jax.ShapeDtypeStruct((sizes.support,), jnp.int32),
       jax.ShapeDtypeStruct((sizes.query, *row), dtype),
       jax.ShapeDtypeStruct((sizes.query,), jnp.int32))
-  size = lambda tree: sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
 
   def needed(count: int) -> int:
     batch = jax.tree.map(
@@ -299,7 +298,8 @@ def place(
   limit, cores = parallel.memory_limit(devices[0]), devices[0].platform == "cpu"
   if cores:
     head = jax.eval_shape(method.head.init, jax.random.key(0), shapes.support.update(shape=row))
-    own = size((shapes.support, shapes.query)) + 4 * size(head)
+    own = (parallel.size_in_bytes((shapes.support, shapes.query))
+           + 4 * parallel.size_in_bytes(head))
     each = max(1, min(most, CPU_BYTES // own))
     fits = len(devices) * each * parallel.CPU_COPIES * own <= limit
     if fits and not method.head.features:
