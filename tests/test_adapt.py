@@ -10,6 +10,9 @@ import pytest
 
 from mdtrap_jax import parallel
 from mdtrap_jax.adapt import STATUS
+from mdtrap_jax.models import sharding
+from mdtrap_jax.models.lora import LoraConfig, init_factors
+from mdtrap_jax.models.transformer import BlockConfig, init_blocks, run_blocks
 from mdtrap_jax.objectives import chain
 from tests.episodes import (
   STEPS,
@@ -235,6 +238,23 @@ def test_weights_split_between_devices_take_the_same_steps(overrides):
   assert_close(found[1].cosines[:count], evaluation.cosines)
 
 
+def test_weights_put_together_for_a_block_do_not_stay():
+  """Although the encoder is not large: a backward pass that kept them would hold all blocks."""
+  block, lora = BlockConfig(64, 2, 256), LoraConfig(rank=2)
+  blocks = init_blocks(jax.random.key(0), block, 8)
+  factors = init_factors(jax.random.key(1), lora, 8, 64)
+
+  def gradient(weights, x):
+    loss = lambda f: run_blocks(weights, x, block, lora=lora, factors=f).sum()
+    return jax.grad(loss)(factors)
+
+  program = parallel.over_episodes(
+      gradient, parallel.episode_mesh(jax.devices()[:4], 4), (False, True))
+  lowered = program.lower(sharding.split(blocks, 4), jnp.ones((4, 1, 3, 64)))
+  temporary = lowered.compile().memory_analysis().temp_size_in_bytes
+  assert temporary < parallel.size_in_bytes(blocks) / 2
+
+
 def test_split_weights_need_less_memory_and_devices_that_they_divide():
   adaptation, params, _, episodes, weights = setup()
   needed = lambda shards: parallel._bytes_needed(
@@ -242,7 +262,6 @@ def test_split_weights_need_less_memory_and_devices_that_they_divide():
       parallel.episode_mesh(jax.devices()[:shards], shards))
   (one, shared), (one_split, shared_split) = needed(1), needed(4)
   assert shared_split < 0.6 * shared  # the stem stays whole
-  # What is put together for a block does not stay, although this encoder is not large.
   assert one_split < one - (shared - shared_split) / 2
   place = functools.partial(
       parallel.place, adaptation, params, row(episodes, 0), weights, clean=True)

@@ -46,6 +46,12 @@ def finished(features, tmp_path_factory):
   return run(make_config(features, domains=("one", "look/two")), workdir), workdir
 
 
+def test_tasks_that_do_not_fit_are_refused(features, tmp_path, monkeypatch):
+  monkeypatch.setattr(parallel, "memory_limit", lambda device: 2**12)
+  with pytest.raises(MemoryError, match="one task needs .* use smaller tasks"):
+    run(make_config(features), tmp_path)
+
+
 def test_a_run_writes_one_table_over_domains_and_seeds(finished):
   summary, workdir = finished
   assert (summary["method"], summary["episodes"], summary["failed"]) == ("copa", 12, 0)
