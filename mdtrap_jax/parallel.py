@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import math
 import os
+import resource
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -295,3 +296,10 @@ def memory_limit(device: jax.Device) -> int:
   host = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
   host = min(host, *_container_limit("memory.max") or (host,))
   return int(MEMORY_SHARE * ((device.memory_stats() or {}).get("bytes_limit") or host))
+
+
+def peak_memory() -> int:
+  """Largest memory so far, in bytes: a device's where it counts, else this process's."""
+  stats = jax.local_devices()[0].memory_stats() or {}
+  resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+  return int(stats.get("peak_bytes_in_use", resident))

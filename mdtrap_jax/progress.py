@@ -15,7 +15,7 @@ from tensorboardX.proto.summary_pb2 import Summary
 from tensorboardX.summary import scalar
 from tqdm import tqdm
 
-from mdtrap_jax import results
+from mdtrap_jax import parallel, results
 
 
 class EventFile:
@@ -92,7 +92,8 @@ class Progress:
     for p, (name, directory) in enumerate(self._directories.items()):
       accuracy = results.accuracy_of(directory.finished.values())
       scalars = {"accuracy/mean": accuracy.mean, "accuracy/ci95": accuracy.ci95,
-                 "episodes_per_second": self._rate()}
+                 "episodes_per_second": self._rate(),
+                 "peak_memory_bytes": parallel.peak_memory()}
       for term, state in outcome.terms.items():
         for kind in ("value", "norm", "cosine"):
           scalars[f"{term}/{kind}"] = float(np.mean(getattr(state, kind)[:rows, p]))
@@ -112,7 +113,7 @@ class Progress:
       if accuracy.episodes:
         parts.append(f"{name or 'accuracy'} {accuracy}")
     if self._moved:
-      parts.append(f"{self._rate():.3g} episodes/s")
+      parts.append(f"{self._rate():.3g} episodes/s, {parallel.peak_memory() / 2**30:.1f} GiB")
     failed = max(sum(line["status"] != "ok" for line in directory.finished.values())
                  for directory in self._directories.values())
     if failed:

@@ -341,6 +341,7 @@ def _finish(directory, rate: float | None) -> dict[str, Any]:
     rate = json.loads(previous.read_text(encoding="utf-8")).get("episodes_per_second")
   summary = results.summarize(lines) | {
       "episodes_per_second": rate,
+      "peak_memory_bytes": parallel.peak_memory(),
       "device": f"{jax.device_count()} × {jax.devices()[0].device_kind}",
       "platform": jax.default_backend(),
       "python": platform.python_version(),

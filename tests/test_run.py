@@ -67,6 +67,7 @@ def test_the_files_of_a_run(finished):
     assert set(row["losses"]) == {"vlm", "svl", "ra"}
     assert all(np.isfinite(loss) for loss in row["losses"].values())
   written = json.loads((workdir / "summary.json").read_text())
+  assert written["peak_memory_bytes"] > 0
   assert written == json.loads(json.dumps(summary))
   assert written["episodes"] == 5
   assert written["failed"] == 0

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import platform
-import resource
 import time
 import types
 from collections.abc import Iterator
@@ -368,7 +367,7 @@ def _finish(config, directory, ran: int, seconds: float, diagnoses) -> dict[str,
   lines = [line for n, line in sorted(directory.finished.items()) if n in wanted]
   summary = summarize(lines, config.method) | {
       "episodes_per_second": ran / seconds if seconds and ran else None,
-      "peak_memory_bytes": _peak_memory(),
+      "peak_memory_bytes": parallel.peak_memory(),
       "device": f"{jax.device_count()} × {jax.devices()[0].device_kind}",
       "platform": jax.default_backend(),
       "python": platform.python_version(),
@@ -378,10 +377,3 @@ def _finish(config, directory, ran: int, seconds: float, diagnoses) -> dict[str,
     summary["diagnosis"] = diagnoses
   directory.write_json("summary.json", summary)
   return summary
-
-
-def _peak_memory() -> int:
-  """Largest memory so far: the device's where it counts, else this process's."""
-  stats = jax.devices()[0].memory_stats() or {}
-  resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-  return int(stats.get("peak_bytes_in_use", resident))
