@@ -12,8 +12,9 @@ import jax
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from mdtrap_jax import experiments, hosts, parallel
-from mdtrap_jax.preemption import PreemptedError
+from mdtrap_jax import experiments
+from mdtrap_jax.run import hosts, parallel
+from mdtrap_jax.run.stop import PreemptedError
 
 config_flags.DEFINE_config_file(
     "config", None, "What to run: a file of configs/, maybe with :METHOD.", lock_config=True)

@@ -23,12 +23,12 @@ import numpy as np
 import torch
 
 from benchmarks import heads_torch
-from mdtrap_jax import parallel
 from mdtrap_jax.data.features import FeatureSet
 from mdtrap_jax.data.tasks import Sizes
-from mdtrap_jax.heads.methods import make_method
-from mdtrap_jax.heads.ncc import Task
-from mdtrap_jax.heads.run import make_program, place
+from mdtrap_jax.methods.heads import make_method
+from mdtrap_jax.methods.ncc import Task
+from mdtrap_jax.run import parallel
+from mdtrap_jax.run.heads import make_program, place
 
 WIDTH, STEPS = 512, 50
 SHAPES = {"5-way": Sizes(5, 37, 75), "20-way": Sizes(20, 136, 200)}

@@ -16,7 +16,7 @@ from typing import Any
 import jax
 
 from benchmarks.throughput import measure, parse_arguments
-from mdtrap_jax import parallel
+from mdtrap_jax.run import parallel
 
 SLACK = 1.1
 

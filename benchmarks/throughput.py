@@ -24,10 +24,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from configs import default
-from mdtrap_jax import parallel, runner, settings
-from mdtrap_jax.adapt import Episode
+from mdtrap_jax import config as settings
+from mdtrap_jax.methods.finetune import Episode
 from mdtrap_jax.models.vlm import VisionLanguageModel
 from mdtrap_jax.objectives import chain
+from mdtrap_jax.run import finetune as runner
+from mdtrap_jax.run import parallel
 
 
 def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
@@ -99,7 +101,7 @@ def timed(call: Callable[[], Any]) -> float:
 def measure(
     arguments: argparse.Namespace, devices: list[jax.Device] | None = None
 ) -> dict[str, Any]:
-  """Runs the programs of `mdtrap_jax.parallel` on random episodes and times them.
+  """Runs the programs of `mdtrap_jax.run.parallel` on random episodes and times them.
 
   Args:
     arguments: of the command line.

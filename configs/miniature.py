@@ -1,6 +1,6 @@
 """Pretraining of the packaged miniature, about 35 minutes on two CPU cores.
 
-`python -m mdtrap_jax.pretrain --config=configs/miniature.py --workdir=runs/miniature`.
+`python -m mdtrap_jax.world.pretrain --config=configs/miniature.py --workdir=runs/miniature`.
 """
 
 from ml_collections import ConfigDict

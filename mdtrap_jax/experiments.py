@@ -6,9 +6,11 @@ from pathlib import Path
 
 import ml_collections
 
-from mdtrap_jax import comparison, results, runner, study
-from mdtrap_jax.heads import run as heads_run
-from mdtrap_jax.heads import table
+from mdtrap_jax.report import comparison, study
+from mdtrap_jax.report import heads as table
+from mdtrap_jax.run import finetune as runner
+from mdtrap_jax.run import heads as heads_run
+from mdtrap_jax.run import results
 
 
 def finetune(config: ml_collections.ConfigDict, workdir: Path) -> str:

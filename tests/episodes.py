@@ -6,8 +6,9 @@ import ml_collections
 import numpy as np
 
 from configs import default
-from mdtrap_jax import models, runner
-from mdtrap_jax.adapt import Episode
+from mdtrap_jax import models
+from mdtrap_jax.methods.finetune import Episode
+from mdtrap_jax.run import finetune as runner
 
 WAYS, SHOTS, QUERIES, STEPS = 3, 1, 4, 10
 

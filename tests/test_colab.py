@@ -1,12 +1,13 @@
 """The notebooks are thin, carry no outputs, and run."""
 
 import json
-from pathlib import Path
 
 import matplotlib as mpl
 import pytest
 
-NOTEBOOKS = sorted((Path(__file__).parent.parent / "colab").glob("*.ipynb"))
+from tests.paths import ROOT
+
+NOTEBOOKS = sorted((ROOT / "colab").glob("*.ipynb"))
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)

@@ -2,17 +2,18 @@
 
 import ast
 import importlib
-from pathlib import Path
 
 import jax
 import pytest
 
 from configs import backbones, default
-from mdtrap_jax import models, runner, settings
+from mdtrap_jax import config as settings
+from mdtrap_jax import models
 from mdtrap_jax.objectives import chain
+from mdtrap_jax.run import finetune as runner
 from tests.episodes import small_config
+from tests.paths import ROOT
 
-ROOT = Path(__file__).parent.parent
 FINETUNE = ["chestx", "isic", "eurosat", "cropdisease", "folder"]
 
 

@@ -1,15 +1,16 @@
 """What the README promises: its commands exist, and its new term runs as printed."""
 
 import re
-from pathlib import Path
 
 import numpy as np
 
-from mdtrap_jax import results, runner, settings
+from mdtrap_jax import config as settings
 from mdtrap_jax.objectives.terms import TERMS
+from mdtrap_jax.run import finetune as runner
+from mdtrap_jax.run import results
 from tests.episodes import small_config
+from tests.paths import ROOT
 
-ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 

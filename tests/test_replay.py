@@ -3,12 +3,12 @@
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 
-ROOT = Path(__file__).parent.parent
+from tests.paths import ROOT
+
 MIND = sorted((ROOT / "tests" / "golden").glob("mind_*.npz"))
 
 

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
 
-from mdtrap_jax.checkpoints.arrays import Arrays, StoredArray, aligned_empty
+from mdtrap_jax.checkpoints.formats.arrays import Arrays, StoredArray, aligned_empty
 from mdtrap_jax.checkpoints.rules import Arrangement, Shape, Slot, same
 
 _PART = 2**24  # bytes read at once

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from mdtrap_jax.checkpoints.convert import find_problems, parameter_shapes
-from mdtrap_jax.checkpoints.layout import Description
+from mdtrap_jax.checkpoints.layouts.layout import Description
 from mdtrap_jax.checkpoints.load import assemble, describe
 from mdtrap_jax.checkpoints.source import open_checkpoint
 from mdtrap_jax.models import MODELS

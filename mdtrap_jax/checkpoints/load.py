@@ -11,14 +11,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mdtrap_jax.checkpoints import clip, pe_core, siglip
-from mdtrap_jax.checkpoints.arrays import in_memory, normalized
 from mdtrap_jax.checkpoints.convert import convert, parameter_shapes
-from mdtrap_jax.checkpoints.layout import Checkpoint, Choices, Description, Layout
+from mdtrap_jax.checkpoints.formats.arrays import in_memory, normalized
+from mdtrap_jax.checkpoints.layouts import clip, pe_core, siglip
+from mdtrap_jax.checkpoints.layouts.layout import Checkpoint, Choices, Description, Layout
 from mdtrap_jax.checkpoints.positions import resample
 from mdtrap_jax.checkpoints.source import open_checkpoint
 from mdtrap_jax.models import MODELS, tokenizers
-from mdtrap_jax.models.families import FAMILIES
+from mdtrap_jax.models.families.family import FAMILIES
 from mdtrap_jax.models.vlm import VisionLanguageModel
 
 # Where two know the same number of a checkpoint's names, the first is taken: PE-Core's tables

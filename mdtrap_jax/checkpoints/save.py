@@ -9,9 +9,9 @@ from typing import Any
 import jax.numpy as jnp
 from safetensors.numpy import save_file
 
-from mdtrap_jax.checkpoints.clip import HF
 from mdtrap_jax.checkpoints.convert import export, parameter_shapes
-from mdtrap_jax.checkpoints.layout import ACTIVATIONS
+from mdtrap_jax.checkpoints.layouts.clip import HF
+from mdtrap_jax.checkpoints.layouts.layout import ACTIVATIONS
 from mdtrap_jax.checkpoints.rules import TORCH, slots
 from mdtrap_jax.models.tokenizers import WORD_TOKENIZER_FILE
 from mdtrap_jax.models.vlm import VisionLanguageModel

@@ -8,14 +8,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from mdtrap_jax.checkpoints.layout import Checkpoint
-from mdtrap_jax.checkpoints.msgpack_file import open_msgpack
-from mdtrap_jax.checkpoints.npz_file import open_npz
-from mdtrap_jax.checkpoints.safetensors_file import open_safetensors, open_sharded
-from mdtrap_jax.checkpoints.torch_file import open_torch
-from mdtrap_jax.models import MODELS, miniature
+from mdtrap_jax.checkpoints.formats.msgpack_file import open_msgpack
+from mdtrap_jax.checkpoints.formats.npz_file import open_npz
+from mdtrap_jax.checkpoints.formats.safetensors_file import open_safetensors, open_sharded
+from mdtrap_jax.checkpoints.formats.torch_file import open_torch
+from mdtrap_jax.checkpoints.layouts.layout import Checkpoint
+from mdtrap_jax.models import MODELS
 
 # In this order where a folder has several.
+from mdtrap_jax.models.families import miniature
+
 WEIGHT_FILES = (
     "model.safetensors", "model.safetensors.index.json", "open_clip_model.safetensors",
     "flax_model.msgpack", "open_clip_pytorch_model.bin", "pytorch_model.bin")

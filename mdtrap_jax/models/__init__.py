@@ -5,12 +5,12 @@ from __future__ import annotations
 import dataclasses
 import difflib
 
-from mdtrap_jax.models.clip import CLIP_MODELS
-from mdtrap_jax.models.families import FAMILIES
-from mdtrap_jax.models.miniature import MINIATURE_MODELS, tokenizer
-from mdtrap_jax.models.pe_core import PE_CORE_MODELS
-from mdtrap_jax.models.siglip import SIGLIP_MODELS
-from mdtrap_jax.models.specification import Specification
+from mdtrap_jax.models.families.clip import CLIP_MODELS
+from mdtrap_jax.models.families.family import FAMILIES
+from mdtrap_jax.models.families.miniature import MINIATURE_MODELS, tokenizer
+from mdtrap_jax.models.families.pe_core import PE_CORE_MODELS
+from mdtrap_jax.models.families.siglip import SIGLIP_MODELS
+from mdtrap_jax.models.families.specification import Specification
 from mdtrap_jax.models.tokenizers import HashTokenizer
 from mdtrap_jax.models.vlm import VisionLanguageModel
 

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from mdtrap_jax.randomness import row_keys
+from mdtrap_jax.keys import row_keys
 
 PROJECTIONS = ("q", "k", "v", "out")
 ENCODERS = {"vision": ("image",), "text": ("text",), "both": ("image", "text")}

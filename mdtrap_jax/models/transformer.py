@@ -15,10 +15,10 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from mdtrap_jax.keys import fold
 from mdtrap_jax.models import sharding
 from mdtrap_jax.models.lora import PROJECTIONS, LoraConfig, LoraFactors, lora_delta
 from mdtrap_jax.models.rope import Rope, rotate
-from mdtrap_jax.randomness import fold
 
 # Encoders whose tokens have at least so many elements an episode save memory: blocks run one to
 # a turn of the loop, and the backward pass keeps products with weights and computes the rest

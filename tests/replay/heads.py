@@ -13,12 +13,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from mdtrap_jax.checkpoints.convert import parameter_shapes
-from mdtrap_jax.checkpoints.resnet import DIALECT, TABLE, from_torchvision
+from mdtrap_jax.checkpoints.layouts.resnet import DIALECT, TABLE, from_torchvision
 from mdtrap_jax.checkpoints.rules import slots
-from mdtrap_jax.heads import copa, url
-from mdtrap_jax.heads.method import Fit, Method
-from mdtrap_jax.heads.methods import make_method
-from mdtrap_jax.heads.ncc import Task
+from mdtrap_jax.methods import copa, url
+from mdtrap_jax.methods.head import Fit, Method
+from mdtrap_jax.methods.heads import make_method
+from mdtrap_jax.methods.ncc import Task
 from mdtrap_jax.models.resnet import ResNet18, adapter_shapes, init_adapters
 from mdtrap_jax.objectives.losses import symmetric_cross_entropy
 from tests.replay.check import Check

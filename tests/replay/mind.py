@@ -9,8 +9,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mdtrap_jax.adapt import Adaptation
 from mdtrap_jax.checkpoints import from_openai
+from mdtrap_jax.methods.finetune import Adaptation
 from mdtrap_jax.models.lora import LoraConfig, LoraFactors
 from mdtrap_jax.objectives import chain
 from mdtrap_jax.objectives.terms import TERMS, add_random_prototypes

@@ -1,1 +1,0 @@
-"""What is measured after or beside adaptation."""

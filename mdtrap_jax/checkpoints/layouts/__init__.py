@@ -1,0 +1,1 @@
+"""The names that published weights have, one file a layout."""

@@ -1,1 +1,0 @@
-"""Few-shot heads on frozen features: NCC, URL, CoPA and task-specific adapters."""

@@ -1,0 +1,1 @@
+"""What adapts a task: fine-tuning and heads; pure functions of one task."""

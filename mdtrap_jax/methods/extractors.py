@@ -1,0 +1,117 @@
+"""Frozen networks as feature extractors: the ResNet-18 and every image tower of the library."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import logging
+
+from mdtrap_jax import checkpoints, models
+from mdtrap_jax.checkpoints.layouts.resnet import load_resnet18
+from mdtrap_jax.data.features import Extractor, FeatureSet
+from mdtrap_jax.data.views import normalize
+from mdtrap_jax.models.resnet import ResNet18
+
+
+class Backbone(NamedTuple):
+  """A model with its weights."""
+
+  model: Any  # ResNet18 or VisionLanguageModel
+  params: Any
+
+
+def check_backbone(config: Any) -> None:
+  """Refuses a config without weights; `config` is that of `load_backbone`.
+
+  Raises:
+    ValueError: says what to set.
+  """
+  if config.model == "resnet18" and not (config.checkpoint or config.random_weights):
+    raise ValueError("--config.features.model=resnet18 needs weights: set "
+                     "--config.features.checkpoint= to URL's model_best.pth.tar, or "
+                     "--config.features.random_weights=True to try things out.")
+
+
+def load_backbone(config: Any, seed: int) -> Backbone:
+  """The model of `config.features`.
+
+  Args:
+    config: has `model` (`resnet18`, or any name that `checkpoints.load` takes), `checkpoint`
+      (of the ResNet-18) and `random_weights`.
+    seed: of random weights.
+
+  Raises:
+    ValueError, FileNotFoundError: no such model or checkpoint.
+  """
+  check_backbone(config)
+  if config.random_weights:
+    logging.warning("%s has random weights: its accuracy means little.", config.model)
+  if config.model == "resnet18":
+    if config.random_weights:
+      model = ResNet18()
+      return Backbone(model, jax.jit(model.init)(jax.random.key(seed)))
+    return Backbone(*load_resnet18(config.checkpoint))
+  if config.random_weights:
+    model = models.build(config.model)
+    return Backbone(model, jax.jit(model.init)(jax.random.key(seed)))
+  return Backbone(*checkpoints.load(config.model))
+
+
+def make_extractor(name: str, backbone: Backbone, kind: str) -> Extractor:
+  """An extractor of one kind of features.
+
+  Args:
+    name: of the model, for messages and folders.
+    backbone: the model.
+    kind: `pooled` `[D]`, `map` `[h, w, D]` (ResNet-18 alone) or `image`, the resized pixels.
+
+  Raises:
+    ValueError: the model has no features of this kind.
+  """
+  model, params = backbone
+  resnet = isinstance(model, ResNet18)
+  if kind != "pooled" and not resnet:
+    raise ValueError(f"{name} gives one feature vector an image; this method needs the "
+                     "ResNet-18: set --config.features.model=resnet18.")
+  size = model.image_size if resnet else model.image.image_size
+  if kind == "image":
+    return Extractor(f"pixels-{size}", f"resized to {size}", size, lambda pixels: pixels)
+  encode = {("pooled", True): ResNet18.features, ("map", True): ResNet18.feature_maps}.get(
+      (kind, resnet)) or type(model).encode_image
+
+  @jax.jit
+  def run(weights, pixels):
+    rows = normalize(pixels, model.image_mean, model.image_std)
+    return encode(model, weights, rows).astype(jnp.float32)
+
+  return Extractor(f"{name}-{kind}", fingerprint(backbone), size,
+                   lambda pixels: np.asarray(run(params, pixels)))
+
+
+def check_kind(found: FeatureSet, kind: str) -> None:
+  """Refuses stored features that are not of the kind a method needs.
+
+  Raises:
+    ValueError: names the shape that was found and the one that is needed.
+  """
+  shape = {"pooled": "[n, D]", "map": "[n, h, w, D]"}[kind]
+  if found.features.ndim != shape.count(",") + 1 or found.features.dtype == np.uint8:
+    raise ValueError(f"{found.name}: the stored features are {found.features.dtype} "
+                     f"{list(found.features.shape)}; this method needs floats {shape}.")
+
+
+def fingerprint(backbone: Backbone) -> str:
+  """Hex digest of all that a model's features depend on: its weights and its settings."""
+  model, params = backbone
+  digest = hashlib.sha256()
+  settings = [model.image_mean, model.image_std, getattr(model, "image", None)]
+  digest.update(repr(settings).encode())
+  for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+    array = np.asarray(leaf)
+    digest.update(f"{jax.tree_util.keystr(path)} {array.dtype} {array.shape}".encode())
+    digest.update(np.ascontiguousarray(array).view(np.uint8))
+  return digest.hexdigest()

@@ -1,0 +1,258 @@
+"""One adapted episode, as pure functions of one episode: `prepare`, `run`, `evaluate`.
+
+Nothing here knows of batches of episodes or of meshes; `parallel.py` adds both by one `vmap`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from mdtrap_jax.data.views import make_views, normalize
+from mdtrap_jax.keys import episode_key, row_keys, stream
+from mdtrap_jax.models import sharding
+from mdtrap_jax.models.lora import LoraConfig, LoraFactors
+from mdtrap_jax.models.vlm import Params, VisionLanguageModel
+from mdtrap_jax.objectives.losses import unit
+from mdtrap_jax.objectives.pull_back import zero_cotangents
+from mdtrap_jax.objectives.terms import Batch, Features
+
+STATUS = ("ok", "non-finite")
+
+
+class Episode(NamedTuple):
+  """The data of one episode; rows are class-major, then shot or query."""
+
+  number: jax.Array  # [] int32, the episode's identity; all its randomness follows from it
+  support: jax.Array  # [M, S, S, 3] uint8
+  support_labels: jax.Array  # [M] int32, in 0 … C-1
+  query: jax.Array  # [C·Q, S, S, 3] uint8
+  query_labels: jax.Array  # [C·Q] int32
+  token_ids: jax.Array  # [C, L] int32, the classes' prompts
+  text: jax.Array  # [C, D] float32, their embeddings by the base model
+
+
+class Prepared(NamedTuple):
+  """What stays the same in all steps of an episode, computed once."""
+
+  key: jax.Array  # [] typed key
+  tokens: jax.Array  # [N, S, W], support views below the first adapted block, view-major
+  batch: Batch  # rows of `tokens`
+  query_tokens: jax.Array  # [C·Q, S, W]
+  query_labels: jax.Array  # [C·Q] int32
+  token_ids: jax.Array  # [C, L] int32
+  text: jax.Array  # [C, D] float32
+
+
+class AdaptState(NamedTuple):
+  """What changes from step to step."""
+
+  factors: dict[str, LoraFactors]  # the trainable parameters, float32
+  opt_state: Any  # of the objective chain, the terms' memories included
+  status: jax.Array  # [] int32, index into STATUS; a non-finite episode is frozen
+
+
+class Evaluation(NamedTuple):
+  """How an episode classifies its queries."""
+
+  accuracy: jax.Array  # [] float32 in [0, 1]
+  cosines: jax.Array  # [C·Q, C], image to text
+
+
+@dataclasses.dataclass(frozen=True)
+class Adaptation:
+  """The static description of how episodes are adapted; its methods are pure.
+
+  Attributes:
+    model: the vision-language model; its weights are the methods' `params`.
+    lora: what is trained.
+    tx: the objective chain of `objectives.chain.make_objective`.
+    views: `V`, how many of the view recipes are used.
+    batch_size: views per step, or `None` for all `N`.
+    seed: with an episode's number, makes its key.
+    chunk: how many support rows are encoded at once, or `None` for all. Fewer need less memory
+      and one more forward pass; the result is the same but for rounding.
+  """
+
+  model: VisionLanguageModel
+  lora: LoraConfig
+  tx: optax.GradientTransformationExtraArgs
+  views: int = 5
+  batch_size: int | None = None
+  seed: int = 0
+  chunk: int | None = None
+
+  def needed(self, params: Params, shards: int = 1) -> Params:
+    """The model's parameters without those of a text encoder that stays as it is.
+
+    Its embeddings come with the episodes, so that its weights need no memory while they run.
+
+    Args:
+      params: of the model.
+      shards: between how many devices the weights of the blocks are split.
+    """
+    needed = {}
+    for name, leaf in params.items():
+      if name in ("image", *self.lora.encoders):
+        leaf = leaf | {"blocks": sharding.split(leaf["blocks"], shards)}
+      if name != "text" or "text" in self.lora.encoders:
+        needed[name] = leaf
+    return needed
+
+  def prepare(self, params: Params, episode: Episode) -> tuple[Prepared, AdaptState]:
+    """Draws the views and computes everything below the first adapted block.
+
+    Args:
+      params: of the model.
+      episode: one episode.
+
+    Returns:
+      The fixed part and the state before step 0; all views, `[N, ...]`, are view-major.
+    """
+    mean, std = self.model.image_mean, self.model.image_std
+    dtype = params["image"]["stem"]["position"].dtype
+    key = episode_key(self.seed, episode.number)
+    views = make_views(stream(key, "views"), episode.support, self.views)
+    images = normalize(views, mean, std, dtype)
+    query = normalize(episode.query, mean, std, dtype)
+    return self.prepare_images(
+        params, images, query, key=key, labels=episode.support_labels,
+        query_labels=episode.query_labels, token_ids=episode.token_ids, text=episode.text)
+
+  def prepare_images(
+      self, params: Params, views: jax.Array, query: jax.Array, *, key: jax.Array,
+      labels: jax.Array, query_labels: jax.Array, token_ids: jax.Array, text: jax.Array,
+  ) -> tuple[Prepared, AdaptState]:
+    """`prepare` from normalized images: `views [V, M, S, S, 3]`, `query [C·Q, S, S, 3]`."""
+    num_views, clean = views.shape[:2]
+    embed = lambda images: self.model.embed_image(params, images, self.lora)
+    batch = Batch(
+        labels=jnp.tile(labels, num_views),
+        views=jnp.repeat(jnp.arange(num_views, dtype=jnp.int32), clean),
+        clean_labels=labels)
+    prepared = Prepared(
+        key=key, tokens=embed(views.reshape(num_views * clean, *views.shape[2:])),
+        batch=batch, query_tokens=embed(query), query_labels=query_labels,
+        token_ids=token_ids, text=text)
+    return prepared, self.init(self.model.init_lora(stream(key, "lora"), self.lora))
+
+  def init(self, factors: dict[str, LoraFactors]) -> AdaptState:
+    """The state before step 0."""
+    return AdaptState(factors, self.tx.init(factors), jnp.zeros((), jnp.int32))
+
+  def run(
+      self, params: Params, prepared: Prepared, state: AdaptState,
+      start: jax.Array, stop: jax.Array, *, clean: bool,
+  ) -> AdaptState:
+    """Steps `start … stop-1`.
+
+    Args:
+      params: of the model.
+      prepared: the episode's fixed part.
+      state: after step `start-1`.
+      start: `[] int32`; shared by all episodes, as `stop` is, so that one compiled program
+        serves every segment.
+      stop: `[] int32`.
+      clean: whether the clean pass runs; static.
+    """
+    step = lambda t, s: self.step(params, prepared, s, t, clean=clean)
+    return jax.lax.fori_loop(start, stop, step, state)
+
+  def step(
+      self, params: Params, prepared: Prepared, state: AdaptState, step: jax.Array, *,
+      clean: bool,
+  ) -> AdaptState:
+    """One fine-tuning step: encode, terms, one pull-back, optimizer.
+
+    A step that would leave a parameter non-finite is not taken: the episode keeps its last
+    finite state and reports `non-finite`.
+    """
+    tokens, batch = self._rows(prepared, step)
+    dropout = stream(prepared.key, "dropout", step)
+
+    def encode(factors):
+      return self._features(params, prepared, factors, tokens, dropout, clean=clean)
+
+    features, features_vjp = jax.vjp(encode, state.factors)
+    updates, opt_state = self.tx.update(
+        zero_cotangents(features), state.opt_state, state.factors,
+        features=features, batch=batch, key=stream(prepared.key, "terms", step), step=step,
+        features_vjp=features_vjp)
+    factors = optax.apply_updates(state.factors, updates)
+    finite = jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(factors)]).all()
+    alive = finite & (state.status == 0)
+    proposed = AdaptState(factors, opt_state, state.status)
+    frozen = state._replace(status=jnp.ones((), jnp.int32))
+    return jax.tree.map(lambda new, old: jnp.where(alive, new, old), proposed, frozen)
+
+  def evaluate(self, params: Params, prepared: Prepared, state: AdaptState) -> Evaluation:
+    """Classifies the queries by their cosine to the classes' texts, without dropout."""
+    image = self.model.encode_image_tokens(
+        params, prepared.query_tokens, self.lora, state.factors)
+    cosines = _unit(image) @ _unit(self._text(params, prepared, state.factors, None)).T
+    correct = jnp.argmax(cosines, axis=-1) == prepared.query_labels
+    # A NaN row has an argmax too: it must not count as a hit.
+    correct &= jnp.isfinite(cosines).all(-1)
+    return Evaluation(correct.astype(jnp.float32).mean(), cosines)
+
+  def _rows(self, prepared: Prepared, step: jax.Array) -> tuple[jax.Array, Batch]:
+    """The views of one step: all, or the next batch of this epoch's random order."""
+    tokens, batch = prepared.tokens, prepared.batch
+    size, total = self.batch_size, tokens.shape[0]
+    if size is None or size >= total:
+      return tokens, batch
+    per_epoch = total // size  # the reference's last, smaller batch is left out: fixed shapes
+    order = jax.random.permutation(
+        stream(prepared.key, "batches", step // per_epoch), total)
+    rows = jax.lax.dynamic_slice_in_dim(order, (step % per_epoch) * size, size)
+    return tokens[rows], batch._replace(labels=batch.labels[rows], views=batch.views[rows])
+
+  def _features(
+      self, params: Params, prepared: Prepared, factors: dict[str, LoraFactors],
+      tokens: jax.Array, dropout: jax.Array, *, clean: bool,
+  ) -> Features:
+    """The embeddings of one step, in at least float32."""
+    rows = tokens.shape[0]
+    image_key, text_key = jax.random.split(dropout)
+    if clean:  # the clean images again: the same pixels, dropout masks of their own
+      num_clean = prepared.batch.clean_labels.shape[0]
+      tokens = jnp.concatenate([tokens, prepared.tokens[:num_clean]])
+    encode = lambda x, keys: self.model.encode_image_tokens(
+        params, x, self.lora, factors, keys)
+    image = _float32(in_chunks(encode, self.chunk, tokens, row_keys(image_key, len(tokens))))
+    text = self._text(params, prepared, factors, text_key)
+    return Features(image[:rows], image[rows:] if clean else None, text)
+
+  def _text(self, params, prepared, factors, key):
+    """`[C, D]`, recomputed where the text encoder is trained."""
+    if "text" not in factors:
+      return prepared.text
+    return _float32(self.model.encode_text(
+        params, prepared.token_ids, self.lora, factors, key))
+
+
+def in_chunks(fn: Callable[..., jax.Array], size: int | None, *rows: jax.Array) -> jax.Array:
+  """`fn(*rows)`, a function of rows `[N, ...]`, evaluated for `size` of them at a time.
+
+  The backward pass evaluates each chunk again instead of keeping what it computed.
+  """
+  count = len(rows[0])
+  if size is None or size >= count:
+    return fn(*rows)
+  index = jnp.arange(-(-count // size) * size).reshape(-1, size) % count  # the last is filled up
+  chunks = jax.tree.map(lambda leaf: leaf[index], rows)
+  out = jax.lax.map(lambda chunk: jax.checkpoint(fn)(*chunk), chunks)
+  return out.reshape(-1, *out.shape[2:])[:count]
+
+
+def _float32(x: jax.Array) -> jax.Array:
+  return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+
+
+def _unit(x: jax.Array) -> jax.Array:
+  return unit(_float32(x))

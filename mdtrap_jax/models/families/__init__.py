@@ -1,0 +1,1 @@
+"""The families of vision-language models: sizes, statistics, prompts, tokenizers."""

@@ -1,0 +1,1 @@
+"""What is said of finished runs: statistics, tables, comparisons, figures."""

@@ -1,0 +1,1 @@
+"""From groups of tasks to finished lines: programs, placement, files, processes."""

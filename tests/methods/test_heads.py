@@ -1,0 +1,198 @@
+"""Heads as pure functions: hand-made values, padding, single classes, gradients."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax.test_util import check_grads
+
+from mdtrap_jax.methods import ncc, url
+from mdtrap_jax.methods.heads import METHODS, make_method
+from mdtrap_jax.methods.linear import linear
+from mdtrap_jax.methods.ncc import Task
+from mdtrap_jax.objectives.losses import symmetric_cross_entropy, unit, unit_or_zero
+
+WIDTH = 16
+
+
+def make_task(counts=(3, 1, 4), queries=2, seed=0, shape=(WIDTH,)):
+  rng = np.random.default_rng(seed)
+  labels = np.repeat(np.arange(len(counts)), counts).astype(np.int32)
+  query_labels = np.repeat(np.arange(len(counts)), queries).astype(np.int32)
+  centers = rng.standard_normal((len(counts), *shape))
+  rows = lambda own: jnp.asarray(
+      centers[own] + 0.7 * rng.standard_normal((len(own), *shape)), jnp.float32)
+  return Task(rows(labels), jnp.asarray(labels), rows(query_labels), jnp.asarray(query_labels))
+
+
+def pad(task, support, query):
+  def rows(values, labels, size):
+    extra = size - len(labels)
+    # Not the rows that `gather` pads with: nothing may depend on them.
+    junk = 7.0 * jnp.ones((extra, *values.shape[1:]), values.dtype)
+    return jnp.concatenate([values, junk]), jnp.pad(labels, (0, extra), constant_values=-1)
+  return Task(*rows(task.support, task.support_labels, support),
+              *rows(task.query, task.query_labels, query))
+
+
+def _adapt(method, task):
+  fit = method.fit(None, task, jax.random.key(3))
+  representations = method.represent(None, fit.params, task)
+  return fit.params, fit.losses, method.predict(task, representations)
+
+
+def adapt(method, task):
+  return jax.jit(functools.partial(_adapt, method))(task)
+
+
+def expanded_symmetric_loss(z, prototypes, labels, scale):
+  """The published form: prototypes expanded to one per image, N×N logits."""
+  logits = scale * unit(z) @ unit(prototypes)[labels].T
+  target = jnp.arange(len(labels))
+  loss = optax.softmax_cross_entropy_with_integer_labels
+  return (loss(logits, target).mean() + loss(logits.T, target).mean()) / 2
+
+
+def test_symmetric_loss_equals_its_expanded_form_and_its_gradient():
+  task = make_task()
+  means = ncc.prototypes(task.support, task.support_labels, 3)
+  arguments = (task.support, means)
+  ours = lambda z, p: symmetric_cross_entropy(z, p, task.support_labels, 7.0)
+  theirs = lambda z, p: expanded_symmetric_loss(z, p, task.support_labels, 7.0)
+  np.testing.assert_allclose(
+      *(jax.jit(loss)(*arguments) for loss in (ours, theirs)), rtol=1e-6)
+  gradients = [jax.jit(jax.grad(loss, (0, 1)))(*arguments) for loss in (ours, theirs)]
+  for a, b in zip(*gradients, strict=True):
+    np.testing.assert_allclose(a, b, atol=1e-6)
+
+
+def test_gradients_are_right_with_padding_and_an_absent_class():
+  with jax.enable_x64(True):
+    rng = np.random.default_rng(1)
+    z, p = jnp.asarray(rng.standard_normal((5, 4))), jnp.asarray(rng.standard_normal((3, 4)))
+    p = p.at[1].set(0.0)
+    labels = jnp.array([0, 2, 2, 0, -1])
+    for loss in (symmetric_cross_entropy, url.prototype_cross_entropy):
+      check_grads(
+          jax.jit(lambda a: loss(a, p, labels, 3.0)), (z,), 1, modes=["rev"])  # noqa: B023
+      gradient = jax.jit(jax.grad(lambda b: loss(z, b, labels, 3.0)))(p)  # noqa: B023
+      assert jnp.isfinite(gradient).all()
+      np.testing.assert_array_equal(gradient[1], 0.0)
+
+
+def test_unit_or_zero_keeps_a_zero_row_and_its_gradient_zero():
+  rows = jnp.array([[3.0, 4.0], [0.0, 0.0]])
+  np.testing.assert_allclose(unit_or_zero(rows), [[0.6, 0.8], [0.0, 0.0]])
+  assert jnp.isfinite(jax.grad(lambda r: unit_or_zero(r).sum())(rows)).all()
+
+
+def test_prototypes_and_prediction_by_hand():
+  features = jnp.array([[1.0, 0.0], [3.0, 0.0], [0.0, 5.0], [9.0, 9.0]])
+  labels = jnp.array([0, 0, 1, -1])
+  means = ncc.prototypes(features, labels, 3)
+  np.testing.assert_allclose(means, [[2.0, 0.0], [0.0, 5.0], [0.0, 0.0]])
+  query = jnp.array([[1.0, 0.1], [1.0, 0.2], [5.0, 5.0]])
+  predicted = ncc.predict(query, means, labels, jnp.array([0, 1, -1]))
+  assert predicted.accuracy == 0.5  # the last row is padding
+  assert (predicted.cosines[:, 2] == -jnp.inf).all()  # an absent class is never chosen
+
+
+def test_a_nan_query_is_no_hit():
+  means = jnp.eye(2)
+  query = jnp.array([[jnp.nan, 0.0], [1.0, 0.0]])
+  assert ncc.predict(query, means, jnp.array([0, 1]), jnp.array([0, 0])).accuracy == 0.5
+
+
+@pytest.mark.parametrize("name", ["ncc", "url", "copa", "copa_transformer"])
+def test_a_padded_task_gives_the_unpadded_result(name):
+  shape = (2, 2, WIDTH) if METHODS[name].needs == "map" else (WIDTH,)
+  task = make_task(shape=shape)
+  small = adapt(make_method(name, ways=3, steps=6), task)
+  large = adapt(make_method(name, ways=6, steps=6), pad(task, 21, 13))
+  jax.tree.map(
+      lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), small[0], large[0])
+  np.testing.assert_allclose(small[1], large[1], atol=1e-5)
+  assert small[2].accuracy == large[2].accuracy
+  queries = len(task.query_labels)
+  np.testing.assert_allclose(
+      small[2].cosines, large[2].cosines[:queries, :3], atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["url", "copa"])
+def test_a_task_in_a_batch_is_the_task_alone(name):
+  tasks = [pad(make_task(counts, seed=s), 12, 8)
+           for s, counts in enumerate([(3, 1, 4), (2, 2, 2, 2), (5, 6)])]
+  method = make_method(name, ways=4, steps=5)
+  run = lambda t: method.fit(None, t, jax.random.key(0)).params
+  together = jax.jit(jax.vmap(run))(jax.tree.map(lambda *rows: jnp.stack(rows), *tasks))
+  alone = jax.jit(run)(tasks[1])
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a[1], b, atol=1e-5), together, alone)
+
+
+@pytest.mark.parametrize("name", ["url", "copa"])
+def test_heads_start_as_ncc_and_lower_their_loss(name):
+  task = make_task((5, 5, 5), seed=4)
+  method = make_method(name, ways=3, steps=20)
+  start = method.head.init(jax.random.key(0), jax.ShapeDtypeStruct((WIDTH,), jnp.float32))
+  before = method.predict(task, method.represent(None, start, task))
+  baseline = make_method("ncc", ways=3)
+  same = baseline.predict(task, baseline.represent(None, {}, task))
+  np.testing.assert_allclose(before.cosines, same.cosines, atol=1e-6)
+  losses = adapt(method, task)[1]
+  assert losses[-1] < losses[0]
+
+
+@pytest.mark.parametrize("name", ["ncc", "url", "copa"])
+def test_single_images_and_a_single_class_have_a_defined_result(name):
+  method = make_method(name, ways=3, steps=3)
+  run = jax.jit(lambda task: _adapt(method, task))  # one program: padding makes them alike
+  for counts in ((1, 1, 1), (1, 9), (4,)):
+    params, losses, predicted = run(pad(make_task(counts), 10, 6))
+    assert all(jnp.isfinite(leaf).all() for leaf in jax.tree.leaves((params, losses)))
+    assert 0 <= predicted.accuracy <= 1
+    if len(counts) == 1:
+      assert predicted.accuracy == 1.0
+
+
+def test_nan_features_show_in_the_losses():
+  task = make_task()
+  task = task._replace(support=task.support.at[0, 0].set(jnp.nan))
+  _, losses, predicted = adapt(make_method("copa", ways=3, steps=2), task)
+  assert jnp.isnan(losses).all()
+  assert predicted.accuracy == 0.0
+
+
+def test_linear_has_the_derivative_of_a_product():
+  rows, weight = (jax.random.normal(jax.random.key(k), shape)
+                  for k, shape in ((0, (4, 3)), (1, (3, 5))))
+  f = lambda fn: jax.grad(lambda r, w: (fn(r, w) ** 2).sum(), (0, 1))(rows, weight)
+  for a, b in zip(f(linear), f(lambda r, w: r @ w), strict=True):
+    np.testing.assert_allclose(a, b, rtol=1e-5)
+
+
+def test_bad_methods_are_named():
+  with pytest.raises(ValueError, match="copa_tsa"):
+    make_method("capo", ways=5)
+  with pytest.raises(ValueError, match="features.model=resnet18"):
+    make_method("copa_tsa", ways=5)
+  with pytest.raises(ValueError, match="feature maps"):
+    adapt(make_method("copa_transformer", ways=3, steps=1), make_task())
+  with pytest.raises(ValueError, match="multiple of 8"):
+    adapt(make_method("copa_transformer", ways=3, steps=1), make_task(shape=(2, 2, 12)))
+
+
+@pytest.mark.parametrize(("name", "domain", "one_shot", "rate", "l2", "ratio"), [
+    ("copa", "isic", False, 1e-3, 0.1, 1.0),
+    ("copa", "mnist", True, 5e-3, 0.0, 1.0),
+    ("copa_transformer", "traffic_sign", False, 1e-3, 0.0, 1.0),
+    ("copa_tsa", "aircraft", False, 1e-3, 0.1, 0.1),
+    ("copa_tsa", "cifar10", True, 5e-4, 0.1, 0.5),
+    ("url_tsa", "isic", False, 1.0, 0.0, 0.1),
+])
+def test_published_settings(name, domain, one_shot, rate, l2, ratio):
+  settings = METHODS[name].settings(domain, one_shot)
+  assert settings.learning_rate == pytest.approx(rate)
+  assert (settings.l2, settings.adapter_ratio) == (l2, ratio)

@@ -1,0 +1,78 @@
+"""The study's grid end to end, very small, and the comparison of runs."""
+
+import csv
+
+import pytest
+
+from configs import study as study_config
+from mdtrap_jax import config as settings
+from mdtrap_jax import experiments
+from mdtrap_jax.report import comparison, study
+from tests.episodes import small_config
+
+
+def small_study(**overrides):
+  config = study_config.get_config()
+  config.update_from_flattened_dict(
+      {name: value for name, value in settings.flatten(small_config(
+          data__name="world", data__images_per_class=6, adapt__steps=5, episodes=2,
+          experiment="study")) if name != "variants"})
+  config.objective.visual.weight = 0.1
+  config.study.update({"domains": ("satellite",), "severities": (1.0,), "shots": (1,)}
+                      | overrides)
+  return config
+
+
+def test_every_method_runs_on_the_same_episodes(tmp_path):
+  table = experiments.run(small_study(), tmp_path)
+  assert table.splitlines()[0].split(" | ")[4:] == [
+      "vlm", "visual", "svl", "ra", "svl_ra", "svl_ra_middle", "svl_ra_late |"]
+  assert table.splitlines()[2].startswith("| satellite | 1 | 1 | ")
+  with open(tmp_path / "study.csv", newline="", encoding="utf-8") as file:
+    rows = list(csv.DictReader(file))
+  assert [row["method"] for row in rows] == [
+      "vlm", "visual", "svl", "ra", "svl_ra", "svl_ra_middle", "svl_ra_late"]
+  assert {row["episodes"] for row in rows} == {"2"}
+  assert (tmp_path / "study.png").stat().st_size > 5000
+  cell = tmp_path / "satellite-1" / "1-shot"
+  before = {path: path.read_bytes() for path in cell.rglob("episodes.jsonl")}
+  assert len(before) == 7
+  assert experiments.run(small_study(), tmp_path) == table  # resumed: nothing runs again
+  assert before == {path: path.read_bytes() for path in cell.rglob("episodes.jsonl")}
+
+  rows = comparison.compare(comparison.find_runs([cell / "vlm", cell / "svl"]))
+  assert [row.name for row in rows] == ["vlm", "svl"]
+  assert rows[1].difference.episodes == 2
+  assert comparison.format_markdown(rows).count("\n") == 3
+  assert comparison.format_csv(rows).startswith("run,episodes,failed,zero_shot_mean")
+
+
+def test_the_grid():
+  config = study_config.get_config()
+  cells = list(study.cells(config))
+  assert len(cells) == 2 * (4 * 3 + 1)
+  assert cells[0].name == "radiograph-0.5/1-shot"
+  assert study.Cell("digits", None, 5) in cells
+  windows = [run.objective.svl.window for run in study.cell_configs(config, cells[0])]
+  assert windows == [(0, 3), (1, 4), (2, 5)]
+
+
+def test_a_mistake_in_any_cell_shows_at_once(tmp_path):
+  with pytest.raises(ValueError, match="sattelite"):
+    experiments.run(small_study(domains=("satellite", "sattelite")), tmp_path)
+  assert not list(tmp_path.iterdir())
+  with pytest.raises(ValueError, match="config.study has no cell"):
+    experiments.run(small_study(domains=()), tmp_path)
+
+
+def test_runs_without_common_episodes_are_not_compared(tmp_path):
+  for name, support in (("a", [[1]]), ("b", [[2]])):
+    (tmp_path / name).mkdir()
+    (tmp_path / name / "episodes.jsonl").write_text(
+        '{"episode": 0, "status": "ok", "accuracy": 1.0, "zero_shot_accuracy": 0.5, '
+        f'"class_names": [], "query": [], "support": {support}}}\n')
+  rows = comparison.compare(comparison.find_runs([tmp_path]))
+  assert rows[1].difference.episodes == 0
+  assert comparison.format_text(rows).splitlines()[2].split()[-2:] == ["–", "0"]
+  with pytest.raises(FileNotFoundError, match="holds no episodes.jsonl"):
+    comparison.find_runs([tmp_path / "c"])

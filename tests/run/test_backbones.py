@@ -1,0 +1,51 @@
+"""Whole runs with backbones other than CLIP: LoRA, SVL + RA, evaluation and configs alike."""
+
+import dataclasses
+import json
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+from mdtrap_jax import models
+from mdtrap_jax.models import Specification
+from mdtrap_jax.run import finetune as runner
+from mdtrap_jax.run import results
+from tests.episodes import small_config
+from tests.models.test_models import VARIANTS
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+  """Three classes of wide images."""
+  root, rng = tmp_path_factory.mktemp("images"), np.random.default_rng(0)
+  for name in ("crow", "gull", "wren"):
+    (root / name).mkdir()
+    for i in range(6):
+      pixels = rng.integers(0, 256, (40, 70, 3), np.uint8)
+      Image.fromarray(pixels).save(root / name / f"{i}.png")
+  return root
+
+
+@pytest.mark.parametrize(("family", "resize"), [("siglip", "crop"), ("pe-core", "family")])
+def test_a_run(folder, tmp_path, monkeypatch, family, resize):
+  image, text = (dataclasses.replace(config, depth=1) for config in VARIANTS[family])
+  monkeypatch.setitem(models.MODELS, "tiny", Specification(family, image, text))
+  monkeypatch.setattr(jax, "local_devices", lambda: jax.devices()[:1])
+  config = small_config(
+      model__name="tiny", data__path=str(folder), data__resize=resize, episodes=2,
+      episodes_per_device=2, adapt__steps=5, lora__encoder="both")
+  summary = runner.run(config, tmp_path)[""]
+  assert (summary["episodes"], summary["failed"]) == (2, 0)
+  lines = results.read_episodes(tmp_path)
+  assert all(np.isfinite(list(line["losses"].values())).all() for line in lines)
+  assert {len(line["losses"]) for line in lines} == {3}
+  data = json.loads((tmp_path / "config.json").read_text())["data"]
+  assert data["resize"] == {"crop": "crop", "family": "squash"}[resize]
+  assert data["template"] == "a photo of a {}."
+  runner.run(config, tmp_path)  # what was left to the family does not stop a resume
+  assert results.read_episodes(tmp_path) == lines
+  config.data.resize = "squash" if resize == "crop" else "crop"
+  with pytest.raises(ValueError, match=r"another config.*data\.resize"):
+    runner.run(config, tmp_path)

@@ -1,0 +1,204 @@
+"""Whole runs from a folder of images: files, resume after a kill, the command line's errors."""
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+from mdtrap_jax import experiments
+from mdtrap_jax.run import finetune as runner
+from mdtrap_jax.run import results
+from tests.episodes import QUERIES, SHOTS, STEPS, WAYS, small_config
+from tests.paths import ROOT
+
+CONTRACT = {"episode", "status", "accuracy", "accuracy_at", "zero_shot_accuracy",
+            "class_names", "support", "query", "losses"}
+
+
+@pytest.fixture(scope="session")
+def folder(tmp_path_factory):
+  """Four classes of tinted noise, as PNG files."""
+  root, rng = tmp_path_factory.mktemp("images"), np.random.default_rng(0)
+  for name in ("blue_jay", "crow", "gull", "wren"):
+    (root / name).mkdir()
+    tint = rng.integers(0, 120, 3)
+    for i in range(8):
+      pixels = (rng.integers(0, 130, (40, 50, 3)) + tint).astype(np.uint8)
+      Image.fromarray(pixels).save(root / name / f"{i}.png")
+  return root
+
+
+def run(folder, workdir, **overrides):
+  return runner.run(small_config(data__path=str(folder), **overrides), workdir)[""]
+
+
+@pytest.fixture(scope="session")
+def finished(folder, tmp_path_factory):
+  """A run of five episodes, two at a time on one device."""
+  workdir = tmp_path_factory.mktemp("run")
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(jax, "local_devices", lambda: jax.devices()[:1])
+    summary = run(folder, workdir, episodes_per_device=2)
+  return workdir, summary
+
+
+def test_the_files_of_a_run(finished):
+  workdir, summary = finished
+  rows = results.read_episodes(workdir)
+  assert [row["episode"] for row in rows] == list(range(5))
+  for row in rows:
+    assert set(row) == CONTRACT
+    assert row["status"] == "ok"
+    assert list(row["accuracy_at"]) == ["2", "4", "6", "8", "10"]
+    assert row["accuracy"] == row["accuracy_at"][str(STEPS)]
+    assert set(row["class_names"]) <= {"blue_jay", "crow", "gull", "wren"}
+    assert np.shape(row["support"]) == (WAYS, SHOTS)
+    assert np.shape(row["query"]) == (WAYS, QUERIES)
+    used = np.concatenate([np.ravel(row["support"]), np.ravel(row["query"])])
+    assert len(set(used)) == len(used)
+    assert set(row["losses"]) == {"vlm", "svl", "ra"}
+    assert all(np.isfinite(loss) for loss in row["losses"].values())
+  written = json.loads((workdir / "summary.json").read_text())
+  assert written["peak_memory_bytes"] > 0
+  assert written == json.loads(json.dumps(summary))
+  assert written["episodes"] == 5
+  assert written["failed"] == 0
+  assert written["episodes_per_second"] > 0
+  assert {"accuracy_mean", "accuracy_ci95", "zero_shot_mean", "versions", "device"} <= set(
+      written)
+  np.testing.assert_allclose(
+      written["accuracy_mean"], np.mean([row["accuracy"] for row in rows]))
+  assert list((workdir / "events").iterdir())
+
+
+def test_the_same_numbers_on_eight_devices(folder, finished, tmp_path):
+  run(folder, tmp_path, episodes=3)
+  assert_same(results.read_episodes(tmp_path), results.read_episodes(finished[0])[:3])
+
+
+def test_running_again_does_nothing_and_more_episodes_continue(folder, finished, tmp_path):
+  workdir = tmp_path / "copy"
+  shutil.copytree(finished[0], workdir)
+  before = (workdir / "episodes.jsonl").read_bytes()
+  again = run(folder, workdir, episodes_per_device=2)
+  assert (workdir / "episodes.jsonl").read_bytes() == before
+  assert again["episodes_per_second"] == finished[1]["episodes_per_second"]
+  run(folder, workdir, episodes=6, episodes_per_device=1)
+  after = (workdir / "episodes.jsonl").read_bytes()
+  assert after.startswith(before)
+  assert len(results.read_episodes(workdir)) == 6
+
+
+def test_losing_lines_reproduces_them(folder, finished, tmp_path):
+  """What a kill can leave: fewer lines, the last one cut short."""
+  workdir = tmp_path / "copy"
+  shutil.copytree(finished[0], workdir)
+  path = workdir / "episodes.jsonl"
+  lines = path.read_bytes().splitlines(keepends=True)
+  path.write_bytes(lines[0] + lines[3] + lines[2][:40])
+  run(folder, workdir, episodes_per_device=1)
+  assert_same(results.read_episodes(workdir), results.read_episodes(finished[0]))
+
+
+def assert_same(ours, theirs):
+  """Equal data and draws; accuracies equal but for a query that rounding may tip."""
+  for one, other in zip(ours, theirs, strict=True):
+    for field in ("episode", "status", "class_names", "support", "query"):
+      assert one[field] == other[field]
+    assert abs(one["accuracy"] - other["accuracy"]) < 1.5 / (WAYS * QUERIES)
+    for name, value in one["losses"].items():
+      np.testing.assert_allclose(value, other["losses"][name], rtol=5e-2, atol=5e-3)
+
+
+def test_a_non_finite_episode_is_reported(folder, tmp_path):
+  summary = run(folder, tmp_path, optimizer__learning_rate=1e30, episodes=2)
+  rows = results.read_episodes(tmp_path)
+  assert [row["status"] for row in rows] == ["non-finite"] * 2
+  assert [row["accuracy"] for row in rows] == [None] * 2
+  assert summary["failed"] == 2
+  assert summary["accuracy_mean"] is None
+
+
+def test_variants_have_a_directory_each_and_are_compared(folder, finished, tmp_path):
+  config = small_config(data__path=str(folder), episodes=3)
+  config.variants = {"vlm": {"svl": 0.0, "ra": 0.0}, "svl_ra": {}}
+  table = experiments.run(config, tmp_path)
+  assert_same(results.read_episodes(tmp_path / "svl_ra"),
+              results.read_episodes(finished[0])[:3])
+  plain = results.read_episodes(tmp_path / "vlm")
+  assert [set(line["losses"]) for line in plain] == [{"vlm"}] * 3
+  assert re.search(r"vlm +3 +0 ", table)
+  assert re.search(r"svl_ra +3 .* [+-]\d+\.\d+ ± \d", table)
+  alone = small_config(data__path=str(folder), episodes=3, objective__svl__weight=0.0,
+                       objective__ra__weight=0.0)
+  before = (tmp_path / "vlm" / "episodes.jsonl").read_bytes()
+  runner.run(alone, tmp_path / "vlm")  # a variant's directory is a run of its own
+  assert (tmp_path / "vlm" / "episodes.jsonl").read_bytes() == before
+
+
+def command(folder, workdir, *extra):
+  return [
+      sys.executable, "main.py", f"--config=configs/folder.py{extra[0] if extra else ''}",
+      f"--config.data.path={folder}", f"--workdir={workdir}",
+      "--config.model.name=clip-tiny", "--config.model.random_weights=true",
+      "--config.data.ways=3", "--config.data.queries=4", "--config.episodes=40",
+      "--config.episodes_per_device=1", "--config.adapt.steps=5", *extra[1:]]
+
+
+def environment():
+  return os.environ | {"XLA_FLAGS": "--xla_backend_optimization_level=0"}
+
+
+def test_a_killed_run_resumes(folder, tmp_path):
+  """SIGKILL between two batches; the resumed run ends with every episode once."""
+  process = subprocess.Popen(
+      command(folder, tmp_path), cwd=ROOT, env=environment(), stderr=subprocess.DEVNULL,
+      stdout=subprocess.DEVNULL)
+  path, deadline = tmp_path / "episodes.jsonl", time.monotonic() + 300
+  while not path.exists() or path.read_bytes().count(b"\n") < 3:
+    assert process.poll() is None, "the run ended before it could be killed"
+    assert time.monotonic() < deadline, "the run did not get going"
+    time.sleep(0.02)
+  process.send_signal(signal.SIGKILL)
+  process.wait()
+  kept = path.read_bytes()
+  kept = kept[:kept.rfind(b"\n") + 1]
+  assert 3 <= kept.count(b"\n") < 40
+  done = subprocess.run(
+      command(folder, tmp_path), cwd=ROOT, env=environment(), capture_output=True, text=True,
+      check=True)
+  assert path.read_bytes().startswith(kept)
+  assert [row["episode"] for row in results.read_episodes(tmp_path)] == list(range(40))
+  assert "adapted accuracy" in done.stdout
+  assert "40/40 episodes" in done.stderr
+
+
+@pytest.mark.parametrize(("extra", "message"), [
+    (["", "--config.data.way=3"], "way"),
+    ([":svlra"], "svlra: no such method"),
+    (["", "--config.data.path=/nowhere/at/all"], "/nowhere/at/all"),
+    (["", "--config.data.queries=50"], r"crow \(8\)"),
+    (["", "--config.data.ways=9"], "9"),
+    (["", "--config.model.name=clip-tiney"], "clip-tiny"),
+    (["", "--config.adapt.steps=3"], "steps=3"),
+    (["", "--config.lora.position=middle"], "lora.position='middle'"),
+    (["", "--config.adapt.batch_size=5"], "batch_size=5: ra compares all views"),
+])
+def test_wrong_input_is_one_message_before_any_work(folder, tmp_path, extra, message):
+  done = subprocess.run(
+      command(folder, tmp_path / "run", *extra), cwd=ROOT, env=environment(),
+      capture_output=True, text=True, check=False)
+  assert done.returncode == 1
+  assert "Traceback" not in done.stderr
+  lines = [line for line in done.stderr.splitlines() if "random weights" not in line]
+  assert len(lines) == 2
+  assert re.search(message, done.stderr)

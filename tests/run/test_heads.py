@@ -1,0 +1,184 @@
+"""Runs of heads from config to table: files, resume, several domains and seeds, bad input."""
+
+import itertools
+import json
+
+import numpy as np
+import pytest
+
+from configs import copa
+from mdtrap_jax.methods.heads import METHODS
+from mdtrap_jax.report import heads as table
+from mdtrap_jax.report.heads import compare, format_table
+from mdtrap_jax.run import parallel, results
+from mdtrap_jax.run.heads import run
+
+
+@pytest.fixture(scope="module")
+def features(tmp_path_factory):
+  rng = np.random.default_rng(0)
+  arrays = {}
+  for domain, ways in (("one", 6), ("look/two", 9)):
+    labels = np.repeat(np.arange(ways), rng.integers(14, 40, ways))
+    centers = rng.standard_normal((ways, 16))
+    arrays[f"{domain}/labels"] = labels
+    arrays[f"{domain}/features"] = (
+        centers[labels] + 1.2 * rng.standard_normal((len(labels), 16))).astype(np.float32)
+  path = tmp_path_factory.mktemp("features") / "toy.npz"
+  np.savez(path, **arrays)
+  return path
+
+
+def make_config(features, method="copa", **fields):
+  config = copa.get_config(method)
+  config.domains, config.seeds, config.episodes = ("one",), (41, 42), 3
+  config.features.path = str(features)
+  config.head.steps = None if method == "ncc" else 4
+  config.update_from_flattened_dict(
+      {"tasks.ways": 5, "tasks.shots": 2, "tasks.queries": 4} | fields)
+  return config
+
+
+@pytest.fixture(scope="module")
+def finished(features, tmp_path_factory):
+  """A run over two domains and two seeds: its summary and its directory."""
+  workdir = tmp_path_factory.mktemp("finished")
+  return run(make_config(features, domains=("one", "look/two")), workdir), workdir
+
+
+def test_tasks_that_do_not_fit_are_refused(features, tmp_path, monkeypatch):
+  monkeypatch.setattr(parallel, "memory_limit", lambda device: 2**12)
+  with pytest.raises(MemoryError, match="one task needs .* use smaller tasks"):
+    run(make_config(features), tmp_path)
+
+
+def test_a_run_writes_one_table_over_domains_and_seeds(finished):
+  summary, workdir = finished
+  assert (summary["method"], summary["episodes"], summary["failed"]) == ("copa", 12, 0)
+  rows = {row["domain"]: row for row in summary["domains"]}
+  assert list(rows) == ["one", "look/two"]
+  lines = results.read_episodes(workdir)
+  assert sorted((line["domain"], line["seed"], line["task"]) for line in lines) == sorted(
+      itertools.product(("one", "look/two"), (41, 42), range(3)))
+  for domain, row in rows.items():
+    own = [line for line in lines if line["domain"] == domain]
+    assert row["tasks"] == 6
+    assert row["accuracy_mean"] == pytest.approx(np.mean([line["accuracy"] for line in own]))
+    assert row["accuracy_by_seed"]["42"] == pytest.approx(
+        np.mean([line["accuracy"] for line in own if line["seed"] == 42]))
+    assert row["gain_mean"] == pytest.approx(row["accuracy_mean"] - row["ncc_mean"])
+    assert 0 < row["gap_before"] < 2
+    assert 0 < row["gap_after"] < 2
+  assert summary["peak_memory_bytes"] > 0
+  assert json.loads((workdir / "summary.json").read_text()) == summary
+  text = format_table(summary)
+  assert "| one " in text
+  assert "copa (%)" in text
+  assert list((workdir / "events").iterdir())
+
+
+def test_a_resumed_run_ends_like_an_uninterrupted_one(features, finished, tmp_path):
+  part = make_config(features, episodes=1, episodes_per_device=1)
+  run(part, tmp_path / "part")
+  before = (tmp_path / "part" / "episodes.jsonl").read_text()
+  with open(tmp_path / "part" / "episodes.jsonl", "a") as file:
+    file.write('{"episode": 7, "dom')  # what a kill leaves
+  resumed = run(make_config(features), tmp_path / "part")
+  after = (tmp_path / "part" / "episodes.jsonl").read_text()
+  assert after.startswith(before)
+  assert len(after.splitlines()) == 6
+  assert resumed["domains"] == finished[0]["domains"][:1]
+  with pytest.raises(ValueError, match="tasks.shots"):
+    run(make_config(features, **{"tasks.shots": 1}), tmp_path / "part")
+
+
+def test_varying_sizes_run_in_one_program_per_domain(features, tmp_path, monkeypatch):
+  programs = []
+  compiling = parallel.over_episodes
+  def keep(*arguments, **options):
+    programs.append(compiling(*arguments, **options))
+    return programs[-1]
+  monkeypatch.setattr(parallel, "over_episodes", keep)
+  config = make_config(
+      features, **{"tasks.protocol": "vary_way_vary_shot", "episodes_per_device": 1})
+  config.episodes = 10  # batches of eight, one for each device
+  summary = run(config, tmp_path)
+  assert [program._cache_size() for program in programs] == [1]
+  assert summary["failed"] == 0
+  lines = results.read_episodes(tmp_path)
+  assert len({len(line["class_names"]) for line in lines}) > 1
+  assert len({sum(map(len, line["support"])) for line in lines}) > 4
+
+
+@pytest.mark.parametrize("method", ["ncc", "url"])
+def test_methods_meet_the_same_tasks_and_can_be_paired(method, features, finished, tmp_path):
+  run(make_config(features, method), tmp_path)
+  first, second = results.read_episodes(tmp_path), results.read_episodes(finished[1])
+  difference = compare(first, second)
+  assert set(difference) == {"one"}
+  assert difference["one"].episodes == 6
+  mean = lambda lines: np.mean([line["accuracy"] for line in lines if line["domain"] == "one"])
+  assert difference["one"].mean == pytest.approx(mean(second) - mean(first))
+  if method == "ncc":
+    assert all(line["accuracy"] == line["zero_shot_accuracy"] for line in first)
+  first[0]["support"] = [[0]]
+  with pytest.raises(ValueError, match="different images"):
+    compare(first, second)
+
+
+def test_diagnosis_goes_into_the_summary_and_a_figure(features, tmp_path):
+  config = make_config(features, "ncc", **{
+      "domains": ("look/two",), "diagnosis.tasks": 2, "diagnosis.distances": (-1, 1, 3)})
+  summary = run(config, tmp_path)
+  assert set(summary["diagnosis"]) == {"look/two"}
+  assert summary["diagnosis"]["look/two"]["distances"] == [-1.0, 0.0, 1.0]
+  assert (tmp_path / "figures" / "gap_look-two.png").exists()
+
+
+def test_a_task_that_fails_is_counted_apart(features, tmp_path):
+  config = make_config(features, **{"head.learning_rate": 1e38})
+  summary = run(config, tmp_path)
+  assert summary["failed"] == 6
+  assert summary["accuracy_mean"] is None
+  assert "–" in format_table(summary)
+
+
+@pytest.mark.parametrize(("fields", "message"), [
+    ({"method": "capo"}, "config.method='capo'"),
+    ({"domains": ()}, "config.domains is empty"),
+    ({"domains": ("one", "one")}, "each once"),
+    ({"seeds": ()}, "config.seeds"),
+    ({"episodes": 0}, "config.episodes=0"),
+    ({"tasks.protocol": "any"}, "config.tasks.protocol='any'"),
+    ({"tasks.ways": 7}, "at least 7 classes, but only 6"),
+    ({"tasks.ways": 1}, "nothing to tell apart"),
+    ({"tasks.shots": 30}, "fewer than 34 images"),
+    ({"domains": ("three",)}, "domains look/two, one"),
+    ({"features.path": "nowhere.npz"}, "features.path"),
+    ({"method": "copa_tsa"}, "cannot run on stored features"),
+    ({"method": "copa_transformer", "diagnosis.tasks": 1}, "pooled features"),
+    ({"method": "copa_transformer"}, r"one: the stored features are float32 .* needs floats"),
+    ({"data.unreadable": "ignore"}, "config.data.unreadable='ignore'"),
+    ({"data.resize": "stretch"}, "config.data.resize='stretch'"),
+])
+def test_bad_configs_are_named(fields, message, features, tmp_path):
+  config = make_config(features)
+  config.update_from_flattened_dict(fields)
+  with pytest.raises((ValueError, FileNotFoundError), match=message):
+    run(config, tmp_path)
+
+
+def test_a_missing_checkpoint_says_what_to_do(tmp_path):
+  config = copa.get_config("url_tsa")
+  with pytest.raises(ValueError, match="features.checkpoint"):
+    run(config, tmp_path)
+
+
+def test_an_unknown_method_of_the_config():
+  with pytest.raises(ValueError, match="copa_transformer"):
+    copa.get_config("capo")
+  assert set(copa.METHODS) == set(METHODS)
+
+
+def test_an_empty_table():
+  assert table.summarize([], "copa")["domains"] == []
