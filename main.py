@@ -17,10 +17,15 @@ from mdtrap_jax.run import hosts, parallel
 from mdtrap_jax.run.stop import PreemptedError
 
 config_flags.DEFINE_config_file(
-    "config", None, "What to run: a file of configs/, maybe with :METHOD.", lock_config=True)
+  "config", None, "What to run: a file of configs/, maybe with :METHOD.", lock_config=True
+)
 flags.DEFINE_string("workdir", None, "Directory of the run's files; made, or resumed.")
-flags.DEFINE_bool("distributed", False, "Share the run with the other processes that run this "
-                  "same command: on all hosts of a TPU pod, or under Slurm.")
+flags.DEFINE_bool(
+  "distributed",
+  False,
+  "Share the run with the other processes that run this "
+  "same command: on all hosts of a TPU pod, or under Slurm.",
+)
 flags.DEFINE_string("coordinator", None, "host:port of process 0, elsewhere.")
 flags.DEFINE_integer("num_processes", None, "How many processes there are, elsewhere.")
 flags.DEFINE_integer("process_id", None, "Which of them this one is, from 0, elsewhere.")

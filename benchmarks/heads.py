@@ -52,13 +52,18 @@ def main() -> None:
   torch.set_num_threads(arguments.threads)
   parallel.use_cpu_cores()
   report: dict[str, Any] = {
-      "benchmark": "CoPA, linear heads", "width": WIDTH, "steps": STEPS,
-      "device": f"{jax.device_count()} × {jax.devices()[0].device_kind}",
-      "platform": platform.platform(), "torch_threads": arguments.threads,
-      "versions": {"jax": jax.__version__, "torch": torch.__version__}}
+    "benchmark": "CoPA, linear heads",
+    "width": WIDTH,
+    "steps": STEPS,
+    "device": f"{jax.device_count()} × {jax.devices()[0].device_kind}",
+    "platform": platform.platform(),
+    "torch_threads": arguments.threads,
+    "versions": {"jax": jax.__version__, "torch": torch.__version__},
+  }
   report["shapes"] = {
-      name: compare(sizes, arguments.seconds) | {"target_ratio": TARGETS[name]}
-      for name, sizes in SHAPES.items()}
+    name: compare(sizes, arguments.seconds) | {"target_ratio": TARGETS[name]}
+    for name, sizes in SHAPES.items()
+  }
   report["peak_memory_bytes"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
   print(json.dumps(report, indent=2))
 
@@ -73,11 +78,12 @@ def compare(sizes: Sizes, seconds: float) -> dict[str, Any]:
   program = make_program(method, mesh)
   numbers = np.arange(count, dtype=np.int32)
   ours = lambda: np.asarray(program(None, batch, numbers, numbers).accuracy)
-  alone = lambda loop: lambda: np.array([
-      loop([rows[0] for rows in batch], STEPS)])
-  sides = {"mdtrap_jax": (ours, count),
-           "torch_as_published": (alone(heads_torch.as_published), 1),
-           "torch_lean": (alone(heads_torch.lean), 1)}
+  alone = lambda loop: lambda: np.array([loop([rows[0] for rows in batch], STEPS)])
+  sides = {
+    "mdtrap_jax": (ours, count),
+    "torch_as_published": (alone(heads_torch.as_published), 1),
+    "torch_lean": (alone(heads_torch.lean), 1),
+  }
   accuracies = {name: run() for name, (run, _) in sides.items()}  # compiles and warms up
   for name in ("torch_as_published", "torch_lean"):
     np.testing.assert_allclose(accuracies[name][0], accuracies["mdtrap_jax"][0], atol=0.02)
@@ -86,9 +92,12 @@ def compare(sizes: Sizes, seconds: float) -> dict[str, Any]:
   result: dict[str, Any] = {**sizes._asdict(), "tasks_at_once": count}
   for name, rows in timings.items():
     result[name] = {
-        "seconds_per_task": times[name], "tasks_per_second": 1 / times[name],
-        "processor_seconds_per_task": statistics.median(t.processor_seconds for t in rows),
-        "fastest": min(t.seconds for t in rows), "slowest": max(t.seconds for t in rows)}
+      "seconds_per_task": times[name],
+      "tasks_per_second": 1 / times[name],
+      "processor_seconds_per_task": statistics.median(t.processor_seconds for t in rows),
+      "fastest": min(t.seconds for t in rows),
+      "slowest": max(t.seconds for t in rows),
+    }
   for name in ("torch_as_published", "torch_lean"):
     result[f"ratio_to_{name}"] = times[name] / times["mdtrap_jax"]
   return result
@@ -109,7 +118,7 @@ def make_tasks(sizes: Sizes, count: int) -> Task:
 
 
 def take_turns(
-    sides: dict[str, tuple[Callable[[], Any], int]], seconds: float
+  sides: dict[str, tuple[Callable[[], Any], int]], seconds: float
 ) -> dict[str, list[Timing]]:
   """Runs the sides in turns of a second or one run until each has had its time."""
   timings: dict[str, list[Timing]] = {name: [] for name in sides}
@@ -121,8 +130,7 @@ def take_turns(
         wall, processor = time.perf_counter(), time.process_time()
         run()
         elapsed = time.perf_counter() - wall
-        timings[name].append(
-            Timing(elapsed / tasks, (time.process_time() - processor) / tasks))
+        timings[name].append(Timing(elapsed / tasks, (time.process_time() - processor) / tasks))
         turn += elapsed
       spent[name] += turn
   return timings

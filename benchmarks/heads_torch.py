@@ -53,15 +53,19 @@ def as_published(task, steps: int) -> float:
 
   def evaluate():
     with torch.no_grad():
-      z, p = (F.conv2d(rows, head).flatten(1)
-              for rows, head in zip((queries, prototypes), heads, strict=True))
+      z, p = (
+        F.conv2d(rows, head).flatten(1)
+        for rows, head in zip((queries, prototypes), heads, strict=True)
+      )
       return symmetric_loss(z, p, query_labels).item(), accuracy(z, p, query_labels)
 
   for _ in range(steps):
     evaluate()
     optimizer.zero_grad()
-    z, p = (F.conv2d(rows, head).flatten(1)
-            for rows, head in zip((images, prototypes), heads, strict=True))
+    z, p = (
+      F.conv2d(rows, head).flatten(1)
+      for rows, head in zip((images, prototypes), heads, strict=True)
+    )
     loss = symmetric_loss(z, p, support_labels)
     accuracy(z, p, support_labels)
     loss.backward()

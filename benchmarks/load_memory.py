@@ -33,8 +33,8 @@ def write_checkpoint(folder: Path, name: str, dtype: str) -> None:
   model = build(name)
   rng = np.random.default_rng(0)
   flat = {
-      path: rng.standard_normal(shape, np.float32)
-      for path, shape in parameter_shapes(model).items()}
+    path: rng.standard_normal(shape, np.float32) for path, shape in parameter_shapes(model).items()
+  }
   params = traverse_util.unflatten_dict(flat, sep="/")
   checkpoints.save(folder, model, params, dtype=jnp.dtype(dtype))
 
@@ -50,14 +50,19 @@ def measure(folder: str, dtype: str) -> dict[str, float]:
   jax.block_until_ready(jnp.zeros(8))  # the backend's own memory is not the loader's
   jax.eval_shape(build("clip-tiny").init, jax.random.key(0))
   before, start = _memory("VmRSS"), time.perf_counter()
-  _, params = checkpoints.load(
-      folder, dtype=jnp.dtype(dtype), tokenize=lambda texts: None)
+  _, params = checkpoints.load(folder, dtype=jnp.dtype(dtype), tokenize=lambda texts: None)
   jax.block_until_ready(params)
   seconds = time.perf_counter() - start
   weights = sum(leaf.nbytes for leaf in jax.tree.leaves(params))
   peak = _memory("VmHWM") - before
-  return {"weights_bytes": weights, "peak_bytes": peak, "ratio": peak / weights,
-          "bound": BOUND, "seconds": seconds, "device": jax.devices()[0].device_kind}
+  return {
+    "weights_bytes": weights,
+    "peak_bytes": peak,
+    "ratio": peak / weights,
+    "bound": BOUND,
+    "seconds": seconds,
+    "device": jax.devices()[0].device_kind,
+  }
 
 
 def _memory(field: str) -> int:
@@ -79,12 +84,24 @@ def main() -> int:
     return 0
   with tempfile.TemporaryDirectory() as folder:
     write_checkpoint(Path(folder), options.model, options.stored)
-    command = [sys.executable, "-m", "benchmarks.load_memory", "--folder", folder,
-               "--loaded", options.loaded]
-    output = subprocess.run(command, check=True, capture_output=True, text=True,
-                            env=dict(os.environ)).stdout
-  result = {"model": options.model, "stored": options.stored, "loaded": options.loaded,
-            **json.loads(output.splitlines()[-1])}
+    command = [
+      sys.executable,
+      "-m",
+      "benchmarks.load_memory",
+      "--folder",
+      folder,
+      "--loaded",
+      options.loaded,
+    ]
+    output = subprocess.run(
+      command, check=True, capture_output=True, text=True, env=dict(os.environ)
+    ).stdout
+  result = {
+    "model": options.model,
+    "stored": options.stored,
+    "loaded": options.loaded,
+    **json.loads(output.splitlines()[-1]),
+  }
   print(json.dumps(result))
   return int(result["ratio"] > BOUND)
 

@@ -31,10 +31,15 @@ def main() -> None:
   parser.add_argument("--compiled", action="store_true", help="torch.compile, too")
   parser.add_argument("--episodes", type=int, default=0, help="of ours, at once; 0: automatic")
   arguments = parser.parse_args()
-  common = [f"--model={arguments.model}", f"--shots={arguments.shots}",
-            f"--steps={arguments.steps}"]
-  sides = {"ours": ["benchmarks.throughput", *common, f"--episodes={arguments.episodes}"],
-           "eager": ["benchmarks.peer_torch", *common, "--side=eager"]}
+  common = [
+    f"--model={arguments.model}",
+    f"--shots={arguments.shots}",
+    f"--steps={arguments.steps}",
+  ]
+  sides = {
+    "ours": ["benchmarks.throughput", *common, f"--episodes={arguments.episodes}"],
+    "eager": ["benchmarks.peer_torch", *common, "--side=eager"],
+  }
   if arguments.compiled:
     sides["compiled"] = ["benchmarks.peer_torch", *common, "--side=compiled"]
   results: dict[str, list[dict[str, Any]]] = {name: [] for name in sides}
@@ -48,14 +53,20 @@ def main() -> None:
 
   best = {name: min(runs, key=seconds) for name, runs in results.items()}
   ours = best["ours"]
-  print(json.dumps({
-      "best": best,
-      "episode_seconds": {name: [seconds(run) for run in runs]
-                          for name, runs in results.items()},
-      "speed_ratio": {name: seconds(run) / seconds(ours) for name, run in best.items()},
-      "memory_ratio": {name: ours["peak_memory_bytes"] / run["peak_memory_bytes"]
-                       for name, run in best.items()},
-      "command": "python -m benchmarks.peer " + " ".join(sys.argv[1:])}, indent=2))
+  print(
+    json.dumps(
+      {
+        "best": best,
+        "episode_seconds": {name: [seconds(run) for run in runs] for name, runs in results.items()},
+        "speed_ratio": {name: seconds(run) / seconds(ours) for name, run in best.items()},
+        "memory_ratio": {
+          name: ours["peak_memory_bytes"] / run["peak_memory_bytes"] for name, run in best.items()
+        },
+        "command": "python -m benchmarks.peer " + " ".join(sys.argv[1:]),
+      },
+      indent=2,
+    )
+  )
 
 
 if __name__ == "__main__":

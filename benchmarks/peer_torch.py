@@ -17,19 +17,29 @@ from peft import LoraConfig, get_peft_model
 from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
 SIZES = {
-    "clip-vit-b16": {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12,
-                     "num_attention_heads": 12, "image_size": 224, "patch_size": 16,
-                     "projection_dim": 512},
+  "clip-vit-b16": {
+    "hidden_size": 768,
+    "intermediate_size": 3072,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 12,
+    "image_size": 224,
+    "patch_size": 16,
+    "projection_dim": 512,
+  },
 }
 WAYS, VIEWS, QUERIES, SCALE = 5, 5, 15, 100.0
 
 
 def make_model(name: str, device: str) -> torch.nn.Module:
   """CLIP's image tower with frozen random weights and adapters on q, k and v."""
-  base = CLIPVisionModelWithProjection(
-      CLIPVisionConfig(**SIZES[name], attn_implementation="sdpa"))
-  adapters = LoraConfig(r=16, lora_alpha=8, use_rslora=True, lora_dropout=0.25,
-                        target_modules=["q_proj", "k_proj", "v_proj"])
+  base = CLIPVisionModelWithProjection(CLIPVisionConfig(**SIZES[name], attn_implementation="sdpa"))
+  adapters = LoraConfig(
+    r=16,
+    lora_alpha=8,
+    use_rslora=True,
+    lora_dropout=0.25,
+    target_modules=["q_proj", "k_proj", "v_proj"],
+  )
   return get_peft_model(base, adapters).to(device)
 
 
@@ -74,8 +84,7 @@ def measure(arguments: argparse.Namespace) -> dict:
       image = encode(images)
       again = encode(images[:support]) if clean else None
     again = again.float() if clean else None
-    loss, relation = objective(
-        image.float(), again, text, labels, clean_labels, relation, 0.5)
+    loss, relation = objective(image.float(), again, text, labels, clean_labels, relation, 0.5)
     optimizer.zero_grad()
     loss.backward()
     optimizer.step()
@@ -96,22 +105,30 @@ def measure(arguments: argparse.Namespace) -> dict:
 
   model.train()
   first = timed(lambda: step(True, step(False, None)))
-  median = lambda clean: sorted(
-      timed(lambda: step(clean, None)) for _ in range(arguments.steps))[arguments.steps // 2]
+  median = lambda clean: sorted(timed(lambda: step(clean, None)) for _ in range(arguments.steps))[
+    arguments.steps // 2
+  ]
   seconds = {"clean step": median(True), "step": median(False)}
   model.eval()
   timed(evaluate)
   seconds["evaluate"] = timed(evaluate)
   steps = 250 * arguments.shots
-  peak = torch.cuda.max_memory_allocated() if device == "cuda" else (
-      1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+  peak = (
+    torch.cuda.max_memory_allocated()
+    if device == "cuda"
+    else (1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+  )
   return {
-      "side": arguments.side, "seconds": seconds,
-      "schedule_seconds": steps * (0.6 * seconds["clean step"] + 0.4 * seconds["step"])
-                          + 6 * seconds["evaluate"],
-      "first_seconds": first, "peak_memory_bytes": peak, "device": device,
-      "threads": torch.get_num_threads(),
-      "versions": {name: version(name) for name in ("torch", "transformers", "peft")}}
+    "side": arguments.side,
+    "seconds": seconds,
+    "schedule_seconds": steps * (0.6 * seconds["clean step"] + 0.4 * seconds["step"])
+    + 6 * seconds["evaluate"],
+    "first_seconds": first,
+    "peak_memory_bytes": peak,
+    "device": device,
+    "threads": torch.get_num_threads(),
+    "versions": {name: version(name) for name in ("torch", "transformers", "peft")},
+  }
 
 
 if __name__ == "__main__":

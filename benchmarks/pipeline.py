@@ -35,7 +35,8 @@ def write_images(folder: Path) -> None:
       image = np.asarray(coarse.resize((WIDTH, HEIGHT), Image.Resampling.BICUBIC), np.int16)
       noisy = image + rng.integers(-12, 13, image.shape, np.int16)
       Image.fromarray(noisy.clip(0, 255).astype(np.uint8)).save(
-          folder / f"class {label}" / f"{number}.jpg", quality=90)
+        folder / f"class {label}" / f"{number}.jpg", quality=90
+      )
 
 
 def main() -> None:
@@ -48,20 +49,40 @@ def main() -> None:
   with tempfile.TemporaryDirectory() as folder:
     write_images(Path(folder))
     batches = episode_batches(
-        FolderSource(folder), range(arguments.episodes), 2, seed=0, ways=WAYS, shots=SHOTS,
-        queries=QUERIES, size=SIZE, threads=arguments.threads)
+      FolderSource(folder),
+      range(arguments.episodes),
+      2,
+      seed=0,
+      ways=WAYS,
+      shots=SHOTS,
+      queries=QUERIES,
+      size=SIZE,
+      threads=arguments.threads,
+    )
     started = time.perf_counter()
-    images = sum(len(batch.support.reshape(-1, SIZE, SIZE, 3))
-                 + len(batch.query.reshape(-1, SIZE, SIZE, 3)) for batch in batches)
+    images = sum(
+      len(batch.support.reshape(-1, SIZE, SIZE, 3)) + len(batch.query.reshape(-1, SIZE, SIZE, 3))
+      for batch in batches
+    )
     rate = images / (time.perf_counter() - started)
-  report = {"images_per_second": rate, "threads": arguments.threads,
-            "file": f"JPEG {WIDTH}×{HEIGHT}", "size": SIZE}
+  report = {
+    "images_per_second": rate,
+    "threads": arguments.threads,
+    "file": f"JPEG {WIDTH}×{HEIGHT}",
+    "size": SIZE,
+  }
   if arguments.episode_seconds:
     consumed = WAYS * (SHOTS + QUERIES) / arguments.episode_seconds
-    report |= {"consumed_per_second": consumed, "ratio": rate / consumed,
-               "enough": rate >= ENOUGH * consumed}
-  print(json.dumps(
-      report | {"command": "python -m benchmarks.pipeline " + " ".join(sys.argv[1:])}, indent=2))
+    report |= {
+      "consumed_per_second": consumed,
+      "ratio": rate / consumed,
+      "enough": rate >= ENOUGH * consumed,
+    }
+  print(
+    json.dumps(
+      report | {"command": "python -m benchmarks.pipeline " + " ".join(sys.argv[1:])}, indent=2
+    )
+  )
 
 
 if __name__ == "__main__":

@@ -38,8 +38,9 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
   parser.add_argument("--model", default="clip-vit-b16", help="a named size")
   parser.add_argument("--shots", type=int, default=1)
   parser.add_argument("--method", default="svl_ra", choices=sorted(default.METHODS))
-  parser.add_argument("--episodes", type=int, default=0,
-                      help="at once, on all devices together; 0: automatic")
+  parser.add_argument(
+    "--episodes", type=int, default=0, help="at once, on all devices together; 0: automatic"
+  )
   parser.add_argument("--dtype", default="auto", choices=("auto", "float32", "bfloat16"))
   parser.add_argument("--steps", type=int, default=3, help="segments timed, of each kind")
   parser.add_argument("--segment", type=int, default=1, help="steps in one")
@@ -64,11 +65,14 @@ def random_episodes(config: Any, model: VisionLanguageModel, count: int) -> Epis
   labels = lambda n: np.tile(np.repeat(np.arange(data.ways, dtype=np.int32), n), (count, 1))
   text = rng.standard_normal((count, data.ways, model.text.embed_dim))
   return Episode(
-      number=np.arange(count, dtype=np.int32), support=images(data.ways * data.shots),
-      support_labels=labels(data.shots), query=images(data.ways * data.queries),
-      query_labels=labels(data.queries),
-      token_ids=np.ones((count, data.ways, model.text.context_length), np.int32),
-      text=text.astype(np.float32))
+    number=np.arange(count, dtype=np.int32),
+    support=images(data.ways * data.shots),
+    support_labels=labels(data.shots),
+    query=images(data.ways * data.queries),
+    query_labels=labels(data.queries),
+    token_ids=np.ones((count, data.ways, model.text.context_length), np.int32),
+    text=text.astype(np.float32),
+  )
 
 
 def encoder_flops(model: VisionLanguageModel, images: int) -> float:
@@ -80,7 +84,7 @@ def encoder_flops(model: VisionLanguageModel, images: int) -> float:
 
 
 def product_ceiling(
-    model: VisionLanguageModel, rows: int, dtype: str, mesh: jax.sharding.Mesh
+  model: VisionLanguageModel, rows: int, dtype: str, mesh: jax.sharding.Mesh
 ) -> float:
   """FLOP/s of all devices' products `[rows, W] × [W, mlp]`, the encoder's largest."""
   image = model.image
@@ -99,7 +103,7 @@ def timed(call: Callable[[], Any]) -> float:
 
 
 def measure(
-    arguments: argparse.Namespace, devices: list[jax.Device] | None = None
+  arguments: argparse.Namespace, devices: list[jax.Device] | None = None
 ) -> dict[str, Any]:
   """Runs the programs of `mdtrap_jax.run.parallel` on random episodes and times them.
 
@@ -118,13 +122,14 @@ def measure(
   params = adaptation.needed(params)
   one = jax.tree.map(lambda leaf: leaf[0], random_episodes(config, model, 1))
   if arguments.episodes:
-    mesh = parallel.episode_mesh(devices or jax.devices()[:arguments.episodes])
+    mesh = parallel.episode_mesh(devices or jax.devices()[: arguments.episodes])
     count = arguments.episodes
     if count % mesh.size:
       raise ValueError(f"--episodes={count}: give a multiple of the {mesh.size} devices.")
   else:
     mesh, each = parallel.place(
-        adaptation, params, one, weights, clean=any(p.clean for p in phases), most=1024)
+      adaptation, params, one, weights, clean=any(p.clean for p in phases), most=1024
+    )
     count = each * mesh.size
   params = parallel.replicate(params, mesh)
   programs = parallel.make_programs(adaptation, mesh)
@@ -138,19 +143,24 @@ def measure(
   jax.block_until_ready(state)
   first = time.perf_counter() - started
 
-  seconds = {"prepare": timed(lambda: programs.prepare(params, episodes, weights)),
-             "evaluate": timed(lambda: programs.evaluate(params, prepared, state))}
+  seconds = {
+    "prepare": timed(lambda: programs.prepare(params, episodes, weights)),
+    "evaluate": timed(lambda: programs.evaluate(params, prepared, state)),
+  }
   for clean in sorted({phase.clean for phase in phases}):
     times = []
     for start in range(1, 1 + arguments.steps * arguments.segment, arguments.segment):
       before = time.perf_counter()
-      state = jax.block_until_ready(programs.run[clean](
-          params, prepared, state, start, start + arguments.segment))
+      state = jax.block_until_ready(
+        programs.run[clean](params, prepared, state, start, start + arguments.segment)
+      )
       times.append((time.perf_counter() - before) / arguments.segment)
     seconds["clean step" if clean else "step"] = statistics.median(times)
   views = prepared.batch.labels.shape[1]
-  rows = {"step": config.adapt.batch_size or views,
-          "clean step": views + prepared.batch.clean_labels.shape[1]}
+  rows = {
+    "step": config.adapt.batch_size or views,
+    "clean step": views + prepared.batch.clean_labels.shape[1],
+  }
   steps = {"step": 0, "clean step": 0}
   for phase in phases:
     steps["clean step" if phase.clean else "step"] += phase.stop - phase.start
@@ -161,25 +171,29 @@ def measure(
   tokens = rows["step"] * count * prepared.tokens.shape[2]
   ceiling = product_ceiling(model, tokens // mesh.size, config.model.dtype, mesh)
   stats = jax.local_devices()[0].memory_stats() or {}
-  peak = stats.get("peak_bytes_in_use") or 1024 * resource.getrusage(
-      resource.RUSAGE_SELF).ru_maxrss
+  peak = stats.get("peak_bytes_in_use") or 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
   return {
-      "work": {"model": arguments.model, "method": arguments.method, "shots": arguments.shots,
-               "dtype": config.model.dtype, "episodes_at_once": count,
-               "steps": config.adapt.steps},
-      "seconds": seconds,
-      "compile_seconds": first - sum(seconds.values()),
-      "schedule_seconds": schedule,
-      "steps_per_second": count * config.adapt.steps / in_steps,
-      "episodes_per_second": count / schedule,
-      "model_flops_per_second": flops / in_steps,
-      "product_flops_per_second": ceiling,
-      "share_of_ceiling": flops / in_steps / ceiling,
-      "peak_memory_bytes": peak,
-      "device": f"{mesh.size} × {jax.devices()[0].device_kind}",
-      "platform": platform.platform(),
-      "versions": {name: version(name) for name in ("jax", "jaxlib", "flax", "optax")},
-      "command": "python -m benchmarks.throughput " + " ".join(sys.argv[1:]),
+    "work": {
+      "model": arguments.model,
+      "method": arguments.method,
+      "shots": arguments.shots,
+      "dtype": config.model.dtype,
+      "episodes_at_once": count,
+      "steps": config.adapt.steps,
+    },
+    "seconds": seconds,
+    "compile_seconds": first - sum(seconds.values()),
+    "schedule_seconds": schedule,
+    "steps_per_second": count * config.adapt.steps / in_steps,
+    "episodes_per_second": count / schedule,
+    "model_flops_per_second": flops / in_steps,
+    "product_flops_per_second": ceiling,
+    "share_of_ceiling": flops / in_steps / ceiling,
+    "peak_memory_bytes": peak,
+    "device": f"{mesh.size} × {jax.devices()[0].device_kind}",
+    "platform": platform.platform(),
+    "versions": {name: version(name) for name in ("jax", "jaxlib", "flax", "optax")},
+    "command": "python -m benchmarks.throughput " + " ".join(sys.argv[1:]),
   }
 
 

@@ -10,10 +10,10 @@ The sizes are those beside CLIP ViT-B/16, at 224 pixels; `--config.model.name=` 
 import importlib
 
 BACKBONES = {
-    "clip": "clip-vit-b16",
-    "siglip": "siglip-b16-224",
-    "siglip2": "siglip2-b16-224",
-    "pe_core": "pe-core-b16-224",
+  "clip": "clip-vit-b16",
+  "siglip": "siglip-b16-224",
+  "siglip2": "siglip2-b16-224",
+  "pe_core": "pe-core-b16-224",
 }
 TARGETS = ("isic", "eurosat", "cropdisease", "chestx", "folder")
 
@@ -23,8 +23,9 @@ def get_config(row="pe_core,isic,svl_ra"):
   target, *method = rest.split(",")
   if backbone not in BACKBONES or target not in TARGETS or len(method) > 1:
     raise ValueError(
-        f"--config=configs/backbones.py:{row}: give BACKBONE,TARGET or BACKBONE,TARGET,METHOD "
-        f"with a backbone of {sorted(BACKBONES)} and a target of {sorted(TARGETS)}.")
+      f"--config=configs/backbones.py:{row}: give BACKBONE,TARGET or BACKBONE,TARGET,METHOD "
+      f"with a backbone of {sorted(BACKBONES)} and a target of {sorted(TARGETS)}."
+    )
   config = importlib.import_module(f"configs.{target}").get_config(*method)
   config.model.name = BACKBONES[backbone]
   return config

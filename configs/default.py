@@ -9,17 +9,24 @@ from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
 METHODS = {
-    "svl_ra": {},  # the paper's method, as below
-    "svl": {"objective.ra.weight": 0.0},
-    "ra": {"objective.svl.weight": 0.0},
-    # Cross-entropy only, all views in each step: what the others are compared with.
-    "vlm": {"objective.svl.weight": 0.0, "objective.ra.weight": 0.0},
-    # The trap: visual learning strengthened instead of suppressed.
-    "visual": {"objective.svl.weight": 0.0, "objective.ra.weight": 0.0,
-               "objective.visual.weight": 0.1},
-    # The reference's plain baseline: batches of 25 views, 250 steps whatever the shots.
-    "baseline": {"objective.svl.weight": 0.0, "objective.ra.weight": 0.0,
-                 "adapt.batch_size": 25, "adapt.steps": 250},
+  "svl_ra": {},  # the paper's method, as below
+  "svl": {"objective.ra.weight": 0.0},
+  "ra": {"objective.svl.weight": 0.0},
+  # Cross-entropy only, all views in each step: what the others are compared with.
+  "vlm": {"objective.svl.weight": 0.0, "objective.ra.weight": 0.0},
+  # The trap: visual learning strengthened instead of suppressed.
+  "visual": {
+    "objective.svl.weight": 0.0,
+    "objective.ra.weight": 0.0,
+    "objective.visual.weight": 0.1,
+  },
+  # The reference's plain baseline: batches of 25 views, 250 steps whatever the shots.
+  "baseline": {
+    "objective.svl.weight": 0.0,
+    "objective.ra.weight": 0.0,
+    "adapt.batch_size": 25,
+    "adapt.steps": 250,
+  },
 }
 
 

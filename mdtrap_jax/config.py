@@ -10,17 +10,35 @@ from typing import Any
 import ml_collections
 
 # How a run is carried out, not what it computes: free to differ when a run is resumed.
-RUNTIME_FIELDS = ("episodes", "episodes_per_device", "weight_shards", "data.threads",
-                  "data.cache_dir", "adapt.chunk", "features.batch_size", "diagnosis.tasks",
-                  "diagnosis.distances")
+RUNTIME_FIELDS = (
+  "episodes",
+  "episodes_per_device",
+  "weight_shards",
+  "data.threads",
+  "data.cache_dir",
+  "adapt.chunk",
+  "features.batch_size",
+  "diagnosis.tasks",
+  "diagnosis.distances",
+)
 CHOICES = {
-    "model.dtype": ("auto", "float32", "bfloat16"),
-    "data.resize": ("squash", "crop", "family"),
-    "data.unreadable": ("error", "skip"),
-    "data.small_classes": ("error", "drop"),
+  "model.dtype": ("auto", "float32", "bfloat16"),
+  "data.resize": ("squash", "crop", "family"),
+  "data.unreadable": ("error", "skip"),
+  "data.small_classes": ("error", "drop"),
 }
-POSITIVE = ("episodes", "weight_shards", "data.ways", "data.shots", "data.queries", "data.threads",
-            "adapt.views", "adapt.steps", "lora.rank", "optimizer.learning_rate")
+POSITIVE = (
+  "episodes",
+  "weight_shards",
+  "data.ways",
+  "data.shots",
+  "data.queries",
+  "data.threads",
+  "adapt.views",
+  "adapt.steps",
+  "lora.rank",
+  "optimizer.learning_rate",
+)
 
 
 class ConfigMismatchError(ValueError):
@@ -79,8 +97,10 @@ def variants(config: ml_collections.ConfigDict) -> dict[str, ml_collections.Conf
       run.variants = ml_collections.ConfigDict()
     for term, weight in weights.items():
       if term not in run.objective:
-        raise ValueError(f"config.variants.{name}.{term}: the objective has no such term."
-                         + nearest(term, list(run.objective)))
+        raise ValueError(
+          f"config.variants.{name}.{term}: the objective has no such term."
+          + nearest(term, list(run.objective))
+        )
       run.objective[term].weight = float(weight)
   terms = lambda name: sum(term.weight != 0 for term in runs[name].objective.values())
   return {name: runs[name] for name in sorted(runs, key=lambda name: (terms(name), name))}
@@ -115,9 +135,10 @@ def differences(ours: dict[str, Any], theirs: dict[str, Any]) -> list[str]:
   """
   here, there = dict(flatten(ours)), dict(flatten(theirs))
   return [
-      f"{field}: {there.get(field, 'absent')} there, {here.get(field, 'absent')} here"
-      for field in sorted(here.keys() | there.keys())
-      if field not in RUNTIME_FIELDS and here.get(field) != there.get(field)]
+    f"{field}: {there.get(field, 'absent')} there, {here.get(field, 'absent')} here"
+    for field in sorted(here.keys() | there.keys())
+    if field not in RUNTIME_FIELDS and here.get(field) != there.get(field)
+  ]
 
 
 def nearest(name: str, known: list[str]) -> str:

@@ -36,6 +36,7 @@ def run(config: ml_collections.ConfigDict, workdir: str | Path) -> str:
     ValueError: no such experiment, or what the experiment itself raises.
   """
   if config.experiment not in EXPERIMENTS:
-    raise ValueError(f"config.experiment={config.experiment!r}: choose one of "
-                     f"{sorted(EXPERIMENTS)}.")
+    raise ValueError(
+      f"config.experiment={config.experiment!r}: choose one of {sorted(EXPERIMENTS)}."
+    )
   return EXPERIMENTS[config.experiment](config, Path(workdir))

@@ -17,7 +17,8 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
 os.environ["HF_HUB_OFFLINE"] = "1"
 given = os.environ.get("XLA_FLAGS", "")
 os.environ["XLA_FLAGS"] = " ".join(
-    [given, *(f"{name}={value}" for name, value in FLAGS.items() if name not in given)])
+  [given, *(f"{name}={value}" for name, value in FLAGS.items() if name not in given)]
+)
 
 import jax  # noqa: E402 (the environment is read when JAX is first imported)
 

@@ -16,12 +16,24 @@ WAYS, SHOTS, QUERIES, STEPS = 3, 1, 4, 10
 def small_config(**overrides) -> ml_collections.ConfigDict:
   """The default config, cut down to seconds; overrides are dotted names with `__` for dots."""
   config = default.get_config()
-  config.update_from_flattened_dict({
-      "model.name": "clip-tiny", "model.random_weights": True, "data.ways": WAYS,
-      "data.shots": SHOTS, "data.queries": QUERIES, "data.threads": 1, "adapt.steps": STEPS,
-      "objective.svl.weight": 0.1, "optimizer.learning_rate": 1e-2, "lora.rank": 2, "episodes": 5})
   config.update_from_flattened_dict(
-      {name.replace("__", "."): value for name, value in overrides.items()})
+    {
+      "model.name": "clip-tiny",
+      "model.random_weights": True,
+      "data.ways": WAYS,
+      "data.shots": SHOTS,
+      "data.queries": QUERIES,
+      "data.threads": 1,
+      "adapt.steps": STEPS,
+      "objective.svl.weight": 0.1,
+      "optimizer.learning_rate": 1e-2,
+      "lora.rank": 2,
+      "episodes": 5,
+    }
+  )
+  config.update_from_flattened_dict(
+    {name.replace("__", "."): value for name, value in overrides.items()}
+  )
   return config
 
 
@@ -52,9 +64,14 @@ def small_episodes(model, count: int) -> Episode:
   ids = rng.integers(1, 90, (count, WAYS, model.text.context_length)).astype(np.int32)
   ids[..., -1] = model.text.vocabulary_size - 1
   return Episode(
-      number=np.arange(count, dtype=np.int32) + 7,
-      support=images(SHOTS), support_labels=labels(SHOTS),
-      query=images(QUERIES), query_labels=labels(QUERIES), token_ids=ids, text=text)
+    number=np.arange(count, dtype=np.int32) + 7,
+    support=images(SHOTS),
+    support_labels=labels(SHOTS),
+    query=images(QUERIES),
+    query_labels=labels(QUERIES),
+    token_ids=ids,
+    text=text,
+  )
 
 
 def row(tree, i):

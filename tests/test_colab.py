@@ -13,8 +13,11 @@ NOTEBOOKS = sorted((ROOT / "colab").glob("*.ipynb"))
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_notebook_runs(path, monkeypatch):
   monkeypatch.setitem(mpl.rcParams, "backend", "agg")
-  cells = [cell for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]
-           if cell["cell_type"] == "code"]
+  cells = [
+    cell
+    for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]
+    if cell["cell_type"] == "code"
+  ]
   assert 0 < len(cells) <= 25
   space = {}
   for cell in cells:

@@ -23,15 +23,23 @@ def test_every_file_and_method_builds_its_adaptation(name, method):
   config = settings.resolve(importlib.import_module(f"configs.{name}").get_config(method))
   adaptation = runner.make_adaptation(config, models.build("clip-vit-b16"), 100.0)
   shapes = jax.eval_shape(
-      lambda: adaptation.init(adaptation.model.init_lora(jax.random.key(0), adaptation.lora)))
+    lambda: adaptation.init(adaptation.model.init_lora(jax.random.key(0), adaptation.lora))
+  )
   assert shapes.factors["image"].a.shape == (12, 3, 768, 16)
   assert chain.evaluation_marks(config.adapt.steps)[-1] == config.adapt.steps
 
 
-@pytest.mark.parametrize(("name", "method", "shots", "steps", "episodes"), [
-    ("eurosat", "svl_ra", 1, 250, 800), ("eurosat", "svl_ra", 5, 1250, 400),
-    ("chestx", "svl_ra", 1, 125, 800), ("chestx", "svl_ra", 5, 625, 400),
-    ("eurosat", "baseline", 5, 250, 400), ("chestx", "baseline", 1, 250, 800)])
+@pytest.mark.parametrize(
+  ("name", "method", "shots", "steps", "episodes"),
+  [
+    ("eurosat", "svl_ra", 1, 250, 800),
+    ("eurosat", "svl_ra", 5, 1250, 400),
+    ("chestx", "svl_ra", 1, 125, 800),
+    ("chestx", "svl_ra", 5, 625, 400),
+    ("eurosat", "baseline", 5, 250, 400),
+    ("chestx", "baseline", 1, 250, 800),
+  ],
+)
 def test_the_papers_schedules(name, method, shots, steps, episodes):
   config = importlib.import_module(f"configs.{name}").get_config(method)
   config.data.shots = shots
@@ -48,40 +56,57 @@ def test_every_field_is_read_somewhere():
         names.add(node.attr)
       elif isinstance(node, ast.arg | ast.keyword):
         names.add(node.arg)
-  unread = [field for field, _ in settings.flatten(default.get_config())
-            if field.rsplit(".", 1)[-1] not in names
-            and not field.startswith("objective.")]  # read by iteration
+  unread = [
+    field
+    for field, _ in settings.flatten(default.get_config())
+    if field.rsplit(".", 1)[-1] not in names and not field.startswith("objective.")
+  ]  # read by iteration
   assert not unread
 
 
 def test_every_field_is_commented():
   lines = (ROOT / "configs" / "default.py").read_text(encoding="utf-8").splitlines()
-  fields = [text for text in lines if " = " in text and text.startswith("  ")
-            and "ConfigDict" not in text and "METHODS" not in text]
+  fields = [
+    text
+    for text in lines
+    if " = " in text
+    and text.startswith("  ")
+    and "ConfigDict" not in text
+    and "METHODS" not in text
+  ]
   obvious = ("weight_decay", ".b1", ".b2", ".eps", ".rank", ".alpha", "lora.dropout")
   bare = [text for text in fields if "#" not in text and not any(o in text for o in obvious)]
   assert not bare
 
 
-@pytest.mark.parametrize(("overrides", "message"), [
+@pytest.mark.parametrize(
+  ("overrides", "message"),
+  [
     ({"model__dtype": "float16"}, r"config.model.dtype='float16': choose one of"),
     ({"data__unreadable": "ignore"}, "config.data.unreadable='ignore'"),
     ({"data__resize": "stretch"}, "config.data.resize='stretch': choose one of"),
     ({"data__shots": 0}, "config.data.shots=0: must be greater than 0"),
-    ({"episodes": -1}, "config.episodes=-1")])
+    ({"episodes": -1}, "config.episodes=-1"),
+  ],
+)
 def test_wrong_values(overrides, message):
   with pytest.raises(ValueError, match=message):
     settings.resolve(small_config(**overrides))
 
 
-@pytest.mark.parametrize(("overrides", "template", "resize"), [
+@pytest.mark.parametrize(
+  ("overrides", "template", "resize"),
+  [
     ({}, "a photo of a {}.", "squash"),
     ({"data__resize": "family"}, "a photo of a {}.", "crop"),
     ({"data__resize": "family", "model__name": "siglip2-b16-224"}, "a photo of a {}.", "squash"),
-    ({"data__resize": "crop", "data__template": "a {}"}, "a {}", "crop")])
+    ({"data__resize": "crop", "data__template": "a {}"}, "a {}", "crop"),
+  ],
+)
 def test_the_family_settles_what_is_left_to_it(overrides, template, resize):
-  config = settings.resolve(small_config(model__random_weights=False, **{
-      "model__name": "clip-vit-b16", **overrides}))
+  config = settings.resolve(
+    small_config(model__random_weights=False, **{"model__name": "clip-vit-b16", **overrides})
+  )
   runner.follow_family(config)
   assert (config.data.template, config.data.resize) == (template, resize)
   again = settings.resolve(config)  # as at a resume from what was stored
@@ -100,8 +125,7 @@ def test_every_backbone_is_adapted_alike(backbone):
   config = settings.resolve(backbones.get_config(f"{backbone},chestx"))
   model = models.build(config.model.name)
   adaptation = runner.make_adaptation(config, model, 100.0)
-  factors = jax.eval_shape(
-      lambda: model.init_lora(jax.random.key(0), adaptation.lora))["image"]
+  factors = jax.eval_shape(lambda: model.init_lora(jax.random.key(0), adaptation.lora))["image"]
   assert factors.a.shape == (12, 3, 768, 16)
   assert config.adapt.steps == 125
 

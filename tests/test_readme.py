@@ -16,14 +16,21 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 def test_a_new_term_runs_as_the_readme_prints_it(tmp_path):
   (code,) = re.findall(r"```python\n(# configs/spread.py.*?)```", README, re.DOTALL)
-  term = code[code.index("def add_spread"):code.index("def get_config")]
+  term = code[code.index("def add_spread") : code.index("def get_config")]
   assert len(term.strip().splitlines()) <= 15
   known = dict(TERMS)
   try:
     exec(compile(code, "configs/spread.py", "exec"), space := {})
     config = space["get_config"]()
-    config.update_from_flattened_dict(dict(settings.flatten(small_config(
-        data__name="world", data__domain="radiograph", data__images_per_class=6, episodes=1))))
+    config.update_from_flattened_dict(
+      dict(
+        settings.flatten(
+          small_config(
+            data__name="world", data__domain="radiograph", data__images_per_class=6, episodes=1
+          )
+        )
+      )
+    )
     runner.run(config, tmp_path)
     (line,) = results.read_episodes(tmp_path)
     assert np.isfinite(line["losses"]["spread"])

@@ -15,8 +15,13 @@ MIND = sorted((ROOT / "tests" / "golden").glob("mind_*.npz"))
 def replay(*paths):
   flags = "--xla_backend_optimization_level=0"
   return subprocess.run(
-      [sys.executable, "-m", "tests.replay", *map(str, paths)], cwd=ROOT,
-      env=os.environ | {"XLA_FLAGS": flags}, capture_output=True, text=True, check=False)
+    [sys.executable, "-m", "tests.replay", *map(str, paths)],
+    cwd=ROOT,
+    env=os.environ | {"XLA_FLAGS": flags},
+    capture_output=True,
+    text=True,
+    check=False,
+  )
 
 
 @pytest.mark.parametrize("path", MIND, ids=lambda path: path.stem)

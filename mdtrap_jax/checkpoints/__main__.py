@@ -13,7 +13,8 @@ from mdtrap_jax.checkpoints.inspect import inspect
 def main(arguments: list[str] | None = None) -> int:
   """Prints one report a checkpoint; returns 1 if any of them cannot be used."""
   parser = argparse.ArgumentParser(
-      prog="python -m mdtrap_jax.checkpoints", description="Says what checkpoints are.")
+    prog="python -m mdtrap_jax.checkpoints", description="Says what checkpoints are."
+  )
   commands = parser.add_subparsers(dest="command", required=True)
   command = commands.add_parser("inspect", help="family, size, layout, precision, problems")
   command.add_argument("paths", nargs="+", help="file, folder, named size or hub name")

@@ -23,18 +23,17 @@ _SHOWN = 6  # names listed in one message
 def parameter_shapes(model: Any) -> dict[str, Shape]:
   """Shapes of a model's parameters by path, without memory for them."""
   tree = jax.eval_shape(model.init, jax.random.key(0))
-  return {
-      path: leaf.shape for path, leaf in traverse_util.flatten_dict(tree, sep="/").items()}
+  return {path: leaf.shape for path, leaf in traverse_util.flatten_dict(tree, sep="/").items()}
 
 
 def convert(
-    arrays: Arrays,
-    slots: Sequence[Slot],
-    shapes: Mapping[str, Shape],
-    *,
-    dtype: Any,
-    ignored: Iterable[str] = (),
-    source: str = "checkpoint",
+  arrays: Arrays,
+  slots: Sequence[Slot],
+  shapes: Mapping[str, Shape],
+  *,
+  dtype: Any,
+  ignored: Iterable[str] = (),
+  source: str = "checkpoint",
 ) -> Any:
   """Our parameters from stored arrays, read one at a time straight into their final place.
 
@@ -75,30 +74,38 @@ def export(params: Any, slots: Sequence[Slot], dtype: Any) -> dict[str, np.ndarr
     middle = tuple(arrangement.split[axis] for axis in arrangement.order)
     array = view.reshape(middle).transpose(np.argsort(arrangement.order))
     stored[slot.name] = np.ascontiguousarray(
-        array.reshape(arrangement.stored), dtype=dtype).reshape(arrangement.stored)
+      array.reshape(arrangement.stored), dtype=dtype
+    ).reshape(arrangement.stored)
   return stored
 
 
 def check(
-    arrays: Arrays, slots: Sequence[Slot], shapes: Mapping[str, Shape], ignored: Iterable[str],
-    source: str,
+  arrays: Arrays,
+  slots: Sequence[Slot],
+  shapes: Mapping[str, Shape],
+  ignored: Iterable[str],
+  source: str,
 ) -> None:
   """Raises one `ValueError` that names every array that does not fit."""
   if problems := find_problems(arrays, slots, shapes, ignored):
     raise ValueError(
-        f"{source} does not fit the model: " + "; ".join(problems)
-        + ". Check that the file is complete and unmodified, and that its config file belongs "
-        "to it.")
+      f"{source} does not fit the model: "
+      + "; ".join(problems)
+      + ". Check that the file is complete and unmodified, and that its config file belongs "
+      "to it."
+    )
 
 
 def find_problems(
-    arrays: Arrays, slots: Sequence[Slot], shapes: Mapping[str, Shape], ignored: Iterable[str]
+  arrays: Arrays, slots: Sequence[Slot], shapes: Mapping[str, Shape], ignored: Iterable[str]
 ) -> list[str]:
   """What keeps the arrays from being converted, one sentence a kind; empty if nothing does."""
   expected = {slot.name: expected_shape(slot, shapes).stored for slot in slots}
   unknown = [
-      name for name in arrays
-      if name not in expected and not any(re.fullmatch(p, name) for p in ignored)]
+    name
+    for name in arrays
+    if name not in expected and not any(re.fullmatch(p, name) for p in ignored)
+  ]
   missing = [name for name in expected if name not in arrays]
   present = [name for name in expected if name in arrays]
   misshaped = [name for name in present if tuple(arrays[name].shape) != expected[name]]
@@ -108,8 +115,9 @@ def find_problems(
   if unfit:
     dtypes = _listed([f"{name} ({arrays[name].dtype})" for name in unfit])
     problems.append(
-        f"not floating-point weights: {dtypes}; quantized checkpoints cannot be fine-tuned, "
-        "use the original release")
+      f"not floating-point weights: {dtypes}; quantized checkpoints cannot be fine-tuned, "
+      "use the original release"
+    )
   if missing:
     lines = []
     for name in missing[:_SHOWN]:
@@ -121,8 +129,9 @@ def find_problems(
     problems.append("unknown arrays: " + _listed(lines))
   if misshaped:
     lines = [
-        f"{name} has shape {list(arrays[name].shape)}, expected {list(expected[name])}"
-        for name in misshaped]
+      f"{name} has shape {list(arrays[name].shape)}, expected {list(expected[name])}"
+      for name in misshaped
+    ]
     problems.append("misshaped arrays: " + _listed(lines))
   if unfilled:
     problems.append("nothing in this layout fills our parameters " + _listed(unfilled))
@@ -142,7 +151,7 @@ def _copy(stored: StoredArray, view: np.ndarray, slot: Slot) -> None:
   if stored.read_rows is not None and slot.arrange is same:
     rows = max(1, _PART // (stored.dtype.itemsize * math.prod(view.shape[1:])))
     for start in range(0, len(view), rows):
-      view[start:start + rows] = stored.read_rows(start, min(start + rows, len(view)))
+      view[start : start + rows] = stored.read_rows(start, min(start + rows, len(view)))
     return
   array = np.asarray(stored.read())
   view[...] = array.reshape(arrangement.split).transpose(arrangement.order).reshape(view.shape)

@@ -28,15 +28,24 @@ class Report(NamedTuple):
     """The report as names and values."""
     image, text = self.description.image, self.description.text
     rows = [
-        ("family", self.description.family),
-        ("size", self.name or "not a published one"),
-        ("image", f"{image.image_size} px, patch {image.patch_size}, {_blocks(image)}, "
-                  f"{self.parameters['image']:,} parameters"),
-        ("text", f"{text.context_length} tokens of {text.vocabulary_size}, {_blocks(text)}, "
-                 f"{self.parameters['text']:,} parameters"),
-        ("layout", self.layout),
-        ("precision", ", ".join(
-            f"{dtype} ({count} arrays)" for dtype, count in self.precisions.items()))]
+      ("family", self.description.family),
+      ("size", self.name or "not a published one"),
+      (
+        "image",
+        f"{image.image_size} px, patch {image.patch_size}, {_blocks(image)}, "
+        f"{self.parameters['image']:,} parameters",
+      ),
+      (
+        "text",
+        f"{text.context_length} tokens of {text.vocabulary_size}, {_blocks(text)}, "
+        f"{self.parameters['text']:,} parameters",
+      ),
+      ("layout", self.layout),
+      (
+        "precision",
+        ", ".join(f"{dtype} ({count} arrays)" for dtype, count in self.precisions.items()),
+      ),
+    ]
     return rows + [("problem", problem) for problem in self.problems or ["none"]]
 
 
@@ -54,26 +63,48 @@ def inspect(source: str | Path) -> Report:
   model = assemble(checkpoint, description, str(source), tokenize=None)
   shapes = parameter_shapes(model)
   parameters = {
-      side: sum(math.prod(shape) for path, shape in shapes.items() if path.startswith(side))
-      for side in ("image", "text")}
+    side: sum(math.prod(shape) for path, shape in shapes.items() if path.startswith(side))
+    for side in ("image", "text")
+  }
   precisions = collections.Counter(str(a.dtype) for a in checkpoint.arrays.values())
   problems = find_problems(
-      checkpoint.arrays, layout.slots(description, shapes), shapes, layout.ignored)
+    checkpoint.arrays, layout.slots(description, shapes), shapes, layout.ignored
+  )
   return Report(
-      layout.name, description, _published_name(description), parameters,
-      dict(precisions.most_common()), problems)
+    layout.name,
+    description,
+    _published_name(description),
+    parameters,
+    dict(precisions.most_common()),
+    problems,
+  )
 
 
 def _published_name(description: Description) -> str | None:
   """The named size with the same encoders, activation and end token aside."""
+
   def key(family, image, text):
-    return (family, image.image_size, image.patch_size, image.width, image.depth, image.heads,
-            text.context_length, text.vocabulary_size, text.width, text.depth, text.heads)
+    return (
+      family,
+      image.image_size,
+      image.patch_size,
+      image.width,
+      image.depth,
+      image.heads,
+      text.context_length,
+      text.vocabulary_size,
+      text.width,
+      text.depth,
+      text.heads,
+    )
 
   wanted = key(*description[:3])
   return next(
-      (name for name, model in MODELS.items()
-       if key(model.family, model.image, model.text) == wanted), None)
+    (
+      name for name, model in MODELS.items() if key(model.family, model.image, model.text) == wanted
+    ),
+    None,
+  )
 
 
 def _blocks(config) -> str:

@@ -30,8 +30,11 @@ Tokenize = Callable[[Sequence[str]], np.ndarray]  # n texts to ids [n, L] int32
 
 
 def load(
-    source: str | Path, *, dtype: Any = jnp.float32, image_size: int | None = None,
-    tokenize: Tokenize | None = None,
+  source: str | Path,
+  *,
+  dtype: Any = jnp.float32,
+  image_size: int | None = None,
+  tokenize: Tokenize | None = None,
 ) -> tuple[VisionLanguageModel, Any]:
   """Loads published weights.
 
@@ -54,23 +57,26 @@ def load(
   if tokenize is None:
     text = description.text
     tokenize = tokenizers.from_folder(
-        checkpoint.folder, description.family, context_length=text.context_length,
-        vocabulary_size=text.vocabulary_size)
+      checkpoint.folder,
+      description.family,
+      context_length=text.context_length,
+      vocabulary_size=text.vocabulary_size,
+    )
   model = assemble(checkpoint, description, str(source), tokenize)
   params = fill(model, checkpoint, layout, description, dtype)
   return resized(model, params, layout, image_size)
 
 
 def from_arrays(
-    flat: Mapping[str, np.ndarray],
-    *,
-    dtype: Any = jnp.float32,
-    image_size: int | None = None,
-    image_heads: int | None = None,
-    text_heads: int | None = None,
-    pool_heads: int | None = None,
-    activation: str | None = None,
-    tokenize: Tokenize | None = None,
+  flat: Mapping[str, np.ndarray],
+  *,
+  dtype: Any = jnp.float32,
+  image_size: int | None = None,
+  image_heads: int | None = None,
+  text_heads: int | None = None,
+  pool_heads: int | None = None,
+  activation: str | None = None,
+  tokenize: Tokenize | None = None,
 ) -> tuple[VisionLanguageModel, Any]:
   """A model from arrays in memory under published names that need no config file.
 
@@ -90,32 +96,39 @@ def from_arrays(
   """
   choices = Choices(image_heads, text_heads, pool_heads, activation)
   checkpoint, layout, description = describe(
-      Checkpoint(in_memory(flat), "arrays in memory", choices=choices))
+    Checkpoint(in_memory(flat), "arrays in memory", choices=choices)
+  )
   if tokenize is None:
     text = description.text
     tokenize = tokenizers.HashTokenizer(
-        text.vocabulary_size, text.context_length, text.pool == "last")
+      text.vocabulary_size, text.context_length, text.pool == "last"
+    )
   model = assemble(checkpoint, description, description.family, tokenize)
   params = fill(model, checkpoint, layout, description, dtype)
   return resized(model, params, layout, image_size)
 
 
 def from_openai(
-    flat: Mapping[str, np.ndarray],
-    *,
-    dtype: Any = jnp.float32,
-    image_heads: int | None = None,
-    text_heads: int | None = None,
-    activation: str = "quick_gelu",
-    tokenize: Tokenize | None = None,
+  flat: Mapping[str, np.ndarray],
+  *,
+  dtype: Any = jnp.float32,
+  image_heads: int | None = None,
+  text_heads: int | None = None,
+  activation: str = "quick_gelu",
+  tokenize: Tokenize | None = None,
 ) -> tuple[VisionLanguageModel, Any]:
   """A CLIP from arrays in memory under OpenAI's state-dict names; see `from_arrays`.
 
   Heads are the widths divided by 64 where they are not given.
   """
   return from_arrays(
-      flat, dtype=dtype, image_heads=image_heads, text_heads=text_heads,
-      activation=activation, tokenize=tokenize)
+    flat,
+    dtype=dtype,
+    image_heads=image_heads,
+    text_heads=text_heads,
+    activation=activation,
+    tokenize=tokenize,
+  )
 
 
 def family_of(source: str | Path) -> str:
@@ -152,8 +165,9 @@ def describe(checkpoint: Checkpoint) -> tuple[Checkpoint, Layout, Description]:
     if checkpoint.source in str(error):
       raise
     raise ValueError(
-        f"{checkpoint.source}: its arrays' shapes or the config beside it describe no model "
-        f"({error}). Check that both are complete, unmodified and belong together.") from error
+      f"{checkpoint.source}: its arrays' shapes or the config beside it describe no model "
+      f"({error}). Check that both are complete, unmodified and belong together."
+    ) from error
 
 
 def find_layout(checkpoint: Checkpoint) -> Layout:
@@ -165,42 +179,58 @@ def find_layout(checkpoint: Checkpoint) -> Layout:
   quantized = [name for name in checkpoint.arrays if name.rsplit(".", 1)[-1] in _QUANTIZED]
   if quantized or "quantization_config" in (checkpoint.config or {}):
     raise ValueError(
-        f"{checkpoint.source} is quantized ({', '.join(quantized[:3]) or 'see config.json'}); "
-        "quantized weights cannot be fine-tuned, use the original release.")
+      f"{checkpoint.source} is quantized ({', '.join(quantized[:3]) or 'see config.json'}); "
+      "quantized weights cannot be fine-tuned, use the original release."
+    )
   names = normalized(checkpoint.arrays)
   counts = [layout.count_known(names) for layout in LAYOUTS]
   if 2 * max(counts) <= len(names):
     some = ", ".join(list(checkpoint.arrays)[:4])
     raise ValueError(
-        f"{checkpoint.source}: no known layout of {', '.join(sorted(FAMILIES))}; its arrays "
-        f"are named {some}, … . Give a checkpoint with both encoders of one of these families.")
+      f"{checkpoint.source}: no known layout of {', '.join(sorted(FAMILIES))}; its arrays "
+      f"are named {some}, … . Give a checkpoint with both encoders of one of these families."
+    )
   return LAYOUTS[counts.index(max(counts))]
 
 
 def assemble(
-    checkpoint: Checkpoint, description: Description, name: str, tokenize: Tokenize
+  checkpoint: Checkpoint, description: Description, name: str, tokenize: Tokenize
 ) -> VisionLanguageModel:
   """The model that a checkpoint describes."""
   mean, std = description.mean_and_std(checkpoint)
   return VisionLanguageModel(
-      name=name, image=description.image, text=description.text, tokenize=tokenize,
-      image_mean=mean, image_std=std, family=description.family,
-      sigmoid_bias=description.sigmoid_bias)
+    name=name,
+    image=description.image,
+    text=description.text,
+    tokenize=tokenize,
+    image_mean=mean,
+    image_std=std,
+    family=description.family,
+    sigmoid_bias=description.sigmoid_bias,
+  )
 
 
 def fill(
-    model: VisionLanguageModel, checkpoint: Checkpoint, layout: Layout,
-    description: Description, dtype: Any,
+  model: VisionLanguageModel,
+  checkpoint: Checkpoint,
+  layout: Layout,
+  description: Description,
+  dtype: Any,
 ) -> Any:
   """The model's parameters from the checkpoint's arrays."""
   shapes = parameter_shapes(model)
   return convert(
-      checkpoint.arrays, layout.slots(description, shapes), shapes, dtype=dtype,
-      ignored=layout.ignored, source=f"{checkpoint.source} ({layout.name})")
+    checkpoint.arrays,
+    layout.slots(description, shapes),
+    shapes,
+    dtype=dtype,
+    ignored=layout.ignored,
+    source=f"{checkpoint.source} ({layout.name})",
+  )
 
 
 def resized(
-    model: VisionLanguageModel, params: Any, layout: Layout, image_size: int | None
+  model: VisionLanguageModel, params: Any, layout: Layout, image_size: int | None
 ) -> tuple[VisionLanguageModel, Any]:
   """The same model for another input size, its image positions resampled."""
   if image_size is None or image_size == model.image.image_size:

@@ -41,15 +41,14 @@ def _corners(new: int, old: int) -> np.ndarray:
 
 
 METHODS = {
-    # torch's interpolate(mode="bicubic"): Hugging Face
-    "bicubic": lambda new, old: _half_pixel(new, old, lambda d: _cubic(d, -0.75), 2, False),
-    # the same with antialias=True: open_clip, timm
-    "bicubic-antialias": lambda new, old: _half_pixel(
-        new, old, lambda d: _cubic(d, -0.5), 2, True),
-    # torch's interpolate(mode="bilinear"): PE-Core
-    "bilinear": lambda new, old: _half_pixel(new, old, _linear, 1, False),
-    # scipy.ndimage.zoom(order=1): big_vision
-    "corners": _corners,
+  # torch's interpolate(mode="bicubic"): Hugging Face
+  "bicubic": lambda new, old: _half_pixel(new, old, lambda d: _cubic(d, -0.75), 2, False),
+  # the same with antialias=True: open_clip, timm
+  "bicubic-antialias": lambda new, old: _half_pixel(new, old, lambda d: _cubic(d, -0.5), 2, True),
+  # torch's interpolate(mode="bilinear"): PE-Core
+  "bilinear": lambda new, old: _half_pixel(new, old, _linear, 1, False),
+  # scipy.ndimage.zoom(order=1): big_vision
+  "corners": _corners,
 }
 
 

@@ -105,8 +105,8 @@ def stacked(arrange: Arrange) -> Arrange:
   def arrange_all(shape: Shape) -> Arrangement:
     one = arrange(shape[1:])
     return Arrangement(
-        (shape[0], *one.stored), (shape[0], *one.split),
-        (0, *(axis + 1 for axis in one.order)))
+      (shape[0], *one.stored), (shape[0], *one.split), (0, *(axis + 1 for axis in one.order))
+    )
 
   return arrange_all
 
@@ -114,35 +114,32 @@ def stacked(arrange: Arrange) -> Arrange:
 Dialect = Mapping[str, Iterable[tuple[str, str, Arrange]]]  # (suffix there, ours, arrange)
 
 TORCH: Dialect = {
-    "array": (("", "", same),),
-    "leading": (("", "", leading(1)),),  # stored with a leading axis of length 1
-    "leading2": (("", "", leading(2)),),
-    "table": ((".weight", "", same),),
-    "norm": ((".weight", "/scale", same), (".bias", "/bias", same)),
-    "dense": ((".weight", "/kernel", transposed), (".bias", "/bias", same)),
-    "matrix": (("", "/kernel", same),),  # a projection kept as a bare array [in, out]
-    "convolution": ((".weight", "/kernel", convolution), (".bias", "/bias", same)),
-    "packed": (("_weight", "/kernel", packed_kernel), ("_bias", "/bias", packed_bias)),
-    "packed dense": ((".weight", "/kernel", packed_kernel), (".bias", "/bias", packed_bias)),
-    # Attention pooling keeps its packed projections in two parameters of its own.
-    "packed pool": (("_weight", "_kernel", packed_kernel), ("_bias", "_bias", packed_bias)),
-    "packed pool dense": (
-        (".weight", "_kernel", packed_kernel), (".bias", "_bias", packed_bias)),
-    "dense pool": ((".weight", "_kernel", transposed), (".bias", "_bias", same)),
+  "array": (("", "", same),),
+  "leading": (("", "", leading(1)),),  # stored with a leading axis of length 1
+  "leading2": (("", "", leading(2)),),
+  "table": ((".weight", "", same),),
+  "norm": ((".weight", "/scale", same), (".bias", "/bias", same)),
+  "dense": ((".weight", "/kernel", transposed), (".bias", "/bias", same)),
+  "matrix": (("", "/kernel", same),),  # a projection kept as a bare array [in, out]
+  "convolution": ((".weight", "/kernel", convolution), (".bias", "/bias", same)),
+  "packed": (("_weight", "/kernel", packed_kernel), ("_bias", "/bias", packed_bias)),
+  "packed dense": ((".weight", "/kernel", packed_kernel), (".bias", "/bias", packed_bias)),
+  # Attention pooling keeps its packed projections in two parameters of its own.
+  "packed pool": (("_weight", "_kernel", packed_kernel), ("_bias", "_bias", packed_bias)),
+  "packed pool dense": ((".weight", "_kernel", packed_kernel), (".bias", "_bias", packed_bias)),
+  "dense pool": ((".weight", "_kernel", transposed), (".bias", "_bias", same)),
 }
 FLAX: Dialect = {
-    "array": (("", "", same),),
-    "leading": (("", "", leading(1)),),
-    "table": ((".embedding", "", same),),
-    "norm": ((".scale", "/scale", same), (".bias", "/bias", same)),
-    "dense": ((".kernel", "/kernel", same), (".bias", "/bias", same)),
-    "convolution": ((".kernel", "/kernel", flax_convolution), (".bias", "/bias", same)),
+  "array": (("", "", same),),
+  "leading": (("", "", leading(1)),),
+  "table": ((".embedding", "", same),),
+  "norm": ((".scale", "/scale", same), (".bias", "/bias", same)),
+  "dense": ((".kernel", "/kernel", same), (".bias", "/bias", same)),
+  "convolution": ((".kernel", "/kernel", flax_convolution), (".bias", "/bias", same)),
 }
 
 
-def slots(
-    table: Iterable[Module], dialect: Dialect, shapes: Mapping[str, Shape]
-) -> list[Slot]:
+def slots(table: Iterable[Module], dialect: Dialect, shapes: Mapping[str, Shape]) -> list[Slot]:
   """One slot per array that a checkpoint of this model must have.
 
   A layer's array that the model has no parameter for (a bias, an absent norm) gives none: if
@@ -161,8 +158,9 @@ def slots(
         continue
       if "{}" in module.name:
         result += [
-            Slot(module.name.format(block) + suffix, path, block, module.part, arrange)
-            for block in range(shapes[path][0])]
+          Slot(module.name.format(block) + suffix, path, block, module.part, arrange)
+          for block in range(shapes[path][0])
+        ]
       else:
         whole = stacked(arrange) if "/blocks/" in path else arrange
         result.append(Slot(module.name + suffix, path, None, module.part, whole))

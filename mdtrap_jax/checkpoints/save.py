@@ -18,7 +18,7 @@ from mdtrap_jax.models.vlm import VisionLanguageModel
 
 
 def save(
-    path: str | Path, model: VisionLanguageModel, params: Any, *, dtype: Any = jnp.float32
+  path: str | Path, model: VisionLanguageModel, params: Any, *, dtype: Any = jnp.float32
 ) -> None:
   """Writes `model.safetensors`, `config.json` and what `load` needs beside them.
 
@@ -39,35 +39,49 @@ def save(
   stored = export(params, slots(HF, TORCH, parameter_shapes(model)), dtype)
   save_file(stored, folder / "model.safetensors", metadata={"format": "pt"})
   _write_json(folder / "config.json", _config(model))
-  _write_json(folder / "preprocessor_config.json", {
-      "image_mean": model.image_mean, "image_std": model.image_std,
-      "size": image.image_size})
+  _write_json(
+    folder / "preprocessor_config.json",
+    {"image_mean": model.image_mean, "image_std": model.image_std, "size": image.image_size},
+  )
   if hasattr(model.tokenize, "vocabulary"):
-    _write_json(folder / WORD_TOKENIZER_FILE, {
+    _write_json(
+      folder / WORD_TOKENIZER_FILE,
+      {
         "vocabulary": list(model.tokenize.vocabulary),
-        "context_length": model.tokenize.context_length})
+        "context_length": model.tokenize.context_length,
+      },
+    )
 
 
 def _config(model: VisionLanguageModel) -> dict[str, Any]:
   image, text = model.image, model.text
   theirs = {ours: name for name, ours in reversed(ACTIVATIONS.items())}
   return {
-      "architectures": ["CLIPModel"],
-      "model_type": "clip",
-      "projection_dim": image.embed_dim,
-      "vision_config": {
-          "hidden_size": image.width, "intermediate_size": image.mlp_width,
-          "num_hidden_layers": image.depth, "num_attention_heads": image.heads,
-          "image_size": image.image_size, "patch_size": image.patch_size,
-          "hidden_act": theirs[image.activation], "layer_norm_eps": image.epsilon},
-      "text_config": {
-          "hidden_size": text.width, "intermediate_size": text.mlp_width,
-          "num_hidden_layers": text.depth, "num_attention_heads": text.heads,
-          "vocab_size": text.vocabulary_size,
-          "max_position_embeddings": text.context_length,
-          "hidden_act": theirs[text.activation], "layer_norm_eps": text.epsilon,
-          # The id 2 makes readers take the largest id, as OpenAI's code does.
-          "eos_token_id": 2 if text.end_token is None else text.end_token},
+    "architectures": ["CLIPModel"],
+    "model_type": "clip",
+    "projection_dim": image.embed_dim,
+    "vision_config": {
+      "hidden_size": image.width,
+      "intermediate_size": image.mlp_width,
+      "num_hidden_layers": image.depth,
+      "num_attention_heads": image.heads,
+      "image_size": image.image_size,
+      "patch_size": image.patch_size,
+      "hidden_act": theirs[image.activation],
+      "layer_norm_eps": image.epsilon,
+    },
+    "text_config": {
+      "hidden_size": text.width,
+      "intermediate_size": text.mlp_width,
+      "num_hidden_layers": text.depth,
+      "num_attention_heads": text.heads,
+      "vocab_size": text.vocabulary_size,
+      "max_position_embeddings": text.context_length,
+      "hidden_act": theirs[text.activation],
+      "layer_norm_eps": text.epsilon,
+      # The id 2 makes readers take the largest id, as OpenAI's code does.
+      "eos_token_id": 2 if text.end_token is None else text.end_token,
+    },
   }
 
 

@@ -19,13 +19,27 @@ from mdtrap_jax.models import MODELS
 from mdtrap_jax.models.families import miniature
 
 WEIGHT_FILES = (
-    "model.safetensors", "model.safetensors.index.json", "open_clip_model.safetensors",
-    "flax_model.msgpack", "open_clip_pytorch_model.bin", "pytorch_model.bin")
+  "model.safetensors",
+  "model.safetensors.index.json",
+  "open_clip_model.safetensors",
+  "flax_model.msgpack",
+  "open_clip_pytorch_model.bin",
+  "pytorch_model.bin",
+)
 WEIGHT_SUFFIXES = (".safetensors", ".npz", ".msgpack", ".pt", ".bin")
 COMPANION_FILES = (
-    "config.json", "open_clip_config.json", "preprocessor_config.json", "tokenizer.json",
-    "tokenizer_config.json", "special_tokens_map.json", "vocab.json", "merges.txt",
-    "spiece.model", "tokenizer.model", "word_tokenizer.json")
+  "config.json",
+  "open_clip_config.json",
+  "preprocessor_config.json",
+  "tokenizer.json",
+  "tokenizer_config.json",
+  "special_tokens_map.json",
+  "vocab.json",
+  "merges.txt",
+  "spiece.model",
+  "tokenizer.model",
+  "word_tokenizer.json",
+)
 PACKAGED = {"miniature": miniature.WEIGHTS}  # folders of weights that come with the package
 
 
@@ -47,14 +61,16 @@ def open_checkpoint(source: str | Path) -> Checkpoint:
   if name in MODELS:
     if MODELS[name].hub is None:
       raise FileNotFoundError(
-          f"{name} has no published weights; build it with random ones, or give the folder of "
-          "a checkpoint.")
+        f"{name} has no published weights; build it with random ones, or give the folder of "
+        "a checkpoint."
+      )
     name = MODELS[name].hub
   elif name.count("/") != 1 or path.suffix in WEIGHT_SUFFIXES or name.startswith((".", "/")):
     near = difflib.get_close_matches(name, MODELS, 3, 0.4)
     raise FileNotFoundError(
-        f"{source}: no such file or folder, and no named model"
-        + (f" (did you mean {' or '.join(near)}?)." if near else "."))
+      f"{source}: no such file or folder, and no named model"
+      + (f" (did you mean {' or '.join(near)}?)." if near else ".")
+    )
   return _open_folder(fetch(name))
 
 
@@ -71,12 +87,13 @@ def fetch(name: str) -> Path:
     listed = huggingface_hub.list_repo_files(name)
   except errors.RepositoryNotFoundError as error:
     raise FileNotFoundError(
-        f"{name}: neither a local file or folder nor a repository on the Hugging Face "
-        "hub.") from error
+      f"{name}: neither a local file or folder nor a repository on the Hugging Face hub."
+    ) from error
   except (errors.HfHubHTTPError, errors.OfflineModeIsEnabled, OSError) as error:
     return _cached(name, error)
   weights = _choose(listed) or next(
-      (file for file in listed if Path(file).suffix in WEIGHT_SUFFIXES), None)
+    (file for file in listed if Path(file).suffix in WEIGHT_SUFFIXES), None
+  )
   if weights is None:
     raise FileNotFoundError(f"{name} on the hub has no weights file of a known format.")
   patterns = [weights, *COMPANION_FILES]
@@ -94,9 +111,10 @@ def _cached(name: str, error: Exception) -> Path:
     return Path(huggingface_hub.snapshot_download(name, local_files_only=True))
   except errors.LocalEntryNotFoundError as missing:
     raise FileNotFoundError(
-        f"{name} is not in the local cache and the Hugging Face hub cannot be reached "
-        f"({error}). Connect to a network once, or download the repository elsewhere and give "
-        "its folder instead of its name.") from missing
+      f"{name} is not in the local cache and the Hugging Face hub cannot be reached "
+      f"({error}). Connect to a network once, or download the repository elsewhere and give "
+      "its folder instead of its name."
+    ) from missing
 
 
 def _choose(names: Sequence[str]) -> str | None:
@@ -110,9 +128,10 @@ def _open_folder(folder: Path) -> Checkpoint:
   others = [name for name in names if Path(name).suffix in WEIGHT_SUFFIXES]
   if len(others) != 1:
     raise FileNotFoundError(
-        f"{folder} has {'several' if others else 'no'} weights files "
-        f"({', '.join(others) or 'expected one of ' + ', '.join(WEIGHT_FILES)}); "
-        "give the file itself.")
+      f"{folder} has {'several' if others else 'no'} weights files "
+      f"({', '.join(others) or 'expected one of ' + ', '.join(WEIGHT_FILES)}); "
+      "give the file itself."
+    )
   return _open_file(folder / others[0])
 
 
@@ -129,12 +148,16 @@ def _open_file(path: Path) -> Checkpoint:
   elif path.suffix in (".pt", ".bin", ".pth"):
     arrays, is_torchscript = open_torch(path)
   else:
-    raise ValueError(
-        f"{path}: no known format; weights files end in {', '.join(WEIGHT_SUFFIXES)}.")
+    raise ValueError(f"{path}: no known format; weights files end in {', '.join(WEIGHT_SUFFIXES)}.")
   return Checkpoint(
-      arrays, str(path), path.parent, _json(path, "config.json"),
-      _json(path, "open_clip_config.json"), _json(path, "preprocessor_config.json"),
-      is_torchscript)
+    arrays,
+    str(path),
+    path.parent,
+    _json(path, "config.json"),
+    _json(path, "open_clip_config.json"),
+    _json(path, "preprocessor_config.json"),
+    is_torchscript,
+  )
 
 
 def _json(path: Path, name: str) -> dict[str, Any] | None:

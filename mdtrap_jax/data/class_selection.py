@@ -22,9 +22,7 @@ class ClassSubset:
   def __init__(self, source: "Source", class_names: Sequence[str]):
     """Keeps `class_names`, in the source's own order."""
     kept = [label for label, name in enumerate(source.class_names) if name in set(class_names)]
-    renumbered = np.full(
-      len(source.class_names) + 1, -1, np.int32
-    )  # The last is for -1 itself.
+    renumbered = np.full(len(source.class_names) + 1, -1, np.int32)  # The last is for -1 itself.
     renumbered[kept] = np.arange(len(kept))
     self.name = source.name
     self.class_names = tuple(source.class_names[label] for label in kept)

@@ -35,8 +35,7 @@ def open_domain(config: Any, entry: str) -> FeatureSet | Source:
   if config.features.path:
     return read_features(config.features.path, domain_name(entry))
   if entry.startswith(META):
-    source = RecordSource(
-        config.data.records, domain_name(entry), config.data.records_split)
+    source = RecordSource(config.data.records, domain_name(entry), config.data.records_split)
     return keep_classes(source, tuple(config.data.classes))
   name, _, folder = entry.partition("=")
   data = ml_collections.ConfigDict(config.data.to_dict())
@@ -45,6 +44,7 @@ def open_domain(config: Any, entry: str) -> FeatureSet | Source:
     data.name, data.domain = "world", name.removeprefix(WORLD)
     data.severity = 0.0 if data.domain == "source" else data.severity  # it has no other
   elif name == "world":
-    raise ValueError("config.domains: of the generated world, name a look, as in "
-                     "'world/satellite'.")
+    raise ValueError(
+      "config.domains: of the generated world, name a look, as in 'world/satellite'."
+    )
   return make_source(data)

@@ -60,19 +60,20 @@ def read_features(path: str | Path, domain: str) -> FeatureSet:
   folder = path / domain if (path / domain).is_dir() else path
   if not (folder / "features.npy").is_file():
     raise FileNotFoundError(
-        f"{folder} has no features.npy. Set --config.features.path= to a .npz file with "
-        "features and labels, or to a folder with features.npy and labels.npy.")
+      f"{folder} has no features.npy. Set --config.features.path= to a .npz file with "
+      "features and labels, or to a folder with features.npy and labels.npy."
+    )
   if not (folder / "labels.npy").is_file():
     raise FileNotFoundError(f"{folder} has features.npy but no labels.npy beside it.")
   described = folder / "identity.json"
   names = json.loads(described.read_text())["class_names"] if described.is_file() else None
   return check_features(
-      domain, np.load(folder / "features.npy", mmap_mode="r"), np.load(folder / "labels.npy"),
-      names)
+    domain, np.load(folder / "features.npy", mmap_mode="r"), np.load(folder / "labels.npy"), names
+  )
 
 
 def check_features(
-    name: str, features: np.ndarray, labels: np.ndarray, class_names: Sequence[str] | None
+  name: str, features: np.ndarray, labels: np.ndarray, class_names: Sequence[str] | None
 ) -> FeatureSet:
   """Makes a feature set of arrays that can be right.
 
@@ -88,34 +89,48 @@ def check_features(
   """
   labels = np.asarray(labels)
   if features.ndim < 2 or labels.shape != features.shape[:1]:
-    raise ValueError(f"{name}: features of shape {list(features.shape)} and labels of shape "
-                     f"{list(labels.shape)}; they must be [n, …] and [n].")
+    raise ValueError(
+      f"{name}: features of shape {list(features.shape)} and labels of shape "
+      f"{list(labels.shape)}; they must be [n, …] and [n]."
+    )
   if not np.issubdtype(labels.dtype, np.integer):
     raise ValueError(f"{name}: labels are {labels.dtype}; they must be integers.")
   count = int(labels.max(initial=-1)) + 1
   names = tuple(str(n) for n in (range(count) if class_names is None else class_names))
   if count > len(names):
-    raise ValueError(f"{name}: the largest label is {count - 1}, but there are only "
-                     f"{len(names)} class names.")
+    raise ValueError(
+      f"{name}: the largest label is {count - 1}, but there are only {len(names)} class names."
+    )
   if twice := sorted({n for n in names if names.count(n) > 1}):
     raise ValueError(f"{name}: the class names {', '.join(twice)} occur twice.")
   if empty := [n for label, n in enumerate(names) if not (labels == label).any()]:
-    logging.warning("%s: no image has the label of %s; such classes are never drawn.", name,
-                    ", ".join(empty))
+    logging.warning(
+      "%s: no image has the label of %s; such classes are never drawn.", name, ", ".join(empty)
+    )
   if features.dtype != np.uint8:
     for start in range(0, len(features), _ROWS_CHECKED):
-      rows = np.asarray(features[start:start + _ROWS_CHECKED]).reshape(
-          len(features[start:start + _ROWS_CHECKED]), -1)
+      rows = np.asarray(features[start : start + _ROWS_CHECKED]).reshape(
+        len(features[start : start + _ROWS_CHECKED]), -1
+      )
       bad = np.flatnonzero(~np.isfinite(rows).all(-1))
       if len(bad):
-        raise ValueError(f"{name}: the features of row {start + bad[0]} are NaN or infinite "
-                         f"({len(bad)} such rows near it). Compute them again.")
+        raise ValueError(
+          f"{name}: the features of row {start + bad[0]} are NaN or infinite "
+          f"({len(bad)} such rows near it). Compute them again."
+        )
   return FeatureSet(name, features, labels.astype(np.int32), names)
 
 
 def cached_features(
-    domain: str, source: Source, extractor: Extractor, cache_dir: str | Path | None, *,
-    batch_size: int = 64, threads: int = 4, resize: str = "squash", unreadable: str = "error",
+  domain: str,
+  source: Source,
+  extractor: Extractor,
+  cache_dir: str | Path | None,
+  *,
+  batch_size: int = 64,
+  threads: int = 4,
+  resize: str = "squash",
+  unreadable: str = "error",
 ) -> FeatureSet:
   """The features of a source: from the cache, or computed now and put there.
 
@@ -134,9 +149,14 @@ def cached_features(
     ValueError: the cache there is of another model or of other data, or an image cannot be
       read.
   """
-  identity = {"model": extractor.name, "weights": extractor.identity, "resize": resize,
-              "data": source.name, "images": source.identity,
-              "class_names": list(source.class_names)}
+  identity = {
+    "model": extractor.name,
+    "weights": extractor.identity,
+    "resize": resize,
+    "data": source.name,
+    "images": source.identity,
+    "class_names": list(source.class_names),
+  }
   folder = None
   if cache_dir:
     folder = Path(cache_dir).expanduser() / extractor.name.replace("/", "--") / domain
@@ -165,9 +185,10 @@ def check_identity(folder: Path, identity: dict[str, Any]) -> None:
   if changed:
     made = "other data" if {"images", "data", "class_names"} & set(changed) else "another model"
     raise ValueError(
-        f"{folder} holds features made by {made} (its {', '.join(changed)} differ: it is of "
-        f"{there.get('model')} on {there.get('data')}). Delete the folder, or set another "
-        "--config.data.cache_dir.")
+      f"{folder} holds features made by {made} (its {', '.join(changed)} differ: it is of "
+      f"{there.get('model')} on {there.get('data')}). Delete the folder, or set another "
+      "--config.data.cache_dir."
+    )
 
 
 def _read(source, size: int, resize: str, unreadable: str, index: int) -> np.ndarray | None:
@@ -187,7 +208,7 @@ def _extract(domain, labels, read, extractor, batch_size, threads):
   kept = np.flatnonzero(labels >= 0)
   with ThreadPoolExecutor(threads) as pool:
     for start in tqdm(range(0, len(kept), batch_size), f"features of {domain}", unit="batch"):
-      rows = kept[start:start + batch_size]
+      rows = kept[start : start + batch_size]
       pixels = list(pool.map(read, rows.tolist()))
       fine = np.array([image is not None for image in pixels])
       labels[rows[~fine]] = -1
@@ -195,7 +216,7 @@ def _extract(domain, labels, read, extractor, batch_size, threads):
         continue
       batch = np.stack([image for image in pixels if image is not None])
       full = np.concatenate([batch, np.repeat(batch[-1:], batch_size - len(batch), 0)])
-      encoded = np.asarray(extractor.encode(full))[:len(batch)]
+      encoded = np.asarray(extractor.encode(full))[: len(batch)]
       if features is None:
         features = np.zeros((len(labels), *encoded.shape[1:]), encoded.dtype)
       features[rows[fine]] = encoded

@@ -82,8 +82,10 @@ def resize(image: np.ndarray, size: int, mode: str = "squash") -> np.ndarray:
   """
   if mode not in RESIZE_MODES:
     raise ValueError(f"resize={mode!r} is none of {', '.join(RESIZE_MODES)}.")
-  height, width = (size, size) if mode == "squash" else (
-    int(size * side / min(image.shape[:2])) for side in image.shape[:2]
+  height, width = (
+    (size, size)
+    if mode == "squash"
+    else (int(size * side / min(image.shape[:2])) for side in image.shape[:2])
   )
   resized = Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR)
   left, top = round((width - size) / 2), round((height - size) / 2)

@@ -51,10 +51,10 @@ class RecordSource:
     if not root or not specification.is_file():
       raise FileNotFoundError(
         f"{specification} does not exist. Set --config.data.records= to the folder that "
-        "Meta-Dataset's conversion wrote, with one subfolder per data set.")
+        "Meta-Dataset's conversion wrote, with one subfolder per data set."
+      )
     if split.upper() not in SPLITS:
-      raise ValueError(
-        f"--config.data.records_split={split!r}: choose train, valid or test.")
+      raise ValueError(f"--config.data.records_split={split!r}: choose train, valid or test.")
     self.name = f"{dataset}/{split}"
     spec = json.loads(specification.read_text(encoding="utf-8"))
     numbers = split_classes(spec, split.upper())
@@ -64,7 +64,8 @@ class RecordSource:
     self.class_names = tuple(str(names.get(str(n), n)) for n in numbers)
     if len(set(self.class_names)) < len(numbers):  # Omniglot's characters, by alphabet
       self.class_names = tuple(
-        f"{name} {n}" for name, n in zip(self.class_names, numbers, strict=True))
+        f"{name} {n}" for name, n in zip(self.class_names, numbers, strict=True)
+      )
     self._records: list[tuple[Path, int, int]] = []
     labels, digest = [], hashlib.sha256()
     for label, number in enumerate(numbers):
@@ -106,9 +107,11 @@ def split_classes(spec: dict[str, Any], split: str) -> range:
   if counts is None and "split_subgraphs" in spec:
     counts = IMAGENET
   if counts is None:
-    raise ValueError(f"dataset_spec.json of {spec.get('name')}: neither classes_per_split nor "
-                     "superclasses_per_split; convert it again with Meta-Dataset's own code.")
-  before = sum(counts[name] for name in SPLITS[:SPLITS.index(split)])
+    raise ValueError(
+      f"dataset_spec.json of {spec.get('name')}: neither classes_per_split nor "
+      "superclasses_per_split; convert it again with Meta-Dataset's own code."
+    )
+  before = sum(counts[name] for name in SPLITS[: SPLITS.index(split)])
   return range(before, before + counts[split])
 
 
@@ -145,8 +148,10 @@ def _records(path: Path) -> Iterator[tuple[int, int]]:
       head = file.read(_LENGTH)
       size = struct.unpack("<Q", head)[0] if len(head) == _LENGTH else end
       if position + size + _OVERHEAD > end:
-        raise ValueError(f"{path} ends within a record, at byte {position}: it was cut short, "
-                         "or is no TFRecord file.")
+        raise ValueError(
+          f"{path} ends within a record, at byte {position}: it was cut short, "
+          "or is no TFRecord file."
+        )
       yield position + _LENGTH + 4, size
       position += size + _OVERHEAD
 
@@ -159,7 +164,7 @@ def _fields(message: bytes) -> Iterator[tuple[int, bytes]]:
     size, position = _varint(message, position)
     if tag & 7 != 2 or position + size > len(message):
       raise ValueError("a record is no tf.train.Example.")
-    yield tag >> 3, message[position:position + size]
+    yield tag >> 3, message[position : position + size]
     position += size
 
 

@@ -56,9 +56,7 @@ def sample_episode(
   labels = np.asarray(labels)
   available = np.unique(labels[labels >= 0])
   if len(available) < ways:
-    raise ValueError(
-      f"An episode of ways={ways} needs as many classes; {len(available)} exist."
-    )
+    raise ValueError(f"An episode of ways={ways} needs as many classes; {len(available)} exist.")
   bits = np.random.Philox(key=np.array([seed, episode], np.uint64))
   classes = _shuffle(bits, available)[:ways].astype(np.int32)
   support, query, spare = [], [], []
@@ -66,8 +64,7 @@ def sample_episode(
     images = _shuffle(bits, np.flatnonzero(labels == label).astype(np.int64))
     if len(images) < shots + queries:
       raise ValueError(
-        f"Class {label} has {len(images)} images, fewer than shots + queries = "
-        f"{shots} + {queries}."
+        f"Class {label} has {len(images)} images, fewer than shots + queries = {shots} + {queries}."
       )
     support.append(images[:shots])
     query.append(images[shots : shots + queries])

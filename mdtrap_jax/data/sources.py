@@ -195,8 +195,7 @@ class ArraySource:
 def _folder(config: Any) -> Source:
   if not config.path:
     raise ValueError(
-      "No image folder is given. Set --config.data.path= to a folder with one subfolder per "
-      "class."
+      "No image folder is given. Set --config.data.path= to a folder with one subfolder per class."
     )
   return FolderSource(config.path, getattr(config, "class_names", ()))
 
@@ -239,7 +238,6 @@ def make_source(config: Any) -> Source:
     near = difflib.get_close_matches(str(config.name), SOURCES, n=1)
     hint = f" Did you mean {near[0]!r}?" if near else ""
     raise ValueError(
-      f"Unknown data source --config.data.name={config.name}.{hint} "
-      f"Known: {', '.join(SOURCES)}."
+      f"Unknown data source --config.data.name={config.name}.{hint} Known: {', '.join(SOURCES)}."
     )
   return keep_classes(SOURCES[config.name](config), tuple(config.classes))

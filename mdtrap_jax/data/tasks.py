@@ -38,9 +38,9 @@ class Fixed(NamedTuple):
 
 
 RULES = {
-    "vary_way_vary_shot": Rule(),
-    "vary_way_5_shot": Rule(shots=5),
-    "5_way_1_shot": Rule(max_ways=5, max_class_support=1),  # as URL's protocol has it
+  "vary_way_vary_shot": Rule(),
+  "vary_way_5_shot": Rule(shots=5),
+  "5_way_1_shot": Rule(max_ways=5, max_class_support=1),  # as URL's protocol has it
 }
 
 
@@ -54,9 +54,7 @@ class TaskIndices(NamedTuple):
   query_labels: np.ndarray  # [Q] int32
 
 
-def sample_task(
-    labels: np.ndarray, *, seed: int, number: int, rule: Rule | Fixed
-) -> TaskIndices:
+def sample_task(labels: np.ndarray, *, seed: int, number: int, rule: Rule | Fixed) -> TaskIndices:
   """Draws one task; a pure function of the labels, the seed and the task's number.
 
   Tasks of a fixed size are the same episodes that `sampler.sample_episode` draws, so heads and
@@ -84,7 +82,7 @@ def sample_task(
   queries = num_queries(counts, rule)
   shots = num_shots(counts, queries, rule, beta=_uniform(bits), weights=_uniform(bits, ways))
   support = [images[:k] for images, k in zip(members, shots, strict=True)]
-  query = [images[k:k + queries] for images, k in zip(members, shots, strict=True)]
+  query = [images[k : k + queries] for images, k in zip(members, shots, strict=True)]
   return _indices(classes, support, query)
 
 
@@ -105,7 +103,7 @@ def num_queries(counts: np.ndarray, rule: Rule) -> int:
 
 
 def num_shots(
-    counts: np.ndarray, queries: int, rule: Rule, *, beta: float, weights: np.ndarray
+  counts: np.ndarray, queries: int, rule: Rule, *, beta: float, weights: np.ndarray
 ) -> np.ndarray:
   """The number of support images of each class, `[C]`.
 
@@ -133,7 +131,7 @@ def num_shots(
 
 
 def check_rule(
-    name: str, labels: np.ndarray, class_names: Sequence[str], rule: Rule | Fixed
+  name: str, labels: np.ndarray, class_names: Sequence[str], rule: Rule | Fixed
 ) -> None:
   """Makes sure that every task of a rule can be drawn.
 
@@ -143,11 +141,15 @@ def check_rule(
   present = np.unique(labels[labels >= 0])
   ways = rule.ways if isinstance(rule, Fixed) else rule.min_ways
   if ways < 2:
-    raise ValueError(f"{name}: tasks of {ways} class have nothing to tell apart; set "
-                     "--config.tasks.ways= to at least 2.")
+    raise ValueError(
+      f"{name}: tasks of {ways} class have nothing to tell apart; set "
+      "--config.tasks.ways= to at least 2."
+    )
   if len(present) < ways:
-    raise ValueError(f"{name}: a task needs at least {ways} classes, but only {len(present)} "
-                     "have images. Lower --config.tasks.ways=, or leave the domain out.")
+    raise ValueError(
+      f"{name}: a task needs at least {ways} classes, but only {len(present)} "
+      "have images. Lower --config.tasks.ways=, or leave the domain out."
+    )
   if isinstance(rule, Fixed):
     needed, what = rule.shots + rule.queries, f"shots + queries = {rule.shots} + {rule.queries}"
   else:
@@ -156,8 +158,9 @@ def check_rule(
   small = [f"{class_names[c]} ({counts[c]})" for c in present if counts[c] < needed]
   if small:
     raise ValueError(
-        f"{name}: fewer than {needed} images ({what}) in {', '.join(small)}. Ask for fewer "
-        "shots or queries, or name the classes to keep in --config.data.classes.")
+      f"{name}: fewer than {needed} images ({what}) in {', '.join(small)}. Ask for fewer "
+      "shots or queries, or name the classes to keep in --config.data.classes."
+    )
 
 
 class Sizes(NamedTuple):
@@ -170,8 +173,12 @@ class Sizes(NamedTuple):
 
 def common_sizes(tasks: Sequence[TaskIndices]) -> Sizes:
   """The smallest sizes that hold all these tasks."""
-  return Sizes(*(max(len(part) for part in parts) for parts in zip(
-      *((task.classes, task.support, task.query) for task in tasks), strict=True)))
+  return Sizes(
+    *(
+      max(len(part) for part in parts)
+      for parts in zip(*((task.classes, task.support, task.query) for task in tasks), strict=True)
+    )
+  )
 
 
 def gather(features: np.ndarray, tasks: Sequence[TaskIndices], sizes: Sizes) -> Task:
@@ -193,16 +200,22 @@ def gather(features: np.ndarray, tasks: Sequence[TaskIndices], sizes: Sizes) -> 
     query = rows(task.query, task.query_labels, sizes.query)
     columns.append((*support, *query))
   support, support_labels, query, query_labels = (
-      np.stack(column) for column in zip(*columns, strict=True))
+    np.stack(column) for column in zip(*columns, strict=True)
+  )
   return Task(features[support], support_labels, features[query], query_labels)
 
 
 def _indices(classes, support, query) -> TaskIndices:
   count = lambda rows: np.repeat(
-      np.arange(len(classes), dtype=np.int32), [len(images) for images in rows])
+    np.arange(len(classes), dtype=np.int32), [len(images) for images in rows]
+  )
   return TaskIndices(
-      classes, np.concatenate(list(support)), count(support), np.concatenate(list(query)),
-      count(query))
+    classes,
+    np.concatenate(list(support)),
+    count(support),
+    np.concatenate(list(query)),
+    count(query),
+  )
 
 
 def _uniform(bits: np.random.BitGenerator, count: int | None = None):

@@ -22,9 +22,10 @@ def two_linear() -> Head:
     return {"image": identity, "proto": identity}
 
   return Head(
-      init=init,
-      images=lambda params, rows: linear(rows, params["image"]),
-      prototypes=lambda params, rows: linear(rows, params["proto"]))
+    init=init,
+    images=lambda params, rows: linear(rows, params["image"]),
+    prototypes=lambda params, rows: linear(rows, params["proto"]),
+  )
 
 
 def adam_with_l2(learning_rate: float, l2: float) -> optax.GradientTransformation:

@@ -33,7 +33,8 @@ class SimpleBlock(nn.Module):
     dtype = maps.dtype
     cls = self.param("cls", nn.initializers.zeros, (1, 1, dim), dtype)
     position = self.param(
-        "position", nn.initializers.normal(POSITION_STD), (1, 1 + height * width, dim), dtype)
+      "position", nn.initializers.normal(POSITION_STD), (1, 1 + height * width, dim), dtype
+    )
     x = jnp.concatenate([jnp.broadcast_to(cls, (num, 1, dim)), tokens], axis=1) + position
     x = x[:, 0] + self._attention(x)  # only CLS is read, so only CLS is computed
     x = nn.LayerNorm(epsilon=EPSILON, param_dtype=dtype, name="norm")(x)
@@ -42,8 +43,9 @@ class SimpleBlock(nn.Module):
   def _attention(self, x: jax.Array) -> jax.Array:
     """CLS's row of the attention's output, `[N, D]`."""
     dim, dtype = x.shape[-1], x.dtype
-    project = lambda name, rows: nn.Dense(
-        dim, kernel_init=_identity, param_dtype=dtype, name=name)(rows)
+    project = lambda name, rows: nn.Dense(dim, kernel_init=_identity, param_dtype=dtype, name=name)(
+      rows
+    )
     split = lambda rows: rows.reshape(*rows.shape[:-1], HEADS, dim // HEADS)
     q = split(project("query", x[:, 0]))
     k, v = (split(project(name, x)) for name in ("key", "value"))
@@ -63,18 +65,22 @@ def two_transformers() -> Head:
   def init(key, row):
     if len(row.shape) != 3:
       raise ValueError(
-          f"features of shape {list(row.shape)}: copa_transformer needs feature maps "
-          "[h, w, D]; store such, or compute them with --config.features.model=resnet18.")
+        f"features of shape {list(row.shape)}: copa_transformer needs feature maps "
+        "[h, w, D]; store such, or compute them with --config.features.model=resnet18."
+      )
     if row.shape[-1] % HEADS:
       raise ValueError(
-          f"features of width {row.shape[-1]}: copa_transformer has {HEADS} attention heads "
-          f"and needs a multiple of {HEADS}.")
+        f"features of width {row.shape[-1]}: copa_transformer has {HEADS} attention heads "
+        f"and needs a multiple of {HEADS}."
+      )
     maps = jnp.zeros((1, *row.shape), row.dtype)
     keys = jax.random.split(key)
-    return {name: block.init(k, maps)["params"]
-            for name, k in zip(("image", "proto"), keys, strict=True)}
+    return {
+      name: block.init(k, maps)["params"] for name, k in zip(("image", "proto"), keys, strict=True)
+    }
 
   return Head(
-      init=init,
-      images=lambda params, maps: block.apply({"params": params["image"]}, maps),
-      prototypes=lambda params, maps: block.apply({"params": params["proto"]}, maps))
+    init=init,
+    images=lambda params, maps: block.apply({"params": params["image"]}, maps),
+    prototypes=lambda params, maps: block.apply({"params": params["proto"]}, maps),
+  )

@@ -31,9 +31,11 @@ def check_backbone(config: Any) -> None:
     ValueError: says what to set.
   """
   if config.model == "resnet18" and not (config.checkpoint or config.random_weights):
-    raise ValueError("--config.features.model=resnet18 needs weights: set "
-                     "--config.features.checkpoint= to URL's model_best.pth.tar, or "
-                     "--config.features.random_weights=True to try things out.")
+    raise ValueError(
+      "--config.features.model=resnet18 needs weights: set "
+      "--config.features.checkpoint= to URL's model_best.pth.tar, or "
+      "--config.features.random_weights=True to try things out."
+    )
 
 
 def load_backbone(config: Any, seed: int) -> Backbone:
@@ -75,21 +77,25 @@ def make_extractor(name: str, backbone: Backbone, kind: str) -> Extractor:
   model, params = backbone
   resnet = isinstance(model, ResNet18)
   if kind != "pooled" and not resnet:
-    raise ValueError(f"{name} gives one feature vector an image; this method needs the "
-                     "ResNet-18: set --config.features.model=resnet18.")
+    raise ValueError(
+      f"{name} gives one feature vector an image; this method needs the "
+      "ResNet-18: set --config.features.model=resnet18."
+    )
   size = model.image_size if resnet else model.image.image_size
   if kind == "image":
     return Extractor(f"pixels-{size}", f"resized to {size}", size, lambda pixels: pixels)
   encode = {("pooled", True): ResNet18.features, ("map", True): ResNet18.feature_maps}.get(
-      (kind, resnet)) or type(model).encode_image
+    (kind, resnet)
+  ) or type(model).encode_image
 
   @jax.jit
   def run(weights, pixels):
     rows = normalize(pixels, model.image_mean, model.image_std)
     return encode(model, weights, rows).astype(jnp.float32)
 
-  return Extractor(f"{name}-{kind}", fingerprint(backbone), size,
-                   lambda pixels: np.asarray(run(params, pixels)))
+  return Extractor(
+    f"{name}-{kind}", fingerprint(backbone), size, lambda pixels: np.asarray(run(params, pixels))
+  )
 
 
 def check_kind(found: FeatureSet, kind: str) -> None:
@@ -100,8 +106,10 @@ def check_kind(found: FeatureSet, kind: str) -> None:
   """
   shape = {"pooled": "[n, D]", "map": "[n, h, w, D]"}[kind]
   if found.features.ndim != shape.count(",") + 1 or found.features.dtype == np.uint8:
-    raise ValueError(f"{found.name}: the stored features are {found.features.dtype} "
-                     f"{list(found.features.shape)}; this method needs floats {shape}.")
+    raise ValueError(
+      f"{found.name}: the stored features are {found.features.dtype} "
+      f"{list(found.features.shape)}; this method needs floats {shape}."
+    )
 
 
 def fingerprint(backbone: Backbone) -> str:

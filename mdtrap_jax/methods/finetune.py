@@ -121,24 +121,45 @@ class Adaptation:
     images = normalize(views, mean, std, dtype)
     query = normalize(episode.query, mean, std, dtype)
     return self.prepare_images(
-        params, images, query, key=key, labels=episode.support_labels,
-        query_labels=episode.query_labels, token_ids=episode.token_ids, text=episode.text)
+      params,
+      images,
+      query,
+      key=key,
+      labels=episode.support_labels,
+      query_labels=episode.query_labels,
+      token_ids=episode.token_ids,
+      text=episode.text,
+    )
 
   def prepare_images(
-      self, params: Params, views: jax.Array, query: jax.Array, *, key: jax.Array,
-      labels: jax.Array, query_labels: jax.Array, token_ids: jax.Array, text: jax.Array,
+    self,
+    params: Params,
+    views: jax.Array,
+    query: jax.Array,
+    *,
+    key: jax.Array,
+    labels: jax.Array,
+    query_labels: jax.Array,
+    token_ids: jax.Array,
+    text: jax.Array,
   ) -> tuple[Prepared, AdaptState]:
     """`prepare` from normalized images: `views [V, M, S, S, 3]`, `query [C·Q, S, S, 3]`."""
     num_views, clean = views.shape[:2]
     embed = lambda images: self.model.embed_image(params, images, self.lora)
     batch = Batch(
-        labels=jnp.tile(labels, num_views),
-        views=jnp.repeat(jnp.arange(num_views, dtype=jnp.int32), clean),
-        clean_labels=labels)
+      labels=jnp.tile(labels, num_views),
+      views=jnp.repeat(jnp.arange(num_views, dtype=jnp.int32), clean),
+      clean_labels=labels,
+    )
     prepared = Prepared(
-        key=key, tokens=embed(views.reshape(num_views * clean, *views.shape[2:])),
-        batch=batch, query_tokens=embed(query), query_labels=query_labels,
-        token_ids=token_ids, text=text)
+      key=key,
+      tokens=embed(views.reshape(num_views * clean, *views.shape[2:])),
+      batch=batch,
+      query_tokens=embed(query),
+      query_labels=query_labels,
+      token_ids=token_ids,
+      text=text,
+    )
     return prepared, self.init(self.model.init_lora(stream(key, "lora"), self.lora))
 
   def init(self, factors: dict[str, LoraFactors]) -> AdaptState:
@@ -146,8 +167,14 @@ class Adaptation:
     return AdaptState(factors, self.tx.init(factors), jnp.zeros((), jnp.int32))
 
   def run(
-      self, params: Params, prepared: Prepared, state: AdaptState,
-      start: jax.Array, stop: jax.Array, *, clean: bool,
+    self,
+    params: Params,
+    prepared: Prepared,
+    state: AdaptState,
+    start: jax.Array,
+    stop: jax.Array,
+    *,
+    clean: bool,
   ) -> AdaptState:
     """Steps `start … stop-1`.
 
@@ -164,8 +191,13 @@ class Adaptation:
     return jax.lax.fori_loop(start, stop, step, state)
 
   def step(
-      self, params: Params, prepared: Prepared, state: AdaptState, step: jax.Array, *,
-      clean: bool,
+    self,
+    params: Params,
+    prepared: Prepared,
+    state: AdaptState,
+    step: jax.Array,
+    *,
+    clean: bool,
   ) -> AdaptState:
     """One fine-tuning step: encode, terms, one pull-back, optimizer.
 
@@ -180,9 +212,15 @@ class Adaptation:
 
     features, features_vjp = jax.vjp(encode, state.factors)
     updates, opt_state = self.tx.update(
-        zero_cotangents(features), state.opt_state, state.factors,
-        features=features, batch=batch, key=stream(prepared.key, "terms", step), step=step,
-        features_vjp=features_vjp)
+      zero_cotangents(features),
+      state.opt_state,
+      state.factors,
+      features=features,
+      batch=batch,
+      key=stream(prepared.key, "terms", step),
+      step=step,
+      features_vjp=features_vjp,
+    )
     factors = optax.apply_updates(state.factors, updates)
     finite = jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(factors)]).all()
     alive = finite & (state.status == 0)
@@ -192,8 +230,7 @@ class Adaptation:
 
   def evaluate(self, params: Params, prepared: Prepared, state: AdaptState) -> Evaluation:
     """Classifies the queries by their cosine to the classes' texts, without dropout."""
-    image = self.model.encode_image_tokens(
-        params, prepared.query_tokens, self.lora, state.factors)
+    image = self.model.encode_image_tokens(params, prepared.query_tokens, self.lora, state.factors)
     cosines = _unit(image) @ _unit(self._text(params, prepared, state.factors, None)).T
     correct = jnp.argmax(cosines, axis=-1) == prepared.query_labels
     # A NaN row has an argmax too: it must not count as a hit.
@@ -207,14 +244,19 @@ class Adaptation:
     if size is None or size >= total:
       return tokens, batch
     per_epoch = total // size  # the reference's last, smaller batch is left out: fixed shapes
-    order = jax.random.permutation(
-        stream(prepared.key, "batches", step // per_epoch), total)
+    order = jax.random.permutation(stream(prepared.key, "batches", step // per_epoch), total)
     rows = jax.lax.dynamic_slice_in_dim(order, (step % per_epoch) * size, size)
     return tokens[rows], batch._replace(labels=batch.labels[rows], views=batch.views[rows])
 
   def _features(
-      self, params: Params, prepared: Prepared, factors: dict[str, LoraFactors],
-      tokens: jax.Array, dropout: jax.Array, *, clean: bool,
+    self,
+    params: Params,
+    prepared: Prepared,
+    factors: dict[str, LoraFactors],
+    tokens: jax.Array,
+    dropout: jax.Array,
+    *,
+    clean: bool,
   ) -> Features:
     """The embeddings of one step, in at least float32."""
     rows = tokens.shape[0]
@@ -222,8 +264,7 @@ class Adaptation:
     if clean:  # the clean images again: the same pixels, dropout masks of their own
       num_clean = prepared.batch.clean_labels.shape[0]
       tokens = jnp.concatenate([tokens, prepared.tokens[:num_clean]])
-    encode = lambda x, keys: self.model.encode_image_tokens(
-        params, x, self.lora, factors, keys)
+    encode = lambda x, keys: self.model.encode_image_tokens(params, x, self.lora, factors, keys)
     image = _float32(in_chunks(encode, self.chunk, tokens, row_keys(image_key, len(tokens))))
     text = self._text(params, prepared, factors, text_key)
     return Features(image[:rows], image[rows:] if clean else None, text)
@@ -232,8 +273,7 @@ class Adaptation:
     """`[C, D]`, recomputed where the text encoder is trained."""
     if "text" not in factors:
       return prepared.text
-    return _float32(self.model.encode_text(
-        params, prepared.token_ids, self.lora, factors, key))
+    return _float32(self.model.encode_text(params, prepared.token_ids, self.lora, factors, key))
 
 
 def in_chunks(fn: Callable[..., jax.Array], size: int | None, *rows: jax.Array) -> jax.Array:

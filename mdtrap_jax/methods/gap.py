@@ -31,8 +31,10 @@ def _means(representations: Representations, labels: jax.Array) -> tuple[jax.Arr
   ways = representations.prototypes.shape[0]
   member = ncc.membership(labels, ways, representations.support.dtype)
   rows, present = member.sum(1), (member.sum(0) > 0).astype(member.dtype)
-  return (rows @ representations.support / jnp.maximum(rows.sum(), 1),
-          present @ representations.prototypes / jnp.maximum(present.sum(), 1))
+  return (
+    rows @ representations.support / jnp.maximum(rows.sum(), 1),
+    present @ representations.prototypes / jnp.maximum(present.sum(), 1),
+  )
 
 
 def gap_vector(representations: Representations, labels: jax.Array) -> jax.Array:
@@ -48,7 +50,7 @@ def gap(representations: Representations, labels: jax.Array) -> jax.Array:
 
 
 def shift_gap(
-    representations: Representations, task: ncc.Task, distances: jax.Array, logit_scale: float
+  representations: Representations, task: ncc.Task, distances: jax.Array, logit_scale: float
 ) -> ShiftCurve:
   """Moves images and prototypes along the gap until it has given lengths, and classifies.
 
@@ -61,8 +63,7 @@ def shift_gap(
     distances: `[S]`, the lengths.
     logit_scale: of the loss.
   """
-  query, prototypes = unit_or_zero(representations.query), unit_or_zero(
-      representations.prototypes)
+  query, prototypes = unit_or_zero(representations.query), unit_or_zero(representations.prototypes)
   vector = gap_vector(representations, task.support_labels)
   length = jnp.linalg.norm(vector)
   direction = unit_or_zero(vector)
@@ -71,8 +72,9 @@ def shift_gap(
     move = 0.5 * (distance - length) * direction[None]
     images, moved = query + move, prototypes - move
     return ShiftCurve(
-        symmetric_cross_entropy(images, moved, task.query_labels, logit_scale),
-        ncc.predict(images, moved, task.support_labels, task.query_labels).accuracy)
+      symmetric_cross_entropy(images, moved, task.query_labels, logit_scale),
+      ncc.predict(images, moved, task.support_labels, task.query_labels).accuracy,
+    )
 
   return jax.lax.map(at, distances)
 
@@ -128,25 +130,31 @@ def draw(path: str | Path, domain: str, diagnosis: Mapping[str, Any]) -> None:
   for method, curve in diagnosis["shift"].items():
     own = diagnosis["gap"][method]
     for axes, values in ((left, curve["loss"]), (middle, 100 * np.array(curve["accuracy"]))):
-      axes.plot(diagnosis["distances"], values, color=colors[method],
-                label=f"{names[method]} (gap {own:.2f})")
-      axes.plot(own, np.interp(own, diagnosis["distances"], values), "o",
-                color=colors[method])
+      axes.plot(
+        diagnosis["distances"],
+        values,
+        color=colors[method],
+        label=f"{names[method]} (gap {own:.2f})",
+      )
+      axes.plot(own, np.interp(own, diagnosis["distances"], values), "o", color=colors[method])
   left.set_title("loss of the queries (nats)")
   middle.set_title("accuracy of the queries (%)")
   for axes in (left, middle):
     axes.set_xlabel("gap set by hand (dot: as it is)")
   left.legend(frameon=False, fontsize=8)
-  right.semilogy(diagnosis["bound_scale"], color=colors["url"],
-                 label=r"its bound, $\sqrt{M}\,\|\Theta\|_F$")
-  right.semilogy(diagnosis["gap_ratio"], color=colors["url"], linestyle="--",
-                 label="the gap itself")
+  right.semilogy(
+    diagnosis["bound_scale"], color=colors["url"], label=r"its bound, $\sqrt{M}\,\|\Theta\|_F$"
+  )
+  right.semilogy(
+    diagnosis["gap_ratio"], color=colors["url"], linestyle="--", label="the gap itself"
+  )
   right.axhline(1.0, color="black", linestyle=":", linewidth=1)
   right.set_title("gap after URL's map, in gaps before")
   right.set_xlabel("step (gaps of embeddings as they are)")
   right.legend(frameon=False, fontsize=8)
   tasks = diagnosis["tasks"]
-  figure.suptitle(f"{domain}: gap between prototypes and images, mean of {tasks} "
-                  f"task{'s' if tasks > 1 else ''}")
+  figure.suptitle(
+    f"{domain}: gap between prototypes and images, mean of {tasks} task{'s' if tasks > 1 else ''}"
+  )
   Path(path).parent.mkdir(parents=True, exist_ok=True)
   figure.savefig(path, dpi=120)

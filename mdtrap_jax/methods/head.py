@@ -53,11 +53,11 @@ class Representations(NamedTuple):
 
 
 def make_chain(
-    term: Callable[..., optax.GradientTransformationExtraArgs],
-    optimizer: optax.GradientTransformation,
-    *,
-    steps: int,
-    logit_scale: float,
+  term: Callable[..., optax.GradientTransformationExtraArgs],
+  optimizer: optax.GradientTransformation,
+  *,
+  steps: int,
+  logit_scale: float,
 ) -> optax.GradientTransformationExtraArgs:
   """A head's objective: one term on (images, prototypes), pulled back to the head.
 
@@ -68,9 +68,11 @@ def make_chain(
     logit_scale: `s`.
   """
   context = Context(
-      logit_scale=logit_scale, num_views=0, num_clean=0, start=0, stop=steps, fade=steps)
+    logit_scale=logit_scale, num_views=0, num_clean=0, start=0, stop=steps, fade=steps
+  )
   return optax.named_chain(
-      ("loss", term(context)), ("encoder", pull_back()), ("optimizer", optimizer))
+    ("loss", term(context)), ("encoder", pull_back()), ("optimizer", optimizer)
+  )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,8 +92,11 @@ class Method:
   ways: int
 
   def fit(
-      self, backbone: Backbone, task: Task, key: jax.Array,
-      trace: Callable[[Representations, Params], Any] | None = None,
+    self,
+    backbone: Backbone,
+    task: Task,
+    key: jax.Array,
+    trace: Callable[[Representations, Params], Any] | None = None,
   ) -> Fit:
     """Adapts the head to the task's support set.
 
@@ -124,15 +129,24 @@ class Method:
       seen = look(p)
       features, features_vjp = jax.vjp(encode, p)
       updates, state = self.tx.update(
-          zero_cotangents(features), state, p, features=features, batch=batch,
-          key=jax.random.key(0), step=t, features_vjp=features_vjp)
+        zero_cotangents(features),
+        state,
+        p,
+        features=features,
+        batch=batch,
+        key=jax.random.key(0),
+        step=t,
+        features_vjp=features_vjp,
+      )
       return (optax.apply_updates(p, updates), state), (state["loss"].value, seen)
 
     (params, _), (losses, seen) = jax.lax.scan(
-        step, (params, self.tx.init(params)), jnp.arange(self.steps))
+      step, (params, self.tx.init(params)), jnp.arange(self.steps)
+    )
     if trace is not None:
       seen = jax.tree.map(
-          lambda rows, last: jnp.concatenate([rows, last[None]]), seen, look(params))
+        lambda rows, last: jnp.concatenate([rows, last[None]]), seen, look(params)
+      )
     return Fit(params, losses, seen)
 
   def represent(self, backbone: Backbone, params: Params, task: Task) -> Representations:
@@ -140,14 +154,16 @@ class Method:
     support, means = self._class_means(params, backbone, task)
     query = self._features(params, backbone, task.query)
     return Representations(
-        self.head.images(params, support), self.head.images(params, query),
-        self.head.prototypes(params, means))
+      self.head.images(params, support),
+      self.head.images(params, query),
+      self.head.prototypes(params, means),
+    )
 
   def predict(self, task: Task, representations: Representations) -> Prediction:
     """Classifies the task's queries by their cosine to the prototypes."""
     return ncc.predict(
-        representations.query, representations.prototypes, task.support_labels,
-        task.query_labels)
+      representations.query, representations.prototypes, task.support_labels, task.query_labels
+    )
 
   def _features(self, params, backbone, rows):
     return self.head.features(params, backbone, rows) if self.head.features else rows

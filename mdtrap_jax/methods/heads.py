@@ -50,8 +50,9 @@ def make_url(settings: Settings, ways: int, model: ResNet18 | None = None) -> Me
   if model is not None:
     head = tsa.with_adapters(head, model)
     optimizer = tsa.adadelta(settings.learning_rate, settings.adapter_ratio)
-  chain = make_chain(url.add_prototype_cross_entropy, optimizer, steps=settings.steps,
-                     logit_scale=url.LOGIT_SCALE)
+  chain = make_chain(
+    url.add_prototype_cross_entropy, optimizer, steps=settings.steps, logit_scale=url.LOGIT_SCALE
+  )
   return Method(head, chain, settings.steps, ways)
 
 
@@ -64,9 +65,7 @@ def make_copa(settings: Settings, ways: int, model: ResNet18 | None = None) -> M
   return _symmetric(head, optimizer, settings, ways)
 
 
-def make_copa_transformer(
-    settings: Settings, ways: int, model: ResNet18 | None = None
-) -> Method:
+def make_copa_transformer(settings: Settings, ways: int, model: ResNet18 | None = None) -> Method:
   """CoPA with transformer heads."""
   del model
   optimizer = copa.adam_with_l2(settings.learning_rate, settings.l2)
@@ -74,14 +73,16 @@ def make_copa_transformer(
 
 
 def _symmetric(head, optimizer, settings, ways) -> Method:
-  chain = make_chain(TERMS["symmetric"], optimizer, steps=settings.steps,
-                     logit_scale=copa.LOGIT_SCALE)
+  chain = make_chain(
+    TERMS["symmetric"], optimizer, steps=settings.steps, logit_scale=copa.LOGIT_SCALE
+  )
   return Method(head, chain, settings.steps, ways)
 
 
 def _copa_settings(rate: float, special: float) -> Callable[[str, bool], Settings]:
   return lambda domain, one_shot: (
-      Settings(50, special, 0.0) if domain in DIGITS_AND_SIGNS else Settings(50, rate, 0.1))
+    Settings(50, special, 0.0) if domain in DIGITS_AND_SIGNS else Settings(50, rate, 0.1)
+  )
 
 
 def _copa_tsa_settings(domain: str, one_shot: bool) -> Settings:
@@ -91,20 +92,25 @@ def _copa_tsa_settings(domain: str, one_shot: bool) -> Settings:
 
 
 METHODS: dict[str, Definition] = {
-    "ncc": Definition("pooled", lambda domain, one_shot: Settings(0, 0.0), make_ncc),
-    "url": Definition("pooled", lambda domain, one_shot: Settings(40, 0.1), make_url),
-    "copa": Definition("pooled", _copa_settings(1e-3, 5e-3), make_copa),
-    "copa_transformer": Definition(
-        "map", _copa_settings(1e-4, 1e-3), make_copa_transformer),
-    "url_tsa": Definition(
-        "image", lambda domain, one_shot: Settings(40, 1.0, adapter_ratio=0.1), make_url),
-    "copa_tsa": Definition("image", _copa_tsa_settings, make_copa),
+  "ncc": Definition("pooled", lambda domain, one_shot: Settings(0, 0.0), make_ncc),
+  "url": Definition("pooled", lambda domain, one_shot: Settings(40, 0.1), make_url),
+  "copa": Definition("pooled", _copa_settings(1e-3, 5e-3), make_copa),
+  "copa_transformer": Definition("map", _copa_settings(1e-4, 1e-3), make_copa_transformer),
+  "url_tsa": Definition(
+    "image", lambda domain, one_shot: Settings(40, 1.0, adapter_ratio=0.1), make_url
+  ),
+  "copa_tsa": Definition("image", _copa_tsa_settings, make_copa),
 }
 
 
 def make_method(
-    name: str, *, ways: int, domain: str = "", one_shot: bool = False,
-    model: ResNet18 | None = None, **overrides: float | None,
+  name: str,
+  *,
+  ways: int,
+  domain: str = "",
+  one_shot: bool = False,
+  model: ResNet18 | None = None,
+  **overrides: float | None,
 ) -> Method:
   """A method with the published settings of a data set, some of them replaced.
 
@@ -123,10 +129,10 @@ def make_method(
     raise ValueError(f"method={name!r}: choose one of {sorted(METHODS)}.")
   definition = METHODS[name]
   if definition.needs == "image" and model is None:
-    raise ValueError(f"{name} tunes adapters inside the ResNet-18 and cannot run on stored "
-                     "features; set --config.features.model=resnet18 and its checkpoint.")
+    raise ValueError(
+      f"{name} tunes adapters inside the ResNet-18 and cannot run on stored "
+      "features; set --config.features.model=resnet18 and its checkpoint."
+    )
   settings = definition.settings(domain, one_shot)
   settings = settings._replace(**{k: v for k, v in overrides.items() if v is not None})
   return definition.make(settings, ways, model if definition.needs == "image" else None)
-
-

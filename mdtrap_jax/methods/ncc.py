@@ -50,8 +50,10 @@ def cosines(images: jax.Array, class_prototypes: jax.Array) -> jax.Array:
 
 
 def predict(
-    images: jax.Array, class_prototypes: jax.Array, support_labels: jax.Array,
-    query_labels: jax.Array,
+  images: jax.Array,
+  class_prototypes: jax.Array,
+  support_labels: jax.Array,
+  query_labels: jax.Array,
 ) -> Prediction:
   """Classifies queries by their cosine to the prototypes.
 

@@ -31,31 +31,38 @@ def with_adapters(head: Head, model: ResNet18) -> Head:
     return model.features(backbone, images, params["adapters"])
 
   return Head(
-      init=init,
-      images=lambda params, rows: head.images(params["head"], rows),
-      prototypes=lambda params, rows: head.prototypes(params["head"], rows),
-      features=features)
+    init=init,
+    images=lambda params, rows: head.images(params["head"], rows),
+    prototypes=lambda params, rows: head.prototypes(params["head"], rows),
+    features=features,
+  )
 
 
 def adam_with_l2(
-    learning_rate: float, adapter_ratio: float, l2: float
+  learning_rate: float, adapter_ratio: float, l2: float
 ) -> optax.GradientTransformation:
   """Adam with L2 in the gradient; the adapters learn at `adapter_ratio · learning_rate`."""
   by_part = {"head": 1.0, "adapters": adapter_ratio}
   return optax.chain(
-      optax.add_decayed_weights(l2), optax.scale_by_adam(),
-      _scale_by_part({part: -learning_rate * ratio for part, ratio in by_part.items()}))
+    optax.add_decayed_weights(l2),
+    optax.scale_by_adam(),
+    _scale_by_part({part: -learning_rate * ratio for part, ratio in by_part.items()}),
+  )
 
 
 def adadelta(learning_rate: float, adapter_ratio: float) -> optax.GradientTransformation:
   """URL's Adadelta; the adapters learn at `adapter_ratio · learning_rate`."""
   return optax.chain(
-      optax.scale_by_adadelta(rho=url.RHO, eps=url.EPSILON),
-      _scale_by_part({"head": -learning_rate, "adapters": -learning_rate * adapter_ratio}))
+    optax.scale_by_adadelta(rho=url.RHO, eps=url.EPSILON),
+    _scale_by_part({"head": -learning_rate, "adapters": -learning_rate * adapter_ratio}),
+  )
 
 
 def _scale_by_part(factors: dict[str, float]) -> optax.GradientTransformation:
   """Multiplies the updates of each top-level part by its own factor."""
-  return optax.stateless(lambda updates, params: {
+  return optax.stateless(
+    lambda updates, params: {
       part: jax.tree.map(lambda u: factors[part] * u, tree)  # noqa: B023 (called at once)
-      for part, tree in updates.items()})
+      for part, tree in updates.items()
+    }
+  )

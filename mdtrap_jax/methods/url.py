@@ -27,7 +27,7 @@ def shared_linear() -> Head:
 
 
 def prototype_cross_entropy(
-    embeddings: jax.Array, prototypes: jax.Array, labels: jax.Array, logit_scale: float
+  embeddings: jax.Array, prototypes: jax.Array, labels: jax.Array, logit_scale: float
 ) -> jax.Array:
   """`mean_i CE(s · cos(x_i, p), y_i)` over the classes and rows that the task has.
 
@@ -54,7 +54,8 @@ def add_prototype_cross_entropy(context: Context, weight: float = 1.0):
   def loss(features, batch, memory, key, step):
     del key, step
     value = prototype_cross_entropy(
-        features.image, features.text, batch.labels, context.logit_scale)
+      features.image, features.text, batch.labels, context.logit_scale
+    )
     return value, memory
 
   return make_term("prototypes", loss, weight, context.start, context.stop)

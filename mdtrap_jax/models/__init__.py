@@ -16,8 +16,12 @@ from mdtrap_jax.models.vlm import VisionLanguageModel
 
 __all__ = ["FAMILIES", "MODELS", "Specification", "VisionLanguageModel", "build", "find"]
 
-MODELS: dict[str, Specification] = {**CLIP_MODELS, **SIGLIP_MODELS, **PE_CORE_MODELS,
-    **MINIATURE_MODELS}
+MODELS: dict[str, Specification] = {
+  **CLIP_MODELS,
+  **SIGLIP_MODELS,
+  **PE_CORE_MODELS,
+  **MINIATURE_MODELS,
+}
 
 
 def find(name: str) -> Specification:
@@ -32,9 +36,7 @@ def find(name: str) -> Specification:
   return MODELS[name]
 
 
-def build(
-    name: str | Specification, *, image_size: int | None = None
-) -> VisionLanguageModel:
+def build(name: str | Specification, *, image_size: int | None = None) -> VisionLanguageModel:
   """A model for random weights: `build("clip-vit-b16").init(key)`.
 
   Its tokenizer hashes words, since no tokenizer's files are at hand (but for the
@@ -56,11 +58,12 @@ def build(
   if name in MINIATURE_MODELS:  # its words are part of the package
     tokenize = tokenizer()
   return VisionLanguageModel(
-      name=name if isinstance(name, str) else specification.family,
-      image=image,
-      text=text,
-      tokenize=tokenize,
-      image_mean=family.image_mean,
-      image_std=family.image_std,
-      family=specification.family,
-      sigmoid_bias=specification.family.startswith("siglip"))
+    name=name if isinstance(name, str) else specification.family,
+    image=image,
+    text=text,
+    tokenize=tokenize,
+    image_mean=family.image_mean,
+    image_std=family.image_std,
+    family=specification.family,
+    sigmoid_bias=specification.family.startswith("siglip"),
+  )

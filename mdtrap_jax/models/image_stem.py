@@ -43,15 +43,15 @@ class ImageConfig:
   def __post_init__(self):
     check_sizes(self)
     if self.image_size < self.patch_size:
-      raise ValueError(
-          f"image_size={self.image_size} is less than patch_size={self.patch_size}.")
+      raise ValueError(f"image_size={self.image_size} is less than patch_size={self.patch_size}.")
     if self.pool not in ("class", "attention"):
       raise ValueError(f"pool={self.pool!r}: choose 'class' or 'attention'.")
     if self.pool == "class" and not self.class_token:
       raise ValueError("pool='class' needs class_token=True.")
     if not self.projection and self.embed_dim != self.width:
       raise ValueError(
-          f"without a projection embed_dim={self.embed_dim} must equal width={self.width}.")
+        f"without a projection embed_dim={self.embed_dim} must equal width={self.width}."
+      )
     if self.pool == "attention" and (not self.pool_heads or self.width % self.pool_heads):
       raise ValueError(f"width={self.width} is no multiple of pool_heads={self.pool_heads}.")
     _ = self.block  # which checks the rest
@@ -73,7 +73,8 @@ class ImageConfig:
     if self.rope:
       rope = Rope(self.grid, self.width // self.heads, self.class_token)
     return BlockConfig(
-        self.width, self.heads, self.mlp_width, self.activation, self.epsilon, rope=rope)
+      self.width, self.heads, self.mlp_width, self.activation, self.epsilon, rope=rope
+    )
 
 
 class AttentionPool(nn.Module):
@@ -92,7 +93,7 @@ class AttentionPool(nn.Module):
     bias = self.param("qkv_bias", nn.initializers.zeros, (3, width)).astype(tokens.dtype)
     query = probe.astype(tokens.dtype) @ kernel[:, 0] + bias[:1]
     query = jnp.broadcast_to(query[None], (tokens.shape[0], 1, width))
-    key, value = (tokens @ kernel[:, part] + bias[None, part:part + 1] for part in (1, 2))
+    key, value = (tokens @ kernel[:, part] + bias[None, part : part + 1] for part in (1, 2))
     out = attention(query, key, value, config.pool_heads)
     out = nn.Dense(width, name="out")(out)[:, 0]
     mlp = Mlp(config.pool_mlp_width, config.activation, name="mlp")
@@ -130,7 +131,7 @@ class ImageStem(nn.Module):
     if images.shape[1:] != (size, size, 3):
       raise ValueError(f"images have shape {images.shape}, expected [B, {size}, {size}, 3].")
     batch, grid, patch = images.shape[0], config.grid, config.patch_size
-    images = images[:, :grid * patch, :grid * patch]
+    images = images[:, : grid * patch, : grid * patch]
     patches = images.reshape(batch, grid, patch, grid, patch, 3).swapaxes(2, 3)
     tokens = self.patch(patches.reshape(batch, grid * grid, patch * patch * 3))
     if config.class_token:

@@ -20,13 +20,13 @@ PROJECTIONS = ("q", "k", "v", "out")
 ENCODERS = {"vision": ("image",), "text": ("text",), "both": ("image", "text")}
 SCALES = {"sqrt": math.sqrt, "linear": float}
 POSITIONS = {
-    "all": lambda depth: range(depth),
-    "bottom": lambda depth: range(depth // 3),
-    "mid": lambda depth: range(depth // 3, 2 * depth // 3),
-    "up": lambda depth: range(2 * depth // 3, depth),
-    "half-bottom": lambda depth: range(depth // 2),
-    "half-up": lambda depth: range(depth // 2, depth),
-    "top3": lambda depth: range(max(depth - 3, 0), depth),
+  "all": lambda depth: range(depth),
+  "bottom": lambda depth: range(depth // 3),
+  "mid": lambda depth: range(depth // 3, 2 * depth // 3),
+  "up": lambda depth: range(2 * depth // 3, depth),
+  "half-bottom": lambda depth: range(depth // 2),
+  "half-up": lambda depth: range(depth // 2, depth),
+  "top3": lambda depth: range(max(depth - 3, 0), depth),
 }
 
 
@@ -62,9 +62,11 @@ class LoraConfig:
 
   def __post_init__(self):
     if not self.projections or self.projections != tuple(
-        name for name in PROJECTIONS if name in self.projections):
+      name for name in PROJECTIONS if name in self.projections
+    ):
       raise ValueError(
-          f"lora.projections={self.projections!r}: choose any of {PROJECTIONS}, in this order.")
+        f"lora.projections={self.projections!r}: choose any of {PROJECTIONS}, in this order."
+      )
     for field, choices in (("encoder", ENCODERS), ("scale", SCALES)):
       if (value := getattr(self, field)) not in choices:
         raise ValueError(f"lora.{field}={value!r}: choose one of {sorted(choices)}.")
@@ -92,16 +94,20 @@ class LoraConfig:
     if isinstance(self.position, str):
       if self.position not in POSITIONS:
         raise ValueError(
-            f"lora.position={self.position!r}: choose one of {sorted(POSITIONS)}, "
-            "or give block numbers.")
+          f"lora.position={self.position!r}: choose one of {sorted(POSITIONS)}, "
+          "or give block numbers."
+        )
       if not (blocks := tuple(POSITIONS[self.position](depth))):
-        raise ValueError(f"lora.position={self.position!r}: an encoder of {depth} blocks has "
-                         "none there; use 'all' or block numbers.")
+        raise ValueError(
+          f"lora.position={self.position!r}: an encoder of {depth} blocks has "
+          "none there; use 'all' or block numbers."
+        )
       return blocks
     outside = [block for block in self.position if not 0 <= block < depth]
     if outside or not self.position:
       raise ValueError(
-          f"lora.position={self.position!r}: the encoder's blocks are 0 to {depth - 1}.")
+        f"lora.position={self.position!r}: the encoder's blocks are 0 to {depth - 1}."
+      )
     return tuple(sorted(set(self.position)))
 
 
@@ -117,7 +123,8 @@ def init_factors(key: jax.Array, config: LoraConfig, depth: int, width: int) -> 
   adapted, projections = len(config.blocks(depth)), len(config.projections)
   bound = 1.0 / math.sqrt(width)
   a = jax.random.uniform(
-      key, (adapted, projections, width, config.rank), minval=-bound, maxval=bound)
+    key, (adapted, projections, width, config.rank), minval=-bound, maxval=bound
+  )
   return LoraFactors(a=a, b=jnp.zeros((adapted, projections, config.rank, width)))
 
 
@@ -135,7 +142,7 @@ def keep_mask(key: jax.Array, shape: Sequence[int], rate: float) -> jax.Array:
 
 
 def lora_delta(
-    x: jax.Array, factors: LoraFactors, config: LoraConfig, key: jax.Array | None
+  x: jax.Array, factors: LoraFactors, config: LoraConfig, key: jax.Array | None
 ) -> jax.Array:
   """`s · (dropout(x) A) B` of one block, for several of its projections at once.
 

@@ -50,12 +50,18 @@ class Convolution(nn.Module):
     """Maps `[B, H, W, in]` to `[B, H/stride, W/stride, width]`; the adapter is `[in, width]`."""
     pad = 0 if self.size == 1 else 1
     out = nn.Conv(
-        self.width, (self.size, self.size), self.stride, padding=pad, use_bias=False,
-        kernel_init=nn.initializers.variance_scaling(2.0, "fan_out", "normal"), name="conv")(x)
+      self.width,
+      (self.size, self.size),
+      self.stride,
+      padding=pad,
+      use_bias=False,
+      kernel_init=nn.initializers.variance_scaling(2.0, "fan_out", "normal"),
+      name="conv",
+    )(x)
     if adapter is None:
       return out
     # A 1×1 convolution is a matrix product: under vmap a batched one, not a grouped convolution.
-    return out + x[:, ::self.stride, ::self.stride] @ adapter
+    return out + x[:, :: self.stride, :: self.stride] @ adapter
 
 
 class BasicBlock(nn.Module):
@@ -87,8 +93,7 @@ class _Network(nn.Module):
     x = Convolution(self.widths[0], 5, 2, name="stem")(images)
     x = nn.relu(FrozenBatchNorm(name="stem_norm")(x))
     for name, width, stride in block_names(self.widths):
-      own = {conv: adapters[f"{name}_{conv}"] for conv in ADAPTED
-             if f"{name}_{conv}" in adapters}
+      own = {conv: adapters[f"{name}_{conv}"] for conv in ADAPTED if f"{name}_{conv}" in adapters}
       x = BasicBlock(width, stride, name=name)(x, own)
     return x
 
@@ -96,8 +101,10 @@ class _Network(nn.Module):
 def block_names(widths: tuple[int, ...] = WIDTHS) -> list[tuple[str, int, int]]:
   """`(name, width, stride)` of the residual blocks, in order."""
   return [
-      (f"layer{layer}_block{block}", width, 2 if layer > 1 and block == 0 else 1)
-      for layer, width in enumerate(widths, 1) for block in range(BLOCKS)]
+    (f"layer{layer}_block{block}", width, 2 if layer > 1 and block == 0 else 1)
+    for layer, width in enumerate(widths, 1)
+    for block in range(BLOCKS)
+  ]
 
 
 def adapter_shapes(widths: tuple[int, ...] = WIDTHS) -> dict[str, tuple[int, int]]:
@@ -109,12 +116,12 @@ def adapter_shapes(widths: tuple[int, ...] = WIDTHS) -> dict[str, tuple[int, int
   return shapes
 
 
-def init_adapters(
-    dtype: Any = jnp.float32, widths: tuple[int, ...] = WIDTHS
-) -> Adapters:
+def init_adapters(dtype: Any = jnp.float32, widths: tuple[int, ...] = WIDTHS) -> Adapters:
   """`1e-4 · I`, cut off where an adapter is not square."""
-  return {name: ADAPTER_SCALE * jnp.eye(*shape, dtype=dtype)
-          for name, shape in adapter_shapes(widths).items()}
+  return {
+    name: ADAPTER_SCALE * jnp.eye(*shape, dtype=dtype)
+    for name, shape in adapter_shapes(widths).items()
+  }
 
 
 @dataclasses.dataclass(frozen=True)
@@ -145,13 +152,11 @@ class ResNet18:
     return _Network(self.widths).init(key, images, {})["params"]
 
   def feature_maps(
-      self, params: Any, images: jax.Array, adapters: Adapters | None = None
+    self, params: Any, images: jax.Array, adapters: Adapters | None = None
   ) -> jax.Array:
     """`[B, h, w, D]` from normalized images `[B, H, W, 3]`; 6×6 at 84 pixels."""
     return _Network(self.widths).apply({"params": params}, images, adapters or {})
 
-  def features(
-      self, params: Any, images: jax.Array, adapters: Adapters | None = None
-  ) -> jax.Array:
+  def features(self, params: Any, images: jax.Array, adapters: Adapters | None = None) -> jax.Array:
     """`[B, D]`, the mean over the feature map."""
     return self.feature_maps(params, images, adapters).mean((1, 2))

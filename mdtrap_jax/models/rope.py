@@ -34,7 +34,8 @@ class Rope:
     steps = np.arange(self.grid) + float(self.class_token)
     row, column = np.meshgrid(steps, steps, indexing="ij")
     angles = np.concatenate(
-        [column.reshape(-1, 1) * frequency, row.reshape(-1, 1) * frequency], axis=-1)
+      [column.reshape(-1, 1) * frequency, row.reshape(-1, 1) * frequency], axis=-1
+    )
     if self.class_token:
       angles = np.concatenate([np.zeros((1, half)), angles])
     return angles

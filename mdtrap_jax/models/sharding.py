@@ -44,9 +44,11 @@ def split(blocks: Any, count: int) -> Any:
 def whole(weights: Any) -> Any:
   """The weights of one block, gathered from the devices that hold their parts."""
   gather = lambda leaf: jax.lax.all_gather(
-      leaf.array, AXIS, axis=leaf.array.ndim + leaf.axis, tiled=True)
+    leaf.array, AXIS, axis=leaf.array.ndim + leaf.axis, tiled=True
+  )
   return jax.tree.map(
-      lambda leaf: gather(leaf) if _is_sharded(leaf) else leaf, weights, is_leaf=_is_sharded)
+    lambda leaf: gather(leaf) if _is_sharded(leaf) else leaf, weights, is_leaf=_is_sharded
+  )
 
 
 def specs(tree: Any) -> Any:

@@ -40,7 +40,8 @@ class TextConfig:
   def block(self) -> BlockConfig:
     """The configuration of the blocks between the two ends."""
     return BlockConfig(
-        self.width, self.heads, self.mlp_width, self.activation, self.epsilon, self.causal)
+      self.width, self.heads, self.mlp_width, self.activation, self.epsilon, self.causal
+    )
 
 
 class TextStem(nn.Module):

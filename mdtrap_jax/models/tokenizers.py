@@ -30,16 +30,21 @@ class Conventions(NamedTuple):
   source: str = ""  # a hub repository that has the tokenizer
 
 
-_CLIP = Conventions(
-    "<|startoftext|>", "<|endoftext|>", 0, source="openai/clip-vit-base-patch16")
+_CLIP = Conventions("<|startoftext|>", "<|endoftext|>", 0, source="openai/clip-vit-base-patch16")
 CONVENTIONS = {
-    "clip": _CLIP,  # its tokenizer lower-cases by itself
-    "pe-core": _CLIP,
-    "siglip": Conventions(
-        None, "</s>", "</s>", lower_case=True, strip_punctuation=True,
-        source="google/siglip-base-patch16-224"),
-    "siglip2": Conventions(
-        None, "<eos>", "<pad>", lower_case=True, source="google/siglip2-base-patch16-224"),
+  "clip": _CLIP,  # its tokenizer lower-cases by itself
+  "pe-core": _CLIP,
+  "siglip": Conventions(
+    None,
+    "</s>",
+    "</s>",
+    lower_case=True,
+    strip_punctuation=True,
+    source="google/siglip-base-patch16-224",
+  ),
+  "siglip2": Conventions(
+    None, "<eos>", "<pad>", lower_case=True, source="google/siglip2-base-patch16-224"
+  ),
 }
 
 
@@ -66,8 +71,8 @@ class HashTokenizer:
     for row, text in zip(ids, texts, strict=True):
       words = text.lower().split()
       hashed = [1 + zlib.crc32(word.encode()) % (start - 1) for word in words]
-      line = [start, *hashed][:self.context_length - 1]
-      row[:len(line)] = line
+      line = [start, *hashed][: self.context_length - 1]
+      row[: len(line)] = line
       row[-1 if self.end_last else len(line)] = end
     return ids
 
@@ -80,7 +85,7 @@ class PretrainedTokenizer:
   """
 
   def __init__(
-      self, tokenizer: Any, conventions: Conventions, context_length: int, vocabulary_size: int
+    self, tokenizer: Any, conventions: Conventions, context_length: int, vocabulary_size: int
   ):
     self._tokenizer = tokenizer
     self._conventions = conventions
@@ -104,25 +109,28 @@ class PretrainedTokenizer:
     length = self._context_length
     ids = np.full((len(texts), length), self._pad, np.int32)
     for row, text in zip(ids, texts, strict=True):
-      tokens = self._tokenizer(
-          self._clean(text), add_special_tokens=False, verbose=False)["input_ids"]
+      tokens = self._tokenizer(self._clean(text), add_special_tokens=False, verbose=False)[
+        "input_ids"
+      ]
       room = length - 1 - len(self._start)
       if len(tokens) > room:
         self._warn(text)
       line = [*self._start, *tokens[:room], self._end]
-      row[:len(line)] = line
+      row[: len(line)] = line
     if ids.max(initial=0) >= self._vocabulary_size:
       raise ValueError(
-          f"the tokenizer gives the id {ids.max()}, but the text encoder has "
-          f"{self._vocabulary_size} tokens: they belong to different checkpoints.")
+        f"the tokenizer gives the id {ids.max()}, but the text encoder has "
+        f"{self._vocabulary_size} tokens: they belong to different checkpoints."
+      )
     return ids
 
   def _id(self, token: str) -> int:
     number = self._tokenizer.convert_tokens_to_ids(token)
     if number is None or self._tokenizer.convert_ids_to_tokens(number) != token:
       raise ValueError(
-          f"the tokenizer has no token {token!r}; take the tokenizer files of "
-          f"{self._conventions.source}.")
+        f"the tokenizer has no token {token!r}; take the tokenizer files of "
+        f"{self._conventions.source}."
+      )
     return number
 
   def _clean(self, text: str) -> str:
@@ -134,13 +142,13 @@ class PretrainedTokenizer:
     if not self._warned:
       self._warned = True
       warnings.warn(
-          f"the prompt {text!r} is longer than {self._context_length} tokens; it is cut. "
-          "Further long prompts are cut without a warning.", stacklevel=3)
+        f"the prompt {text!r} is longer than {self._context_length} tokens; it is cut. "
+        "Further long prompts are cut without a warning.",
+        stacklevel=3,
+      )
 
 
-def from_folder(
-    folder: Path, family: str, *, context_length: int, vocabulary_size: int
-) -> Any:
+def from_folder(folder: Path, family: str, *, context_length: int, vocabulary_size: int) -> Any:
   """The tokenizer whose files lie in a checkpoint's folder.
 
   Args:
@@ -155,19 +163,20 @@ def from_folder(
   """
   if (folder / WORD_TOKENIZER_FILE).is_file():
     from mdtrap_jax.models.word_tokenizer import WordTokenizer
+
     settings = json.loads((folder / WORD_TOKENIZER_FILE).read_text())
     return WordTokenizer(tuple(settings["vocabulary"]), settings["context_length"])
   conventions = CONVENTIONS[family]
   if not any((folder / name).is_file() for name in TOKENIZER_FILES):
     raise FileNotFoundError(
-        f"{folder} has no tokenizer: put tokenizer.json (or vocab.json and merges.txt, or "
-        f"spiece.model) beside the weights, for example that of {conventions.source} on the "
-        "Hugging Face hub.")
+      f"{folder} has no tokenizer: put tokenizer.json (or vocab.json and merges.txt, or "
+      f"spiece.model) beside the weights, for example that of {conventions.source} on the "
+      "Hugging Face hub."
+    )
   import transformers  # slow to import
 
   if (folder / "tokenizer.json").is_file():
-    tokenizer = transformers.PreTrainedTokenizerFast(
-        tokenizer_file=str(folder / "tokenizer.json"))
+    tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_file=str(folder / "tokenizer.json"))
   else:
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
   return PretrainedTokenizer(tokenizer, conventions, context_length, vocabulary_size)

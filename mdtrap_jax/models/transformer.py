@@ -30,9 +30,9 @@ KEPT = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
 UNROLL = 4  # blocks to a turn of the loop in small encoders
 
 ACTIVATIONS = {
-    "quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x),
-    "gelu": functools.partial(jax.nn.gelu, approximate=False),
-    "gelu_tanh": functools.partial(jax.nn.gelu, approximate=True),
+  "quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x),
+  "gelu": functools.partial(jax.nn.gelu, approximate=False),
+  "gelu_tanh": functools.partial(jax.nn.gelu, approximate=True),
 }
 
 
@@ -50,8 +50,7 @@ class BlockConfig:
 
   def __post_init__(self):
     if self.activation not in ACTIVATIONS:
-      raise ValueError(
-          f"activation={self.activation!r}: choose one of {sorted(ACTIVATIONS)}.")
+      raise ValueError(f"activation={self.activation!r}: choose one of {sorted(ACTIVATIONS)}.")
     if self.width % self.heads:
       raise ValueError(f"width={self.width} is not a multiple of heads={self.heads}.")
 
@@ -89,7 +88,7 @@ def attention(q: jax.Array, k: jax.Array, v: jax.Array, heads: int, causal: bool
   heads_of = lambda t: jnp.split(t, heads, axis=-1)
   out = []
   for q_head, k_head, v_head in zip(heads_of(q), heads_of(k), heads_of(v), strict=True):
-    logits = jnp.einsum("bqd,bkd->bqk", q_head * q_head.shape[-1]**-0.5, k_head)
+    logits = jnp.einsum("bqd,bkd->bqk", q_head * q_head.shape[-1] ** -0.5, k_head)
     if causal:
       visible = jnp.tri(q.shape[1], k.shape[1], dtype=bool)
       logits = jnp.where(visible[None], logits, -jnp.inf)
@@ -107,7 +106,7 @@ class Attention(nn.Module):
 
   @nn.compact
   def __call__(
-      self, x: jax.Array, factors: LoraFactors | None = None, key: jax.Array | None = None
+    self, x: jax.Array, factors: LoraFactors | None = None, key: jax.Array | None = None
   ) -> jax.Array:
     """Maps `[B, S, W]` to `[B, S, W]`."""
     qkv = nn.DenseGeneral((3, self.config.width), name="qkv")(x)
@@ -116,8 +115,7 @@ class Attention(nn.Module):
     adapted = () if factors is None else self.lora.projections
     inner = [PROJECTIONS.index(name) for name in adapted if name != "out"]
     if inner:
-      delta = lora_delta(
-          x, jax.tree.map(lambda leaf: leaf[:len(inner)], factors), self.lora, key)
+      delta = lora_delta(x, jax.tree.map(lambda leaf: leaf[: len(inner)], factors), self.lora, key)
       for number, part in zip(inner, jnp.split(delta, len(inner)), strict=True):
         projected[number] = projected[number] + part[0]
     q, k, v = projected
@@ -153,7 +151,7 @@ class Block(nn.Module):
 
   @nn.compact
   def __call__(
-      self, x: jax.Array, factors: LoraFactors | None = None, key: jax.Array | None = None
+    self, x: jax.Array, factors: LoraFactors | None = None, key: jax.Array | None = None
   ) -> jax.Array:
     """Maps `[B, S, W]` to `[B, S, W]`; `factors` are this block's own."""
     epsilon = self.config.epsilon
@@ -173,15 +171,15 @@ def init_blocks(key: jax.Array, config: BlockConfig, depth: int) -> Any:
 
 
 def run_blocks(
-    params: Any,
-    x: jax.Array,
-    config: BlockConfig,
-    *,
-    start: int = 0,
-    stop: int | None = None,
-    lora: LoraConfig | None = None,
-    factors: LoraFactors | None = None,
-    key: jax.Array | None = None,
+  params: Any,
+  x: jax.Array,
+  config: BlockConfig,
+  *,
+  start: int = 0,
+  stop: int | None = None,
+  lora: LoraConfig | None = None,
+  factors: LoraFactors | None = None,
+  key: jax.Array | None = None,
 ) -> jax.Array:
   """Runs blocks `start … stop-1`.
 
@@ -223,8 +221,11 @@ def run_blocks(
     if is_adapted:
       block_factors = _take(factors, adapted.index(run[0]), len(run), len(adapted))
     x, _ = jax.lax.scan(
-        step, x, (block_params, block_factors, jnp.asarray(run)),
-        unroll=1 if large else min(UNROLL, len(run)))
+      step,
+      x,
+      (block_params, block_factors, jnp.asarray(run)),
+      unroll=1 if large else min(UNROLL, len(run)),
+    )
   return x
 
 
@@ -232,4 +233,4 @@ def _take(tree: Any, start: int, count: int, depth: int) -> Any:
   """Leaves `[start:start+count]`; the tree itself when that is all of it (no copy)."""
   if count == depth:
     return tree
-  return jax.tree.map(lambda leaf: leaf[start:start + count], tree)
+  return jax.tree.map(lambda leaf: leaf[start : start + count], tree)

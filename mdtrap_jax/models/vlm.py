@@ -58,12 +58,14 @@ class VisionLanguageModel:
     keys = jax.random.split(key, 4)
     size = self.image.image_size
     image = {
-        "stem": ImageStem(self.image).init(keys[0], jnp.zeros((1, size, size, 3)))["params"],
-        "blocks": init_blocks(keys[1], self.image.block, self.image.depth)}
+      "stem": ImageStem(self.image).init(keys[0], jnp.zeros((1, size, size, 3)))["params"],
+      "blocks": init_blocks(keys[1], self.image.block, self.image.depth),
+    }
     ids = jnp.zeros((1, self.text.context_length), jnp.int32)
     text = {
-        "stem": TextStem(self.text).init(keys[2], ids)["params"],
-        "blocks": init_blocks(keys[3], self.text.block, self.text.depth)}
+      "stem": TextStem(self.text).init(keys[2], ids)["params"],
+      "blocks": init_blocks(keys[3], self.text.block, self.text.depth),
+    }
     params = {"image": image, "text": text, "logit_scale": jnp.log(1 / 0.07)}
     return {**params, "logit_bias": jnp.float32(-10)} if self.sigmoid_bias else params
 
@@ -71,11 +73,13 @@ class VisionLanguageModel:
     """Fresh factors of the adapted encoders, `{"image": …}` and/or `{"text": …}`."""
     configs = {"image": self.image, "text": self.text}
     return {
-        name: init_factors(jax.random.fold_in(key, i), lora, config.depth, config.width)
-        for i, (name, config) in enumerate(configs.items()) if name in lora.encoders}
+      name: init_factors(jax.random.fold_in(key, i), lora, config.depth, config.width)
+      for i, (name, config) in enumerate(configs.items())
+      if name in lora.encoders
+    }
 
   def embed_image(
-      self, params: Params, images: jax.Array, lora: LoraConfig | None = None
+    self, params: Params, images: jax.Array, lora: LoraConfig | None = None
   ) -> jax.Array:
     """Everything below the first adapted block; all of this stays fixed in an episode.
 
@@ -93,12 +97,12 @@ class VisionLanguageModel:
     return run_blocks(encoder["blocks"], tokens, self.image.block, stop=stop)
 
   def encode_image_tokens(
-      self,
-      params: Params,
-      tokens: jax.Array,
-      lora: LoraConfig | None = None,
-      factors: Factors | None = None,
-      key: jax.Array | None = None,
+    self,
+    params: Params,
+    tokens: jax.Array,
+    lora: LoraConfig | None = None,
+    factors: Factors | None = None,
+    key: jax.Array | None = None,
   ) -> jax.Array:
     """Embeddings `[B, D]` (not normalized) from the tokens of `embed_image`.
 
@@ -113,8 +117,14 @@ class VisionLanguageModel:
     encoder = params["image"]
     start = first_adapted_block(lora, "image", self.image.depth)
     tokens = run_blocks(
-        encoder["blocks"], tokens, self.image.block, start=start, lora=lora,
-        factors=(factors or {}).get("image"), key=key)
+      encoder["blocks"],
+      tokens,
+      self.image.block,
+      start=start,
+      lora=lora,
+      factors=(factors or {}).get("image"),
+      key=key,
+    )
     return ImageStem(self.image).apply({"params": encoder["stem"]}, tokens, method="pool")
 
   def encode_image(self, params: Params, images: jax.Array, **adapted) -> jax.Array:
@@ -123,19 +133,24 @@ class VisionLanguageModel:
     return self.encode_image_tokens(params, tokens, **adapted)
 
   def encode_text(
-      self,
-      params: Params,
-      token_ids: jax.Array,
-      lora: LoraConfig | None = None,
-      factors: Factors | None = None,
-      key: jax.Array | None = None,
+    self,
+    params: Params,
+    token_ids: jax.Array,
+    lora: LoraConfig | None = None,
+    factors: Factors | None = None,
+    key: jax.Array | None = None,
   ) -> jax.Array:
     """Embeddings `[B, D]` (not normalized) of token ids `[B, L] int32`."""
     encoder, stem = params["text"], TextStem(self.text)
     tokens = stem.apply({"params": encoder["stem"]}, token_ids, method="embed")
     tokens = run_blocks(
-        encoder["blocks"], tokens, self.text.block, lora=lora,
-        factors=(factors or {}).get("text"), key=key)
+      encoder["blocks"],
+      tokens,
+      self.text.block,
+      lora=lora,
+      factors=(factors or {}).get("text"),
+      key=key,
+    )
     return stem.apply({"params": encoder["stem"]}, tokens, token_ids, method="pool")
 
   def logit_scale(self, params: Params) -> jax.Array:

@@ -5,14 +5,14 @@ from mdtrap_jax.objectives.pull_back import pull_back, zero_cotangents
 from mdtrap_jax.objectives.terms import TERMS, Batch, Context, Features, make_term
 
 __all__ = [
-    "TERMS",
-    "Batch",
-    "Context",
-    "Features",
-    "make_objective",
-    "make_optimizer",
-    "make_phases",
-    "make_term",
-    "pull_back",
-    "zero_cotangents",
+  "TERMS",
+  "Batch",
+  "Context",
+  "Features",
+  "make_objective",
+  "make_optimizer",
+  "make_phases",
+  "make_term",
+  "pull_back",
+  "zero_cotangents",
 ]

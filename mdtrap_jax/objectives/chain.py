@@ -48,37 +48,47 @@ def enabled_terms(config: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str
   """
   for name, options in config.items():
     if name not in TERMS:
-      raise ValueError(f"objective.{name}: no such term; choose from {sorted(TERMS)}, or add "
-                       "yours to mdtrap_jax.objectives.terms.TERMS.")
+      raise ValueError(
+        f"objective.{name}: no such term; choose from {sorted(TERMS)}, or add "
+        "yours to mdtrap_jax.objectives.terms.TERMS."
+      )
     window = tuple(options["window"])
-    if (len(window) != 2 or not 0 <= window[0] < window[1] <= 5
-        or any(not isinstance(fifth, int) for fifth in window)):
-      raise ValueError(f"objective.{name}.window={window}: give the first and last fifth of "
-                       "the steps, for example (0, 3).")
-  return {name: dict(config[name]) for name in TERMS
-          if name in config and config[name]["weight"] != 0}
+    if (
+      len(window) != 2
+      or not 0 <= window[0] < window[1] <= 5
+      or any(not isinstance(fifth, int) for fifth in window)
+    ):
+      raise ValueError(
+        f"objective.{name}.window={window}: give the first and last fifth of "
+        "the steps, for example (0, 3)."
+      )
+  return {
+    name: dict(config[name]) for name in TERMS if name in config and config[name]["weight"] != 0
+  }
 
 
 def make_phases(config: Mapping[str, Mapping[str, Any]], steps: int) -> tuple[Phase, ...]:
   """Splits `0 … T-1` where the clean pass starts or stops being needed."""
-  windows = [terms["window"] for name, terms in enabled_terms(config).items()
-             if name in NEEDS_CLEAN]
+  windows = [
+    terms["window"] for name, terms in enabled_terms(config).items() if name in NEEDS_CLEAN
+  ]
   spans = [(mark(start, steps), mark(stop, steps)) for start, stop in windows]
   cuts = sorted({0, steps, *(edge for span in spans for edge in span)})
   return tuple(
-      Phase(start, stop, any(a <= start < b for a, b in spans))
-      for start, stop in zip(cuts, cuts[1:], strict=False))
+    Phase(start, stop, any(a <= start < b for a, b in spans))
+    for start, stop in zip(cuts, cuts[1:], strict=False)
+  )
 
 
 def make_objective(
-    config: Mapping[str, Mapping[str, Any]],
-    optimizer: optax.GradientTransformation,
-    *,
-    steps: int,
-    logit_scale: float,
-    num_views: int,
-    num_clean: int,
-    batch_size: int | None = None,
+  config: Mapping[str, Mapping[str, Any]],
+  optimizer: optax.GradientTransformation,
+  *,
+  steps: int,
+  logit_scale: float,
+  num_views: int,
+  num_clean: int,
+  batch_size: int | None = None,
 ) -> optax.GradientTransformationExtraArgs:
   """Chains the enabled terms, the pull-back and the optimizer under their names.
 
@@ -103,43 +113,52 @@ def make_objective(
   if not terms:
     raise ValueError("every term of the objective has weight 0: nothing would be learned.")
   if batch_size is not None and (whole := sorted(NEEDS_ALL_VIEWS & set(terms))):
-    raise ValueError(f"adapt.batch_size={batch_size}: {', '.join(whole)} compares all views "
-                     "in every step; set adapt.batch_size=0 or switch the term off.")
+    raise ValueError(
+      f"adapt.batch_size={batch_size}: {', '.join(whole)} compares all views "
+      "in every step; set adapt.batch_size=0 or switch the term off."
+    )
   stages = []
   for name, options in terms.items():
     first, last = options.pop("window")
     context = Context(
-        logit_scale=logit_scale, num_views=num_views, num_clean=num_clean,
-        start=mark(first, steps), stop=mark(last, steps),
-        fade=int((last - first) / 5 * steps))
+      logit_scale=logit_scale,
+      num_views=num_views,
+      num_clean=num_clean,
+      start=mark(first, steps),
+      stop=mark(last, steps),
+      fade=int((last - first) / 5 * steps),
+    )
     stages.append((name, TERMS[name](context, **options)))
   return optax.named_chain(*stages, ("encoder", pull_back()), ("optimizer", optimizer))
 
 
 def make_optimizer(
-    learning_rate: float,
-    steps: int,
-    *,
-    weight_decay: float = 1e-2,
-    floor: float = 1e-6,
-    periods: float = 8.0,
-    b1: float = 0.9,
-    b2: float = 0.999,
-    eps: float = 1e-8,
+  learning_rate: float,
+  steps: int,
+  *,
+  weight_decay: float = 1e-2,
+  floor: float = 1e-6,
+  periods: float = 8.0,
+  b1: float = 0.9,
+  b2: float = 0.999,
+  eps: float = 1e-8,
 ) -> optax.GradientTransformation:
   """AdamW with the reference's cosine schedule, whose half wave lasts `periods · T` steps.
 
   `lr_t = floor + (lr - floor) (1 + cos(π t / (periods · T))) / 2`, so it hardly moves.
   """
   schedule = optax.cosine_decay_schedule(
-      learning_rate, int(periods * steps), alpha=floor / learning_rate)
+    learning_rate, int(periods * steps), alpha=floor / learning_rate
+  )
   return optax.adamw(schedule, b1=b1, b2=b2, eps=eps, weight_decay=weight_decay)
 
 
 def with_weights(state: Mapping[str, Any], weights: Mapping[str, Any]) -> dict[str, Any]:
   """A chain's state with other term weights, `{term: []}`; the program stays the same."""
-  changed = {name: state[name]._replace(weight=jnp.asarray(weight, state[name].weight.dtype))
-             for name, weight in weights.items()}
+  changed = {
+    name: state[name]._replace(weight=jnp.asarray(weight, state[name].weight.dtype))
+    for name, weight in weights.items()
+  }
   return OrderedDict(state) | changed  # `named_chain` keeps its stages in this type
 
 

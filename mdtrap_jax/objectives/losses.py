@@ -17,7 +17,7 @@ def unit(embeddings: jax.Array) -> jax.Array:
 
 
 def cosine_cross_entropy(
-    embeddings: jax.Array, prototypes: jax.Array, labels: jax.Array, logit_scale: float
+  embeddings: jax.Array, prototypes: jax.Array, labels: jax.Array, logit_scale: float
 ) -> jax.Array:
   """`mean_i CE(s · cos(e_i, p), y_i)`, the form that `L_vlm`, `L_v` and `L_ad` share.
 
@@ -96,12 +96,11 @@ def unit_or_zero(embeddings: jax.Array) -> jax.Array:
   """`unit`, but a row of zeros (an absent class) stays one and has zero gradient."""
   squares = jnp.sum(embeddings * embeddings, axis=-1, keepdims=True)
   nonzero = squares > 0  # two `where`s: the unselected side's gradient must be finite
-  return embeddings * jnp.where(
-      nonzero, jax.lax.rsqrt(jnp.where(nonzero, squares, 1)), 0)
+  return embeddings * jnp.where(nonzero, jax.lax.rsqrt(jnp.where(nonzero, squares, 1)), 0)
 
 
 def symmetric_cross_entropy(
-    embeddings: jax.Array, prototypes: jax.Array, labels: jax.Array, logit_scale: float
+  embeddings: jax.Array, prototypes: jax.Array, labels: jax.Array, logit_scale: float
 ) -> jax.Array:
   """CoPA's contrastive loss: each image finds its prototype, each prototype its image.
 
@@ -125,8 +124,7 @@ def symmetric_cross_entropy(
   member = jax.nn.one_hot(labels, p.shape[0], dtype=z.dtype)
   counts, real = member.sum(0)[None], (labels >= 0)[:, None]
   log_counts = jnp.log(jnp.maximum(counts, 1))
-  over_prototypes = jax.nn.logsumexp(
-      jnp.where(counts > 0, logits + log_counts, -jnp.inf), axis=1)
+  over_prototypes = jax.nn.logsumexp(jnp.where(counts > 0, logits + log_counts, -jnp.inf), axis=1)
   over_images = jax.nn.logsumexp(jnp.where(real, logits, -jnp.inf), axis=0)
   # Sums over `member` pick each row's own entry, without a gather to scatter back.
   total = (member * (over_prototypes[:, None] + over_images[None] - 2 * logits)).sum()

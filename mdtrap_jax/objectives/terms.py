@@ -64,7 +64,7 @@ Loss = Callable[[Features, Batch, Any, jax.Array, jax.Array], tuple[jax.Array, A
 
 
 def make_term(
-    name: str, loss: Loss, weight: float, start: int, stop: int, memory: Any = ()
+  name: str, loss: Loss, weight: float, start: int, stop: int, memory: Any = ()
 ) -> optax.GradientTransformationExtraArgs:
   """Wraps a loss on features as a transform that adds its weighted cotangent.
 
@@ -94,18 +94,19 @@ def make_term(
     (value, new_memory), gradient = value_and_grad(features, batch, state.memory, key, step)
     on = (step >= start) & (step < stop) & (state.weight != 0)
     cotangent = jax.tree.map(
-        lambda g: jnp.where(on, state.weight.astype(g.dtype) * g, jnp.zeros_like(g)), gradient)
+      lambda g: jnp.where(on, state.weight.astype(g.dtype) * g, jnp.zeros_like(g)), gradient
+    )
     norm, before = jnp.linalg.norm(cotangent.image), jnp.linalg.norm(updates.image)
     cosine = jnp.vdot(cotangent.image, updates.image) / (norm * before)
     new_state = TermState(
-        weight=state.weight,
-        value=jnp.where(on, value, state.value).astype(state.value.dtype),
-        norm=norm.astype(state.norm.dtype),
-        cosine=cosine.astype(state.cosine.dtype),
-        memory=new_memory)
+      weight=state.weight,
+      value=jnp.where(on, value, state.value).astype(state.value.dtype),
+      norm=norm.astype(state.norm.dtype),
+      cosine=cosine.astype(state.cosine.dtype),
+      memory=new_memory,
+    )
     # `where` and not `+ 0`: a loss that overflows while its term is off must not leak NaN.
-    added = jax.tree.map(lambda u, c: jnp.where(on, u + c.astype(u.dtype), u),
-                         updates, cotangent)
+    added = jax.tree.map(lambda u, c: jnp.where(on, u + c.astype(u.dtype), u), updates, cotangent)
     return added, new_state
 
   return optax.GradientTransformationExtraArgs(init, update)
@@ -117,7 +118,8 @@ def add_cross_entropy(context: Context, weight: float = 1.0):
   def loss(features, batch, memory, key, step):
     del key, step
     value = losses.cosine_cross_entropy(
-        features.image, features.text, batch.labels, context.logit_scale)
+      features.image, features.text, batch.labels, context.logit_scale
+    )
     return value, memory
 
   return make_term("vlm", loss, weight, context.start, context.stop)
@@ -135,7 +137,8 @@ def add_visual_strengthening(context: Context, weight: float):
     member = (batch.labels[:, None] == classes[None]) & (batch.views[:, None] == 0)
     prototypes = losses.class_means(features.image, member.astype(features.image.dtype))
     value = losses.cosine_cross_entropy(
-        features.image, prototypes, batch.labels, context.logit_scale)
+      features.image, prototypes, batch.labels, context.logit_scale
+    )
     return value, memory
 
   return make_term("visual", loss, weight, context.start, context.stop)
@@ -159,7 +162,8 @@ def add_random_prototypes(context: Context, weight: float = 0.1, draw=draw_proto
   def loss(features, batch, memory, key, step):
     rows = draw(key, step, features.image.shape[0], features.text.shape[0])
     value = losses.cosine_cross_entropy(
-        features.image, features.image[rows], batch.labels, context.logit_scale)
+      features.image, features.image[rows], batch.labels, context.logit_scale
+    )
     return value, memory
 
   return make_term("svl", loss, weight, context.start, context.stop)
@@ -187,8 +191,7 @@ def add_relation_alignment(context: Context, weight: float = 3.0, divergence: st
     ValueError: an unknown divergence.
   """
   if divergence not in losses.DIVERGENCES:
-    raise ValueError(
-        f"divergence={divergence!r}: choose one of {sorted(losses.DIVERGENCES)}.")
+    raise ValueError(f"divergence={divergence!r}: choose one of {sorted(losses.DIVERGENCES)}.")
   zeros = jnp.zeros((context.num_views, context.num_clean))
 
   def loss(features, batch, memory, key, step):
@@ -221,18 +224,19 @@ def add_symmetric_cross_entropy(context: Context, weight: float = 1.0):
   def loss(features, batch, memory, key, step):
     del key, step
     value = losses.symmetric_cross_entropy(
-        features.image, features.text, batch.labels, context.logit_scale)
+      features.image, features.text, batch.labels, context.logit_scale
+    )
     return value, memory
 
   return make_term("symmetric", loss, weight, context.start, context.stop)
 
 
 TERMS: dict[str, Callable[..., optax.GradientTransformationExtraArgs]] = {
-    "vlm": add_cross_entropy,
-    "visual": add_visual_strengthening,
-    "svl": add_random_prototypes,
-    "ra": add_relation_alignment,
-    "symmetric": add_symmetric_cross_entropy,
+  "vlm": add_cross_entropy,
+  "visual": add_visual_strengthening,
+  "svl": add_random_prototypes,
+  "ra": add_relation_alignment,
+  "symmetric": add_symmetric_cross_entropy,
 }
 # Terms that need the clean pass, and terms that need all N views in every step. Add yours.
 NEEDS_CLEAN = {"ra"}

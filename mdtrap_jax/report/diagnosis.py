@@ -20,7 +20,7 @@ COMPARED = ("ncc", "url", "copa")
 
 
 def diagnose(
-    found: FeatureSet, tasks: Sequence[TaskIndices], distances: Sequence[float]
+  found: FeatureSet, tasks: Sequence[TaskIndices], distances: Sequence[float]
 ) -> dict[str, Any]:
   """Means over tasks, as they go into `summary.json`.
 
@@ -37,18 +37,24 @@ def diagnose(
   sizes = common_sizes(tasks)
   grid = jnp.asarray(distances, jnp.float32)
   result: dict[str, Any] = {
-      "tasks": len(tasks), "distances": [float(d) for d in distances], "gap": {}, "shift": {}}
+    "tasks": len(tasks),
+    "distances": [float(d) for d in distances],
+    "gap": {},
+    "shift": {},
+  }
   for name in COMPARED:
     method = make_method(name, ways=sizes.ways, domain=found.name)
     run = jax.jit(functools.partial(_one, method, name, grid))
     # One task after another: memory stays small, and these are few.
-    outcomes = [jax.device_get(run(jax.tree.map(
-        lambda rows: jnp.asarray(rows[0]), gather(found.features, [task], sizes))))
-        for task in tasks]
+    outcomes = [
+      jax.device_get(
+        run(jax.tree.map(lambda rows: jnp.asarray(rows[0]), gather(found.features, [task], sizes)))
+      )
+      for task in tasks
+    ]
     length, curve, bound = jax.tree.map(lambda *rows: np.mean(rows, axis=0), *outcomes)
     result["gap"][name] = float(length)
-    result["shift"][name] = {
-        "loss": _rounded(curve.loss), "accuracy": _rounded(curve.accuracy)}
+    result["shift"][name] = {"loss": _rounded(curve.loss), "accuracy": _rounded(curve.accuracy)}
     if bound is not None:
       result |= {name: _rounded(values) for name, values in bound.items()}
   return result
@@ -57,18 +63,23 @@ def diagnose(
 def _one(method: Method, name: str, grid: jax.Array, task):
   """Gap, shift curve and, for the shared map, what becomes of the gap per step of one task."""
   task = task._replace(
-      support=task.support.astype(jnp.float32), query=task.query.astype(jnp.float32))
+    support=task.support.astype(jnp.float32), query=task.query.astype(jnp.float32)
+  )
   trace = None
   if name == "url":
     embeddings = make_method("ncc", ways=method.ways).represent(None, {}, task)
     delta = gap.embedding_gap(embeddings, task.support_labels)
     trace = lambda representations, params: {
-        "bound_scale": gap.bound_scale(params["shared"], delta),
-        "gap_ratio": gap.gap_ratio(params["shared"], delta)}
+      "bound_scale": gap.bound_scale(params["shared"], delta),
+      "gap_ratio": gap.gap_ratio(params["shared"], delta),
+    }
   fit = method.fit(None, task, jax.random.key(0), trace)
   representations = method.represent(None, fit.params, task)
-  return (gap.gap(representations, task.support_labels),
-          gap.shift_gap(representations, task, grid, copa.LOGIT_SCALE), fit.trace)
+  return (
+    gap.gap(representations, task.support_labels),
+    gap.shift_gap(representations, task, grid, copa.LOGIT_SCALE),
+    fit.trace,
+  )
 
 
 def _rounded(values: np.ndarray) -> list[float]:

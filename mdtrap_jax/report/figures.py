@@ -33,12 +33,20 @@ def plot_study(table: Mapping[Any, Mapping[str, Any]], path: Path) -> None:
         offset = (m - (len(methods) - 1) / 2) * 0.8 / len(methods)
         rows = [rows[method].difference for rows in chosen.values()]
         ax.errorbar(
-            [i + offset for i in range(len(rows))], [100 * row.mean for row in rows],
-            yerr=[100 * row.ci95 for row in rows], fmt="o", markersize=4, capsize=2,
-            color=COLORS[m % len(COLORS)], label=method)
+          [i + offset for i in range(len(rows))],
+          [100 * row.mean for row in rows],
+          yerr=[100 * row.ci95 for row in rows],
+          fmt="o",
+          markersize=4,
+          capsize=2,
+          color=COLORS[m % len(COLORS)],
+          label=method,
+        )
       ax.axhline(0, color="black", linewidth=0.8)
-      names = [cell.domain if cell.severity is None else f"{cell.domain}\n{cell.severity:g}"
-               for cell in chosen]
+      names = [
+        cell.domain if cell.severity is None else f"{cell.domain}\n{cell.severity:g}"
+        for cell in chosen
+      ]
       ax.set_xticks(range(len(chosen)), names)
       ax.set_ylabel("difference from\ncross-entropy (points)")
       ax.set_title(f"5-way {k}-shot, paired, 95 % intervals", loc="left", fontsize=10)

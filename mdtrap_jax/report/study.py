@@ -23,15 +23,15 @@ from mdtrap_jax.run import results
 BASELINE = "vlm"
 # Weights to switch off, by window in fifths of the steps; the others keep the config's.
 METHODS = {
-    (0, 3): {
-        "vlm": ("visual", "svl", "ra"),
-        "visual": ("svl", "ra"),
-        "svl": ("visual", "ra"),
-        "ra": ("visual", "svl"),
-        "svl_ra": ("visual",),
-    },
-    (1, 4): {"svl_ra_middle": ("visual",)},
-    (2, 5): {"svl_ra_late": ("visual",)},
+  (0, 3): {
+    "vlm": ("visual", "svl", "ra"),
+    "visual": ("svl", "ra"),
+    "svl": ("visual", "ra"),
+    "ra": ("visual", "svl"),
+    "svl_ra": ("visual",),
+  },
+  (1, 4): {"svl_ra_middle": ("visual",)},
+  (2, 5): {"svl_ra_late": ("visual",)},
 }
 
 
@@ -58,7 +58,7 @@ def cells(config: ml_collections.ConfigDict) -> Iterator[Cell]:
 
 
 def cell_configs(
-    config: ml_collections.ConfigDict, cell: Cell
+  config: ml_collections.ConfigDict, cell: Cell
 ) -> Iterator[ml_collections.ConfigDict]:
   """One config for each program of a cell."""
   for window, methods in METHODS.items():
@@ -73,7 +73,8 @@ def cell_configs(
     for term in ("visual", "svl", "ra"):
       run.objective[term].window = window
     run.variants = ml_collections.ConfigDict(
-        {name: {term: 0.0 for term in off} for name, off in methods.items()})
+      {name: {term: 0.0 for term in off} for name, off in methods.items()}
+    )
     yield run
 
 
@@ -112,26 +113,55 @@ def format_markdown(table: dict[Cell, dict[str, comparison.Row]]) -> str:
   methods = [name for name in next(iter(table.values())) if name != BASELINE]
   plain = lambda a: f"{100 * a.mean:.1f} ± {100 * a.ci95:.1f}"
   signed = lambda a: f"{100 * a.mean:+.2f} ± {100 * a.ci95:.2f}"
-  lines = [["target", "severity", "shots", "zero-shot", BASELINE, *methods],
-           ["---", *["---:"] * (4 + len(methods))]]
+  lines = [
+    ["target", "severity", "shots", "zero-shot", BASELINE, *methods],
+    ["---", *["---:"] * (4 + len(methods))],
+  ]
   for cell, rows in table.items():
     severity = "–" if cell.severity is None else f"{cell.severity:g}"
-    lines.append([
-        cell.domain, severity, str(cell.shots), plain(rows[BASELINE].zero_shot),
-        plain(rows[BASELINE].accuracy), *(signed(rows[name].difference) for name in methods)])
+    lines.append(
+      [
+        cell.domain,
+        severity,
+        str(cell.shots),
+        plain(rows[BASELINE].zero_shot),
+        plain(rows[BASELINE].accuracy),
+        *(signed(rows[name].difference) for name in methods),
+      ]
+    )
   return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def _write_csv(path: Path, table: dict[Cell, dict[str, comparison.Row]]) -> None:
   columns: Sequence[str] = (
-      "domain", "severity", "shots", "method", "episodes", "zero_shot_mean", "accuracy_mean",
-      "accuracy_ci95", "difference_mean", "difference_ci95")
+    "domain",
+    "severity",
+    "shots",
+    "method",
+    "episodes",
+    "zero_shot_mean",
+    "accuracy_mean",
+    "accuracy_ci95",
+    "difference_mean",
+    "difference_ci95",
+  )
   with open(path, "w", newline="", encoding="utf-8") as file:
     writer = csv.writer(file)
     writer.writerow(columns)
     for cell, rows in table.items():
       for name, row in rows.items():
         difference = row.difference or results.Accuracy(0.0, 0.0, row.episodes)
-        writer.writerow([
-            cell.domain, cell.severity, cell.shots, name, row.episodes, row.zero_shot.mean,
-            row.accuracy.mean, row.accuracy.ci95, difference.mean, difference.ci95])
+        writer.writerow(
+          [
+            cell.domain,
+            cell.severity,
+            cell.shots,
+            name,
+            row.episodes,
+            row.zero_shot.mean,
+            row.accuracy.mean,
+            row.accuracy.ci95,
+            difference.mean,
+            difference.ci95,
+          ]
+        )

@@ -66,19 +66,29 @@ def run(config: ml_collections.ConfigDict, workdir: str | Path) -> dict[str, dic
     config.model.dtype = "float32" if jax.default_backend() == "cpu" else "bfloat16"
   follow_family(config)
   runs, source = settings.variants(config), load_source(config)
-  identity = {"name": source.name, "class_names": list(source.class_names),
-              "images": len(source.labels)}
+  identity = {
+    "name": source.name,
+    "class_names": list(source.class_names),
+    "images": len(source.labels),
+  }
   workdir = Path(workdir)
   own = hosts.own_directory(workdir)
   with contextlib.ExitStack() as stack:
     directories = {
-        name: stack.enter_context(results.WorkDirectory(own / name, run, identity))
-        for name, run in runs.items()}
+      name: stack.enter_context(results.WorkDirectory(own / name, run, identity))
+      for name, run in runs.items()
+    }
     hosts.merge(workdir, directories)
-    todo = [episode for episode in range(config.episodes)
-            if any(episode not in d.finished for d in directories.values())]
-    snapshots = stack.enter_context(contextlib.closing(SnapshotDirectory(
-        own / "snapshots", {name: d.config for name, d in directories.items()})))
+    todo = [
+      episode
+      for episode in range(config.episodes)
+      if any(episode not in d.finished for d in directories.values())
+    ]
+    snapshots = stack.enter_context(
+      contextlib.closing(
+        SnapshotDirectory(own / "snapshots", {name: d.config for name, d in directories.items()})
+      )
+    )
     seconds = 0.0
     if mine := hosts.share(todo):
       seconds = _run_episodes(config, runs, source, directories, snapshots, mine)
@@ -96,8 +106,9 @@ def follow_family(config: ml_collections.ConfigDict) -> None:
   """
   data, model = config.data, config.model
   if data.template is None or data.resize == "family":
-    name = (models.find(model.name).family if model.random_weights
-            else checkpoints.family_of(model.name))
+    name = (
+      models.find(model.name).family if model.random_weights else checkpoints.family_of(model.name)
+    )
     family = models.FAMILIES[name]
     data.template = data.template or family.prompt
     data.resize = family.resize if data.resize == "family" else data.resize
@@ -106,8 +117,7 @@ def follow_family(config: ml_collections.ConfigDict) -> None:
 def load_source(config: ml_collections.ConfigDict) -> Source:
   """The images of `config.data`, once it is sure that every episode can be drawn."""
   data = config.data
-  return check_feasible(
-      make_source(data), data.ways, data.shots, data.queries, data.small_classes)
+  return check_feasible(make_source(data), data.ways, data.shots, data.queries, data.small_classes)
 
 
 def load_model(config: ml_collections.ConfigDict) -> tuple[VisionLanguageModel, Params]:
@@ -128,21 +138,28 @@ def make_lora(config: ml_collections.ConfigDict) -> LoraConfig:
   if all(block.isdigit() for block in blocks):
     position = tuple(int(block) for block in blocks)
   return LoraConfig(
-      rank=config.lora.rank, alpha=config.lora.alpha, dropout=config.lora.dropout,
-      projections=tuple(config.lora.projections), encoder=config.lora.encoder,
-      position=position, scale=config.lora.scale)
+    rank=config.lora.rank,
+    alpha=config.lora.alpha,
+    dropout=config.lora.dropout,
+    projections=tuple(config.lora.projections),
+    encoder=config.lora.encoder,
+    position=position,
+    scale=config.lora.scale,
+  )
 
 
 def make_weights(runs: dict[str, ml_collections.ConfigDict]) -> dict[str, jax.Array]:
   """`{term: [P]}`, the weights of every term that any of the variants uses."""
   objectives = [run.objective.to_dict() for run in runs.values()]
   names = {name for objective in objectives for name in chain.enabled_terms(objective)}
-  return {name: jnp.array([objective[name]["weight"] for objective in objectives], jnp.float32)
-          for name in sorted(names)}
+  return {
+    name: jnp.array([objective[name]["weight"] for objective in objectives], jnp.float32)
+    for name in sorted(names)
+  }
 
 
 def make_adaptation(
-    config: ml_collections.ConfigDict, model: VisionLanguageModel, logit_scale: float
+  config: ml_collections.ConfigDict, model: VisionLanguageModel, logit_scale: float
 ) -> Adaptation:
   """How `config` adapts an episode of `model`.
 
@@ -155,17 +172,27 @@ def make_adaptation(
   num_clean = data.ways * data.shots
   batch_size = adapt.batch_size or None
   tx = chain.make_objective(
-      config.objective.to_dict(),
-      chain.make_optimizer(steps=adapt.steps, **config.optimizer.to_dict()),
-      steps=adapt.steps, logit_scale=logit_scale, num_views=adapt.views * num_clean,
-      num_clean=num_clean, batch_size=batch_size)
+    config.objective.to_dict(),
+    chain.make_optimizer(steps=adapt.steps, **config.optimizer.to_dict()),
+    steps=adapt.steps,
+    logit_scale=logit_scale,
+    num_views=adapt.views * num_clean,
+    num_clean=num_clean,
+    batch_size=batch_size,
+  )
   return Adaptation(
-      model=model, lora=lora, tx=tx, views=adapt.views, batch_size=batch_size,
-      seed=config.seed, chunk=adapt.chunk or None)
+    model=model,
+    lora=lora,
+    tx=tx,
+    views=adapt.views,
+    batch_size=batch_size,
+    seed=config.seed,
+    chunk=adapt.chunk or None,
+  )
 
 
 def encode_prompts(
-    model: VisionLanguageModel, params: Params, class_names: tuple[str, ...], template: str
+  model: VisionLanguageModel, params: Params, class_names: tuple[str, ...], template: str
 ) -> Prompts:
   """Tokens and base-model embeddings of every class of a source, computed once."""
   token_ids = model.tokenize(make_prompts(class_names, template))
@@ -180,15 +207,23 @@ def make_episodes(batch: EpisodeBatch, prompts: Prompts, size: int) -> Episode:
   rows = np.minimum(np.arange(size), len(batch.episode) - 1)
   labels = lambda count: np.tile(np.repeat(np.arange(ways, dtype=np.int32), count), (size, 1))
   return Episode(
-      number=batch.episode[rows].astype(np.int32),
-      support=batch.support[rows], support_labels=labels(shots),
-      query=batch.query[rows], query_labels=labels(queries),
-      token_ids=prompts.token_ids[batch.classes][rows],
-      text=prompts.text[batch.classes][rows])
+    number=batch.episode[rows].astype(np.int32),
+    support=batch.support[rows],
+    support_labels=labels(shots),
+    query=batch.query[rows],
+    query_labels=labels(queries),
+    token_ids=prompts.token_ids[batch.classes][rows],
+    text=prompts.text[batch.classes][rows],
+  )
 
 
 def _run_episodes(
-    config, runs, source: Source, directories, snapshots: SnapshotDirectory, todo: list[int],
+  config,
+  runs,
+  source: Source,
+  directories,
+  snapshots: SnapshotDirectory,
+  todo: list[int],
 ) -> float:
   """Adapts the episodes `todo` under all variants; returns the seconds of the loop."""
   data, steps = config.data, config.adapt.steps
@@ -207,10 +242,19 @@ def _run_episodes(
   size = mesh.size * each
   programs = parallel.make_programs(adaptation, mesh)
   batches = functools.partial(
-      episode_batches, source, batch_size=size, seed=config.seed, ways=data.ways,
-      shots=data.shots, queries=data.queries, size=model.image.image_size,
-      resize=data.resize, unreadable=data.unreadable, threads=data.threads,
-      cache=_image_cache(config, source, model.image.image_size))
+    episode_batches,
+    source,
+    batch_size=size,
+    seed=config.seed,
+    ways=data.ways,
+    shots=data.shots,
+    queries=data.queries,
+    size=model.image.image_size,
+    resize=data.resize,
+    unreadable=data.unreadable,
+    threads=data.threads,
+    cache=_image_cache(config, source, model.image.image_size),
+  )
 
   started = time.monotonic()
   with Progress(directories, len(todo), steps) as progress, preemption() as asked:
@@ -226,8 +270,17 @@ def _run_episodes(
             progress.stepped(len(batch.episode), start)
           snapshots.begin()
           after = functools.partial(_after_segment, batch, progress, snapshots, asked)
-          outcome = adapt_batch(programs, params, prepared, state, phases, marks, start=start,
-                                evaluations=evaluations, after=after)
+          outcome = adapt_batch(
+            programs,
+            params,
+            prepared,
+            state,
+            phases,
+            marks,
+            start=start,
+            evaluations=evaluations,
+            after=after,
+          )
           count = len(batch.episode)
           for p, directory in enumerate(directories.values()):
             lines = [_line(i, p, batch, source, outcome) for i in range(count)]
@@ -238,7 +291,7 @@ def _run_episodes(
 
 
 def _groups(
-    todo: list[int], snapshot: Snapshot | None
+  todo: list[int], snapshot: Snapshot | None
 ) -> Iterator[tuple[list[int], Snapshot | None]]:
   """The episodes to adapt: first those that a snapshot holds, then those that start anew."""
   under_way = [number for number in todo if snapshot and number in snapshot.episodes]
@@ -249,15 +302,22 @@ def _groups(
 
 
 def _after_segment(
-    batch: EpisodeBatch, progress: Progress, snapshots: SnapshotDirectory, asked: Preemption,
-    step: int, done: int, state: AdaptState, evaluations: dict[int, Evaluation],
+  batch: EpisodeBatch,
+  progress: Progress,
+  snapshots: SnapshotDirectory,
+  asked: Preemption,
+  step: int,
+  done: int,
+  state: AdaptState,
+  evaluations: dict[int, Evaluation],
 ) -> None:
   """Reports, saves where the batch is, and stops the run if that was asked for."""
   rows = len(batch.episode)
   progress.stepped(rows, done)
   if asked.name or snapshots.due():
     leaves, evaluations = jax.tree.map(
-        lambda leaf: np.asarray(leaf)[:rows], (jax.tree.leaves(state), evaluations))
+      lambda leaf: np.asarray(leaf)[:rows], (jax.tree.leaves(state), evaluations)
+    )
     snapshots.save(Snapshot(tuple(map(int, batch.episode)), step, leaves, evaluations))
   asked.check()
 
@@ -266,11 +326,16 @@ def _image_cache(config, source: Source, size: int) -> ImageCache | None:
   if not config.data.cache_dir:
     return None
   return ImageCache(
-      config.data.cache_dir, source.identity, len(source.labels), size, config.data.resize)
+    config.data.cache_dir, source.identity, len(source.labels), size, config.data.resize
+  )
 
 
 def _fit(
-    config, adaptation: Adaptation, params, weights, prompts: Prompts,
+  config,
+  adaptation: Adaptation,
+  params,
+  weights,
+  prompts: Prompts,
 ) -> tuple[Adaptation, parallel.Placement]:
   """Episodes at once and where; if not even one fits, with its rows in smaller chunks."""
   while True:
@@ -282,8 +347,9 @@ def _fit(
       if config.adapt.chunk or not chunk:
         raise
       adaptation = dataclasses.replace(adaptation, chunk=chunk)
-      logging.warning("one episode does not fit: %d of its %d rows are encoded at a time.",
-                      chunk, rows)
+      logging.warning(
+        "one episode does not fit: %d of its %d rows are encoded at a time.", chunk, rows
+      )
 
 
 def _place(config, adaptation, params, weights, prompts: Prompts) -> parallel.Placement:
@@ -294,16 +360,27 @@ def _place(config, adaptation, params, weights, prompts: Prompts) -> parallel.Pl
   integers = lambda *dims: jax.ShapeDtypeStruct(dims, jnp.int32)
   support, query = data.ways * data.shots, data.ways * data.queries
   episode = Episode(
-      integers(), shape(support, size, size, 3), integers(support),
-      shape(query, size, size, 3), integers(query),
-      integers(data.ways, prompts.token_ids.shape[1]),
-      jax.ShapeDtypeStruct((data.ways, prompts.text.shape[1]), jnp.float32))
+    integers(),
+    shape(support, size, size, 3),
+    integers(support),
+    shape(query, size, size, 3),
+    integers(query),
+    integers(data.ways, prompts.token_ids.shape[1]),
+    jax.ShapeDtypeStruct((data.ways, prompts.text.shape[1]), jnp.float32),
+  )
   clean = any(
-      phase.clean
-      for phase in chain.make_phases(config.objective.to_dict(), config.adapt.steps))
+    phase.clean for phase in chain.make_phases(config.objective.to_dict(), config.adapt.steps)
+  )
   placement = parallel.place(
-      adaptation, params, episode, weights, clean=clean, most=most,
-      shards=config.weight_shards, each=config.episodes_per_device)
+    adaptation,
+    params,
+    episode,
+    weights,
+    clean=clean,
+    most=most,
+    shards=config.weight_shards,
+    each=config.episodes_per_device,
+  )
   logging.info("%d episodes at once on each of %d devices", placement.each, placement.mesh.size)
   return placement
 
@@ -312,26 +389,26 @@ def _line(i: int, p: int, batch: EpisodeBatch, source: Source, outcome: Outcome)
   """What `episodes.jsonl` says of row `i` of a batch under variant `p`."""
   evaluations = outcome.evaluations
   ok = outcome.status[i, p] == STATUS.index("ok") and all(
-      np.isfinite(evaluation.cosines[i, p]).all() for evaluation in evaluations.values())
+    np.isfinite(evaluation.cosines[i, p]).all() for evaluation in evaluations.values()
+  )
   accuracy = {
-      step: round(float(evaluation.accuracy[i, p]), 6)
-      for step, evaluation in evaluations.items()}
-  losses = {name: float(term.value[i, p]) for name, term in outcome.terms.items()
-            if term.weight[i, p]}
+    step: round(float(evaluation.accuracy[i, p]), 6) for step, evaluation in evaluations.items()
+  }
+  losses = {
+    name: float(term.value[i, p]) for name, term in outcome.terms.items() if term.weight[i, p]
+  }
   if not ok:
-    logging.warning("episode %d became non-finite: frozen and counted as failed.",
-                    batch.episode[i])
+    logging.warning("episode %d became non-finite: frozen and counted as failed.", batch.episode[i])
   return {
-      "episode": int(batch.episode[i]),
-      "status": "ok" if ok else "non-finite",
-      "accuracy": list(accuracy.values())[-1] if ok else None,
-      "accuracy_at": {str(step): value for step, value in accuracy.items() if step},
-      "zero_shot_accuracy": accuracy[0],
-      "class_names": [source.class_names[c] for c in batch.classes[i]],
-      "support": batch.support_index[i].tolist(),
-      "query": batch.query_index[i].tolist(),
-      "losses": {name: value if np.isfinite(value) else None
-                 for name, value in losses.items()},
+    "episode": int(batch.episode[i]),
+    "status": "ok" if ok else "non-finite",
+    "accuracy": list(accuracy.values())[-1] if ok else None,
+    "accuracy_at": {str(step): value for step, value in accuracy.items() if step},
+    "zero_shot_accuracy": accuracy[0],
+    "class_names": [source.class_names[c] for c in batch.classes[i]],
+    "support": batch.support_index[i].tolist(),
+    "query": batch.query_index[i].tolist(),
+    "losses": {name: value if np.isfinite(value) else None for name, value in losses.items()},
   }
 
 
@@ -342,12 +419,12 @@ def _finish(directory, rate: float | None) -> dict[str, Any]:
   if rate is None and previous.exists():  # nothing was left to do: keep the measured rate
     rate = json.loads(previous.read_text(encoding="utf-8")).get("episodes_per_second")
   summary = results.summarize(lines) | {
-      "episodes_per_second": rate,
-      "peak_memory_bytes": parallel.peak_memory(),
-      "device": f"{jax.device_count()} × {jax.devices()[0].device_kind}",
-      "platform": jax.default_backend(),
-      "python": platform.python_version(),
-      "versions": {"mdtrap_jax": __version__} | {name: version(name) for name in PACKAGES},
+    "episodes_per_second": rate,
+    "peak_memory_bytes": parallel.peak_memory(),
+    "device": f"{jax.device_count()} × {jax.devices()[0].device_kind}",
+    "platform": jax.default_backend(),
+    "python": platform.python_version(),
+    "versions": {"mdtrap_jax": __version__} | {name: version(name) for name in PACKAGES},
   }
   directory.write_json("summary.json", summary)
   return summary

@@ -84,8 +84,10 @@ def run(config: ml_collections.ConfigDict, workdir: str | Path) -> dict[str, Any
     task_data.check_rule(name, data.labels, data.class_names, rule)
     if isinstance(data, FeatureSet):
       check_kind(data, METHODS[config.method].needs)
-  identity = {name: {"class_names": list(data.class_names), "images": len(data.labels)}
-              for name, data in domains.items()}
+  identity = {
+    name: {"class_names": list(data.class_names), "images": len(data.labels)}
+    for name, data in domains.items()
+  }
   with results.WorkDirectory(workdir, config, identity) as directory:
     slots = [slot for slot in all_slots(config) if slot.episode not in directory.finished]
     seconds, diagnoses, backbone = 0.0, {}, None
@@ -125,17 +127,22 @@ def check(config: ml_collections.ConfigDict) -> None:
     raise ValueError(f"config.episodes={config.episodes}: must be greater than 0.")
   needs = METHODS[config.method].needs
   if needs == "image" and config.features.path:
-    raise ValueError(f"config.method={config.method!r} tunes adapters inside the ResNet-18 and "
-                     "cannot run on stored features: leave config.features.path empty.")
+    raise ValueError(
+      f"config.method={config.method!r} tunes adapters inside the ResNet-18 and "
+      "cannot run on stored features: leave config.features.path empty."
+    )
   for field, choices in (("unreadable", ("error", "skip")), ("resize", RESIZE_MODES)):
     if config.data[field] not in choices:
-      raise ValueError(f"config.data.{field}={config.data[field]!r}: choose one of "
-                       f"{list(choices)}.")
+      raise ValueError(
+        f"config.data.{field}={config.data[field]!r}: choose one of {list(choices)}."
+      )
   if not config.features.path:
     check_backbone(config.features)
   if needs != "pooled" and config.diagnosis.tasks:
-    raise ValueError("config.diagnosis.tasks: the gap is studied on pooled features; use the "
-                     "methods ncc, url or copa for it.")
+    raise ValueError(
+      "config.diagnosis.tasks: the gap is studied on pooled features; use the "
+      "methods ncc, url or copa for it."
+    )
 
 
 def make_rule(config: Any) -> task_data.Rule | task_data.Fixed:
@@ -147,8 +154,9 @@ def make_rule(config: Any) -> task_data.Rule | task_data.Fixed:
   if config.protocol == "fixed":
     return task_data.Fixed(config.ways, config.shots, config.queries)
   if config.protocol not in task_data.RULES:
-    raise ValueError(f"config.tasks.protocol={config.protocol!r}: choose one of "
-                     f"{['fixed', *task_data.RULES]}.")
+    raise ValueError(
+      f"config.tasks.protocol={config.protocol!r}: choose one of {['fixed', *task_data.RULES]}."
+    )
   return task_data.RULES[config.protocol]
 
 
@@ -164,7 +172,7 @@ def all_slots(config: Any) -> Iterator[Slot]:
 
 
 def _features(
-    config: Any, name: str, data: FeatureSet | Source, backbone: Backbone | None
+  config: Any, name: str, data: FeatureSet | Source, backbone: Backbone | None
 ) -> FeatureSet:
   """The features (or images) of a domain: as read, from the cache, or computed."""
   needs = METHODS[config.method].needs
@@ -172,13 +180,19 @@ def _features(
     return data
   extractor = make_extractor(config.features.model, backbone, needs)
   return cached_features(
-      name, data, extractor, config.data.cache_dir or None,
-      batch_size=config.features.batch_size, threads=config.data.threads,
-      resize=config.data.resize, unreadable=config.data.unreadable)
+    name,
+    data,
+    extractor,
+    config.data.cache_dir or None,
+    batch_size=config.features.batch_size,
+    threads=config.data.threads,
+    resize=config.data.resize,
+    unreadable=config.data.unreadable,
+  )
 
 
 def adapt_and_evaluate(
-    method: Method, backbone: Any, task: ncc.Task, seed: jax.Array, number: jax.Array
+  method: Method, backbone: Any, task: ncc.Task, seed: jax.Array, number: jax.Array
 ) -> Outcome:
   """One task from start to end; a pure function, to be batched by `over_episodes`."""
   before = _baseline(method, backbone, task)
@@ -187,12 +201,13 @@ def adapt_and_evaluate(
   predicted = method.predict(task, after)
   real = jnp.isfinite(after.query).all(-1) | (task.query_labels < 0)
   return Outcome(
-      accuracy=predicted.accuracy,
-      ncc_accuracy=method.predict(task, before).accuracy,
-      loss=fit.losses[-1] if method.steps else jnp.nan,
-      gap_before=gap.gap(before, task.support_labels),
-      gap_after=gap.gap(after, task.support_labels),
-      finite=real.all() & jnp.isfinite(after.prototypes).all() & jnp.isfinite(fit.losses).all())
+    accuracy=predicted.accuracy,
+    ncc_accuracy=method.predict(task, before).accuracy,
+    loss=fit.losses[-1] if method.steps else jnp.nan,
+    gap_before=gap.gap(before, task.support_labels),
+    gap_after=gap.gap(after, task.support_labels),
+    finite=real.all() & jnp.isfinite(after.prototypes).all() & jnp.isfinite(fit.losses).all(),
+  )
 
 
 def _baseline(method: Method, backbone: Any, task: ncc.Task) -> Representations:
@@ -213,15 +228,19 @@ def _run_domain(config, found: FeatureSet, rule, backbone, directory, todo, prog
   if not todo:
     return
   sample = lambda seed, number: task_data.sample_task(
-      found.labels, seed=seed, number=number, rule=rule)
+    found.labels, seed=seed, number=number, rule=rule
+  )
   # All tasks of the domain, done or not: a resumed run is padded to the same shape.
   drawn = {(seed, n): sample(seed, n) for seed in config.seeds for n in range(config.episodes)}
   sizes = task_data.common_sizes(list(drawn.values()))
   method = make_method(
-      config.method, ways=sizes.ways, domain=found.name,
-      one_shot=sizes.support == sizes.ways == 5,
-      model=backbone.model if METHODS[config.method].needs == "image" else None,
-      **config.head.to_dict())
+    config.method,
+    ways=sizes.ways,
+    domain=found.name,
+    one_shot=sizes.support == sizes.ways == 5,
+    model=backbone.model if METHODS[config.method].needs == "image" else None,
+    **config.head.to_dict(),
+  )
   params = None if not method.head.features else backbone.params
   mesh, each = place(method, params, found, sizes, len(drawn), config.episodes_per_device)
   params = parallel.replicate(params, mesh)
@@ -229,17 +248,26 @@ def _run_domain(config, found: FeatureSet, rule, backbone, directory, todo, prog
   size = mesh.size * each
   logging.info("%s: %d tasks at once, padded to %s", found.name, size, sizes)
   for start in range(0, len(todo), size):
-    slots = todo[start:start + size]
+    slots = todo[start : start + size]
     rows = [slots[min(i, len(slots) - 1)] for i in range(size)]  # the last one fills the batch
-    batch = _floats(task_data.gather(
-        found.features, [drawn[slot.seed, slot.task] for slot in rows], sizes))
-    identity = (np.array([slot.seed for slot in rows], np.int32),
-                np.array([slot.task for slot in rows], np.int32))
+    batch = _floats(
+      task_data.gather(found.features, [drawn[slot.seed, slot.task] for slot in rows], sizes)
+    )
+    identity = (
+      np.array([slot.seed for slot in rows], np.int32),
+      np.array([slot.task for slot in rows], np.int32),
+    )
     outcome = jax.device_get(program(params, *parallel.spread((batch, *identity), mesh)))
     lines = [
-        _line(slot, drawn[slot.seed, slot.task], found,
-              jax.tree.map(lambda leaf: leaf[i], outcome), config.method)  # noqa: B023
-        for i, slot in enumerate(slots)]
+      _line(
+        slot,
+        drawn[slot.seed, slot.task],
+        found,
+        jax.tree.map(lambda leaf: leaf[i], outcome),  # noqa: B023
+        config.method,
+      )
+      for i, slot in enumerate(slots)
+    ]
     directory.append(lines)
     progress.stepped(len(slots), 1)
     progress.finished(NO_TERMS, len(slots))
@@ -248,13 +276,19 @@ def _run_domain(config, found: FeatureSet, rule, backbone, directory, todo, prog
 def make_program(method: Method, mesh: jax.sharding.Mesh):
   """`adapt_and_evaluate` for a batch: `(params, tasks, seeds, numbers) -> Outcome`."""
   return parallel.over_episodes(
-      lambda params, task, seed, number: adapt_and_evaluate(method, params, task, seed, number),
-      mesh, (False, True, True, True))
+    lambda params, task, seed, number: adapt_and_evaluate(method, params, task, seed, number),
+    mesh,
+    (False, True, True, True),
+  )
 
 
 def place(
-    method: Method, params: Any, found: FeatureSet, sizes: task_data.Sizes, most: int,
-    each: int = 0,
+  method: Method,
+  params: Any,
+  found: FeatureSet,
+  sizes: task_data.Sizes,
+  most: int,
+  each: int = 0,
 ) -> parallel.Placement:
   """How many devices adapt how many tasks at once.
 
@@ -279,35 +313,37 @@ def place(
     return parallel.Placement(parallel.episode_mesh(devices), min(each, most))
   row, dtype = found.features.shape[1:], _float_dtype(found.features)
   shapes = ncc.Task(
-      jax.ShapeDtypeStruct((sizes.support, *row), dtype),
-      jax.ShapeDtypeStruct((sizes.support,), jnp.int32),
-      jax.ShapeDtypeStruct((sizes.query, *row), dtype),
-      jax.ShapeDtypeStruct((sizes.query,), jnp.int32))
+    jax.ShapeDtypeStruct((sizes.support, *row), dtype),
+    jax.ShapeDtypeStruct((sizes.support,), jnp.int32),
+    jax.ShapeDtypeStruct((sizes.query, *row), dtype),
+    jax.ShapeDtypeStruct((sizes.query,), jnp.int32),
+  )
 
   def needed(count: int) -> int:
     batch = jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct((count, *leaf.shape), leaf.dtype),
-        (shapes, *[jax.ShapeDtypeStruct((), jnp.int32)] * 2))
+      lambda leaf: jax.ShapeDtypeStruct((count, *leaf.shape), leaf.dtype),
+      (shapes, *[jax.ShapeDtypeStruct((), jnp.int32)] * 2),
+    )
     program = make_program(method, parallel.episode_mesh(devices[:1]))
     memory = program.lower(params, *batch).compile().memory_analysis()
-    return (memory.argument_size_in_bytes + memory.output_size_in_bytes
-            + memory.temp_size_in_bytes)
+    return memory.argument_size_in_bytes + memory.output_size_in_bytes + memory.temp_size_in_bytes
 
   limit, cores = parallel.memory_limit(devices[0]), devices[0].platform == "cpu"
   if cores:
     head = jax.eval_shape(method.head.init, jax.random.key(0), shapes.support.update(shape=row))
-    own = (parallel.size_in_bytes((shapes.support, shapes.query))
-           + 4 * parallel.size_in_bytes(head))
+    own = parallel.size_in_bytes((shapes.support, shapes.query)) + 4 * parallel.size_in_bytes(head)
     each = max(1, min(most, CPU_BYTES // own))
     fits = len(devices) * each * parallel.CPU_COPIES * own <= limit
     if fits and not method.head.features:
       return parallel.Placement(parallel.episode_mesh(devices), each)
   first = needed(1)
   if first > limit:
-    raise MemoryError(f"one task needs {first / 2**30:.2f} GiB and {devices[0]} may use "
-                      f"{limit / 2**30:.2f} GiB: use smaller tasks.")
+    raise MemoryError(
+      f"one task needs {first / 2**30:.2f} GiB and {devices[0]} may use "
+      f"{limit / 2**30:.2f} GiB: use smaller tasks."
+    )
   if cores:
-    return parallel.Placement(parallel.episode_mesh(devices[:limit // first]), 1)
+    return parallel.Placement(parallel.episode_mesh(devices[: limit // first]), 1)
   each = 1 + int((limit - first) // max(needed(2) - first, 1))
   return parallel.Placement(parallel.episode_mesh(devices), min(each, most))
 
@@ -326,22 +362,26 @@ def _line(slot: Slot, task, found: FeatureSet, outcome: Outcome, method: str) ->
   """What `episodes.jsonl` says of a task."""
   ok = bool(outcome.finite)
   if not ok:
-    logging.warning("%s, seed %d, task %d became non-finite: counted as failed.",
-                    slot.domain, slot.seed, slot.task)
+    logging.warning(
+      "%s, seed %d, task %d became non-finite: counted as failed.",
+      slot.domain,
+      slot.seed,
+      slot.task,
+    )
   number = lambda value: round(float(value), 6) if np.isfinite(value) else None
   accuracy = number(outcome.accuracy) if ok else None
   return {
-      **slot._asdict(),
-      "status": "ok" if ok else "non-finite",
-      "accuracy": accuracy,
-      "accuracy_at": {},
-      "zero_shot_accuracy": number(outcome.ncc_accuracy),
-      "gap_before": number(outcome.gap_before),
-      "gap_after": number(outcome.gap_after),
-      "losses": {method: number(outcome.loss)},
-      "class_names": [found.class_names[c] for c in task.classes],
-      "support": _by_class(task.support, task.support_labels),
-      "query": _by_class(task.query, task.query_labels),
+    **slot._asdict(),
+    "status": "ok" if ok else "non-finite",
+    "accuracy": accuracy,
+    "accuracy_at": {},
+    "zero_shot_accuracy": number(outcome.ncc_accuracy),
+    "gap_before": number(outcome.gap_before),
+    "gap_after": number(outcome.gap_after),
+    "losses": {method: number(outcome.loss)},
+    "class_names": [found.class_names[c] for c in task.classes],
+    "support": _by_class(task.support, task.support_labels),
+    "query": _by_class(task.query, task.query_labels),
   }
 
 
@@ -351,8 +391,10 @@ def _by_class(indices: np.ndarray, labels: np.ndarray) -> list[list[int]]:
 
 def _diagnose(config, found: FeatureSet, rule, directory) -> dict[str, Any]:
   """Diagnosis of one domain, with its figure."""
-  drawn = [task_data.sample_task(found.labels, seed=config.seeds[0], number=n, rule=rule)
-           for n in range(config.diagnosis.tasks)]
+  drawn = [
+    task_data.sample_task(found.labels, seed=config.seeds[0], number=n, rule=rule)
+    for n in range(config.diagnosis.tasks)
+  ]
   first, last, count = config.diagnosis.distances
   diagnosis = diagnose(found, drawn, np.linspace(first, last, int(count)))
   file = f"gap_{found.name.replace('/', '-')}.png"
@@ -365,12 +407,12 @@ def _finish(config, directory, ran: int, seconds: float, diagnoses) -> dict[str,
   wanted = {slot.episode for slot in all_slots(config)}
   lines = [line for n, line in sorted(directory.finished.items()) if n in wanted]
   summary = summarize(lines, config.method) | {
-      "episodes_per_second": ran / seconds if seconds and ran else None,
-      "peak_memory_bytes": parallel.peak_memory(),
-      "device": f"{jax.device_count()} × {jax.devices()[0].device_kind}",
-      "platform": jax.default_backend(),
-      "python": platform.python_version(),
-      "versions": {name: version(name) for name in PACKAGES},
+    "episodes_per_second": ran / seconds if seconds and ran else None,
+    "peak_memory_bytes": parallel.peak_memory(),
+    "device": f"{jax.device_count()} × {jax.devices()[0].device_kind}",
+    "platform": jax.default_backend(),
+    "python": platform.python_version(),
+    "versions": {name: version(name) for name in PACKAGES},
   }
   if diagnoses:
     summary["diagnosis"] = diagnoses

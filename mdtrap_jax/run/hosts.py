@@ -19,7 +19,7 @@ from mdtrap_jax.run import results
 
 
 def initialize(
-    coordinator: str | None = None, count: int | None = None, index: int | None = None
+  coordinator: str | None = None, count: int | None = None, index: int | None = None
 ) -> None:
   """Joins the other processes; must come before JAX computes anything.
 
@@ -34,14 +34,16 @@ def initialize(
   """
   given = [value is not None for value in (coordinator, count, index)]
   if any(given) and not all(given):
-    raise ValueError("--coordinator, --num_processes and --process_id belong together: give "
-                     "all three, or none on a TPU pod or under Slurm.")
+    raise ValueError(
+      "--coordinator, --num_processes and --process_id belong together: give "
+      "all three, or none on a TPU pod or under Slurm."
+    )
   jax.distributed.initialize(coordinator, count, index)
 
 
 def share(episodes: Sequence[int]) -> list[int]:
   """The part of the episodes that this process adapts."""
-  return list(episodes)[jax.process_index()::jax.process_count()]
+  return list(episodes)[jax.process_index() :: jax.process_count()]
 
 
 def own_directory(workdir: Path) -> Path:
@@ -74,8 +76,11 @@ def _gather(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
   text = np.frombuffer(json.dumps(lines).encode(), np.uint8)
   sizes = _all_gather(np.array([text.size], np.int32))
   texts = _all_gather(np.pad(text, (0, int(sizes.max()) - text.size)))
-  return [line for row, size in zip(texts, sizes.ravel(), strict=True)
-          for line in json.loads(row[:int(size)].tobytes())]
+  return [
+    line
+    for row, size in zip(texts, sizes.ravel(), strict=True)
+    for line in json.loads(row[: int(size)].tobytes())
+  ]
 
 
 def _all_gather(row: np.ndarray) -> np.ndarray:
@@ -87,6 +92,7 @@ def _all_gather(row: np.ndarray) -> np.ndarray:
   first = {device.process_index: device for device in reversed(jax.devices())}
   mesh = Mesh(np.asarray([first[index] for index in sorted(first)]), ("process",))
   rows = jax.make_array_from_process_local_data(
-      NamedSharding(mesh, PartitionSpec("process")), row[None])
+    NamedSharding(mesh, PartitionSpec("process")), row[None]
+  )
   gather = jax.jit(lambda x: x, out_shardings=NamedSharding(mesh, PartitionSpec()))
   return np.asarray(gather(rows))

@@ -76,7 +76,7 @@ def episode_mesh(devices: Sequence[jax.Device] | None = None, shards: int = 1) -
 
 
 def over_episodes(
-    fn: Callable[..., Any], mesh: Mesh, mapped: tuple[bool, ...], donate: tuple[int, ...] = ()
+  fn: Callable[..., Any], mesh: Mesh, mapped: tuple[bool, ...], donate: tuple[int, ...] = ()
 ) -> Callable[..., Any]:
   """Compiles `fn`, written for one episode, for a batch of them on all devices of `mesh`.
 
@@ -92,14 +92,17 @@ def over_episodes(
 
   # `shard_map` and not sharding propagation: no collective can creep in between episodes.
   def call(*arguments):
-    specs = tuple(episodes if m else sharding.specs(argument)
-                  for m, argument in zip(mapped, arguments, strict=True))
-    return jax.shard_map(
-        batched, mesh=mesh, in_specs=specs, out_specs=episodes, check_vma=False)(*arguments)
+    specs = tuple(
+      episodes if m else sharding.specs(argument)
+      for m, argument in zip(mapped, arguments, strict=True)
+    )
+    return jax.shard_map(batched, mesh=mesh, in_specs=specs, out_specs=episodes, check_vma=False)(
+      *arguments
+    )
 
   return jax.jit(  # unused weights are in the memory too: keep them in its analysis
-      call, donate_argnums=donate, keep_unused=True,
-      compiler_options=compiler_options(mesh.size))
+    call, donate_argnums=donate, keep_unused=True, compiler_options=compiler_options(mesh.size)
+  )
 
 
 @functools.cache
@@ -153,10 +156,13 @@ def make_programs(adaptation: Adaptation, mesh: Mesh) -> Programs:
   prepare, evaluate, run = over_variants(adaptation)
   mapped = (False, True, True, False, False)
   return Programs(
-      prepare=over_episodes(prepare, mesh, (False, True, False)),
-      evaluate=over_episodes(evaluate, mesh, mapped[:3]),
-      run={clean: over_episodes(functools.partial(run, clean=clean), mesh, mapped, donate=(2,))
-           for clean in (False, True)})
+    prepare=over_episodes(prepare, mesh, (False, True, False)),
+    evaluate=over_episodes(evaluate, mesh, mapped[:3]),
+    run={
+      clean: over_episodes(functools.partial(run, clean=clean), mesh, mapped, donate=(2,))
+      for clean in (False, True)
+    },
+  )
 
 
 def over_variants(adaptation: Adaptation):
@@ -176,8 +182,7 @@ def over_variants(adaptation: Adaptation):
 
   def run(params, prepared, state, start, stop, *, clean):
     one = functools.partial(adaptation.run, clean=clean)
-    return jax.vmap(one, in_axes=(None, None, 0, None, None))(
-        params, prepared, state, start, stop)
+    return jax.vmap(one, in_axes=(None, None, 0, None, None))(params, prepared, state, start, stop)
 
   return prepare, evaluate, run
 
@@ -190,9 +195,17 @@ class Placement(NamedTuple):
 
 
 def place(
-    adaptation: Adaptation, params: Any, episode: Episode, weights: Any, *, clean: bool,
-    most: int, shards: int = 1, each: int = 0,
-    devices: Sequence[jax.Device] | None = None, memory: int | None = None,
+  adaptation: Adaptation,
+  params: Any,
+  episode: Episode,
+  weights: Any,
+  *,
+  clean: bool,
+  most: int,
+  shards: int = 1,
+  each: int = 0,
+  devices: Sequence[jax.Device] | None = None,
+  memory: int | None = None,
 ) -> Placement:
   """How many devices should adapt how many episodes at once.
 
@@ -219,13 +232,15 @@ def place(
   """
   devices = list(jax.local_devices() if devices is None else devices)
   if len(devices) % shards:
-    raise ValueError(f"config.weight_shards={shards}: must divide the number of devices of a "
-                     f"process, {len(devices)}.")
+    raise ValueError(
+      f"config.weight_shards={shards}: must divide the number of devices of a "
+      f"process, {len(devices)}."
+    )
   prepared, _ = jax.eval_shape(adaptation.prepare, params, episode)
   cores = devices[0].platform == "cpu" and memory is None
   if cores and prepared.tokens.size >= LARGE:
     devices = devices[:shards]  # one episode keeps all cores busy, in a part of the memory
-  devices = devices[:-(-most // shards) * shards]
+  devices = devices[: -(-most // shards) * shards]
   most = -(-most // len(devices))
   if each:
     return Placement(episode_mesh(devices, shards), min(each, most))
@@ -234,23 +249,32 @@ def place(
   limit = memory_limit(devices[0]) if memory is None else int(MEMORY_SHARE * memory)
   if cores:
     each = max(1, min(most, CPU_ROWS // (rows * prepared.tokens.shape[1])))
-    activations = prepared.tokens.dtype.itemsize * adaptation.model.image.depth * (
-        rows * prepared.tokens.shape[1] * prepared.tokens.shape[2])
+    activations = (
+      prepared.tokens.dtype.itemsize
+      * adaptation.model.image.depth
+      * (rows * prepared.tokens.shape[1] * prepared.tokens.shape[2])
+    )
     own = size_in_bytes(params) + CPU_COPIES * each * activations
     if len(devices) * own <= limit:
       return Placement(episode_mesh(devices, shards), each)  # sure to fit: no need to compile
   one, shared = _bytes_needed(
-      adaptation, adaptation.needed(params, shards), episode, weights, clean,
-      episode_mesh(devices[:shards], shards))
+    adaptation,
+    adaptation.needed(params, shards),
+    episode,
+    weights,
+    clean,
+    episode_mesh(devices[:shards], shards),
+  )
   if cores:  # they share the memory
     one *= shards
   if one > limit:
     raise MemoryError(
-        f"one episode needs {one / 2**30:.2f} GiB and {devices[0]} may use "
-        f"{limit / 2**30:.2f} GiB: set --config.adapt.chunk, or use fewer views or shots, "
-        "a smaller model, bfloat16, or --config.weight_shards.")
+      f"one episode needs {one / 2**30:.2f} GiB and {devices[0]} may use "
+      f"{limit / 2**30:.2f} GiB: set --config.adapt.chunk, or use fewer views or shots, "
+      "a smaller model, bfloat16, or --config.weight_shards."
+    )
   if cores:
-    each, devices = 1, devices[:limit // one * shards]
+    each, devices = 1, devices[: limit // one * shards]
   else:
     each = max(1, min(most, 1 + (limit - one) // max(one - shared, 1)))
   return Placement(episode_mesh(devices, shards), each)
@@ -261,29 +285,36 @@ def _bytes_needed(adaptation, params, episode, weights, clean, mesh: Mesh) -> tu
 
   Both are by the compiler's analysis, of the programs for a batch of one episode a device.
   """
+
   def laid_out(tree, spec):
     layout = NamedSharding(mesh, spec)
-    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(
-        leaf.shape, leaf.dtype, sharding=layout), tree)
+    return jax.tree.map(
+      lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=layout), tree
+    )
 
   batches = PartitionSpec(mesh.axis_names)
   params = jax.tree.map(lambda spec, leaf: laid_out(leaf, spec), sharding.specs(params), params)
-  episodes = laid_out(jax.tree.map(
-      lambda leaf: jax.ShapeDtypeStruct((mesh.size, *leaf.shape), leaf.dtype), episode), batches)
+  episodes = laid_out(
+    jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((mesh.size, *leaf.shape), leaf.dtype), episode),
+    batches,
+  )
   programs = make_programs(adaptation, mesh)
-  prepared, state = laid_out(
-      jax.eval_shape(programs.prepare, params, episodes, weights), batches)
+  prepared, state = laid_out(jax.eval_shape(programs.prepare, params, episodes, weights), batches)
   step = jax.ShapeDtypeStruct((), jnp.int32)
   lowered = (
-      programs.prepare.lower(params, episodes, weights),
-      programs.evaluate.lower(params, prepared, state),
-      programs.run[clean].lower(params, prepared, state, step, step))
+    programs.prepare.lower(params, episodes, weights),
+    programs.evaluate.lower(params, prepared, state),
+    programs.run[clean].lower(params, prepared, state, step, step),
+  )
   analyses = [program.compile().memory_analysis() for program in lowered]
   shard = lambda leaf: math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
   return max(
-      memory.argument_size_in_bytes + memory.output_size_in_bytes
-      + memory.temp_size_in_bytes - memory.alias_size_in_bytes
-      for memory in analyses), sum(map(shard, jax.tree.leaves(params)))
+    memory.argument_size_in_bytes
+    + memory.output_size_in_bytes
+    + memory.temp_size_in_bytes
+    - memory.alias_size_in_bytes
+    for memory in analyses
+  ), sum(map(shard, jax.tree.leaves(params)))
 
 
 def size_in_bytes(tree: Any) -> int:

@@ -31,10 +31,8 @@ class EventFile:
 
   def write(self, scalars: Mapping[str, float], step: int) -> None:
     """Writes the finite ones of `scalars` at a step; a full disk raises `OSError`."""
-    values = [scalar(tag, value).value[0]
-              for tag, value in scalars.items() if np.isfinite(value)]
-    self._writer.write_event(
-        Event(wall_time=time.time(), step=step, summary=Summary(value=values)))
+    values = [scalar(tag, value).value[0] for tag, value in scalars.items() if np.isfinite(value)]
+    self._writer.write_event(Event(wall_time=time.time(), step=step, summary=Summary(value=values)))
     self._writer.flush()
 
   def close(self) -> None:
@@ -59,9 +57,14 @@ class Progress:
     total = max(len(d.finished) for d in directories.values())
     total = max(total, self._done() + todo)
     self._bar = tqdm(
-        total=total, initial=total - todo, unit="episode", dynamic_ncols=True, smoothing=0.05,
-        disable=jax.process_index() != 0,
-        bar_format="{percentage:3.0f}%|{bar:20}| {desc} [{elapsed}<{remaining}]")
+      total=total,
+      initial=total - todo,
+      unit="episode",
+      dynamic_ncols=True,
+      smoothing=0.05,
+      disable=jax.process_index() != 0,
+      bar_format="{percentage:3.0f}%|{bar:20}| {desc} [{elapsed}<{remaining}]",
+    )
     self._started = time.monotonic()
     self._describe()
 
@@ -91,9 +94,12 @@ class Progress:
     self._bar.n = round(self._bar.n)
     for p, (name, directory) in enumerate(self._directories.items()):
       accuracy = results.accuracy_of(directory.finished.values())
-      scalars = {"accuracy/mean": accuracy.mean, "accuracy/ci95": accuracy.ci95,
-                 "episodes_per_second": self._rate(),
-                 "peak_memory_bytes": parallel.peak_memory()}
+      scalars = {
+        "accuracy/mean": accuracy.mean,
+        "accuracy/ci95": accuracy.ci95,
+        "episodes_per_second": self._rate(),
+        "peak_memory_bytes": parallel.peak_memory(),
+      }
       for term, state in outcome.terms.items():
         for kind in ("value", "norm", "cosine"):
           scalars[f"{term}/{kind}"] = float(np.mean(getattr(state, kind)[:rows, p]))
@@ -114,8 +120,10 @@ class Progress:
         parts.append(f"{name or 'accuracy'} {accuracy}")
     if self._moved:
       parts.append(f"{self._rate():.3g} episodes/s, {parallel.peak_memory() / 2**30:.1f} GiB")
-    failed = max(sum(line["status"] != "ok" for line in directory.finished.values())
-                 for directory in self._directories.values())
+    failed = max(
+      sum(line["status"] != "ok" for line in directory.finished.values())
+      for directory in self._directories.values()
+    )
     if failed:
       parts.append(f"{failed} failed")
     self._bar.set_description_str(", ".join(parts))

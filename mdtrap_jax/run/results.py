@@ -42,7 +42,8 @@ def mean_and_ci(values: Sequence[float]) -> Accuracy:
   if not len(values):
     return Accuracy(math.nan, math.nan, 0)
   return Accuracy(
-      float(values.mean()), float(1.96 * values.std() / math.sqrt(len(values))), len(values))
+    float(values.mean()), float(1.96 * values.std() / math.sqrt(len(values))), len(values)
+  )
 
 
 def accuracy_of(lines: Iterable[dict[str, Any]]) -> Accuracy:
@@ -53,8 +54,9 @@ def accuracy_of(lines: Iterable[dict[str, Any]]) -> Accuracy:
 class WorkDirectory:
   """The files of one run; holds a lock so that two runs cannot write to them at once."""
 
-  def __init__(self, path: str | Path, config: ml_collections.ConfigDict,
-               source: dict[str, Any] | None = None):
+  def __init__(
+    self, path: str | Path, config: ml_collections.ConfigDict, source: dict[str, Any] | None = None
+  ):
     """Claims `path` for a resolved config, new or to be resumed.
 
     Args:
@@ -74,7 +76,7 @@ class WorkDirectory:
     except OSError as error:
       self._lock.close()
       raise OSError(
-          f"{self.path} is in use by another run: wait for it or give another --workdir."
+        f"{self.path} is in use by another run: wait for it or give another --workdir."
       ) from error
     try:
       self.finished = {line["episode"]: line for line in self._repair()}
@@ -131,14 +133,17 @@ class WorkDirectory:
     """Writes `config.json`; refuses where finished episodes are of something else."""
     path = self.path / "config.json"
     if self.finished and not path.exists():
-      raise ValueError(f"{self.path} has episodes.jsonl but no config.json, so it cannot be "
-                       "told what made them: give another --workdir.")
+      raise ValueError(
+        f"{self.path} has episodes.jsonl but no config.json, so it cannot be "
+        "told what made them: give another --workdir."
+      )
     if self.finished:
       there = json.loads(path.read_text(encoding="utf-8"))
       if changed := settings.differences(config, there):
         raise settings.ConfigMismatchError(
-            f"{self.path} holds a run of another config or other data ({'; '.join(changed)}): "
-            "give another --workdir, or the same config and data to resume it.")
+          f"{self.path} holds a run of another config or other data ({'; '.join(changed)}): "
+          "give another --workdir, or the same config and data to resume it."
+        )
     self.write_json("config.json", config)
     self.config = config
 
@@ -147,8 +152,9 @@ class WorkDirectory:
     path = self.path / "episodes.jsonl"
     lines, good = _read_lines(path)
     if path.exists() and good < path.stat().st_size:
-      logging.warning("%s ended in a half-written line (a killed run): dropped, its episode "
-                      "runs again.", path)
+      logging.warning(
+        "%s ended in a half-written line (a killed run): dropped, its episode runs again.", path
+      )
       os.truncate(path, good)
     return lines
 
@@ -174,12 +180,14 @@ def check_same_run(ours: Path, theirs: Path) -> None:
   Raises:
     settings.ConfigMismatchError: says what differs.
   """
-  configs = [json.loads((path / "config.json").read_text(encoding="utf-8"))
-             for path in (ours, theirs)]
+  configs = [
+    json.loads((path / "config.json").read_text(encoding="utf-8")) for path in (ours, theirs)
+  ]
   if changed := settings.differences(*configs):
     raise settings.ConfigMismatchError(
-        f"{theirs} holds a run of another config or other data ({'; '.join(changed)}): give "
-        "another --workdir.")
+      f"{theirs} holds a run of another config or other data ({'; '.join(changed)}): give "
+      "another --workdir."
+    )
 
 
 def _read_lines(path: Path) -> tuple[list[dict[str, Any]], int]:
@@ -195,8 +203,10 @@ def _read_lines(path: Path) -> tuple[list[dict[str, Any]], int]:
         lines.append(json.loads(raw))
       except ValueError as error:
         if file.read(1):  # damage in the middle is not what a kill leaves
-          raise ValueError(f"{path}, line {number}, is damaged ({error}): remove the line to "
-                           "run its episode again.") from error
+          raise ValueError(
+            f"{path}, line {number}, is damaged ({error}): remove the line to "
+            "run its episode again."
+          ) from error
         break
       good += len(raw)
   return lines, good
@@ -204,8 +214,11 @@ def _read_lines(path: Path) -> tuple[list[dict[str, Any]], int]:
 
 def _explain(error: OSError, path: Path) -> OSError:
   if error.errno == errno.ENOSPC:
-    return OSError(errno.ENOSPC, f"the disk is full; {path} keeps what was finished. Free some "
-                   "space and run the same command again to go on")
+    return OSError(
+      errno.ENOSPC,
+      f"the disk is full; {path} keeps what was finished. Free some "
+      "space and run the same command again to go on",
+    )
   return error
 
 
@@ -222,33 +235,38 @@ def summarize(lines: Iterable[dict[str, Any]]) -> dict[str, Any]:
   marks = fine[0]["accuracy_at"] if fine else {}
   none = lambda value: None if math.isnan(value) else value
   return {
-      "episodes": len(lines),
-      "failed": len(lines) - len(fine),
-      "accuracy_mean": none(accuracy.mean),
-      "accuracy_ci95": none(accuracy.ci95),
-      "zero_shot_mean": none(zero_shot.mean),
-      "zero_shot_ci95": none(zero_shot.ci95),
-      "gain_mean": none(gain.mean),
-      "gain_ci95": none(gain.ci95),
-      "accuracy_at": {mark: float(np.mean([line["accuracy_at"][mark] for line in fine]))
-                      for mark in marks},
+    "episodes": len(lines),
+    "failed": len(lines) - len(fine),
+    "accuracy_mean": none(accuracy.mean),
+    "accuracy_ci95": none(accuracy.ci95),
+    "zero_shot_mean": none(zero_shot.mean),
+    "zero_shot_ci95": none(zero_shot.ci95),
+    "gain_mean": none(gain.mean),
+    "gain_ci95": none(gain.ci95),
+    "accuracy_at": {
+      mark: float(np.mean([line["accuracy_at"][mark] for line in fine])) for mark in marks
+    },
   }
 
 
 def format_summary(summary: dict[str, Any]) -> str:
   """A summary as the small table that a run ends with."""
   percent = lambda name: (
-      "        –" if summary[f"{name}_mean"] is None else
-      f"{100 * summary[f'{name}_mean']:6.2f} ± {100 * summary[f'{name}_ci95']:.2f}")
+    "        –"
+    if summary[f"{name}_mean"] is None
+    else f"{100 * summary[f'{name}_mean']:6.2f} ± {100 * summary[f'{name}_ci95']:.2f}"
+  )
   rows = [
-      ("episodes", f"{summary['episodes']:6d}"),
-      ("failed", f"{summary['failed']:6d}"),
-      ("zero-shot accuracy (%)", percent("zero_shot")),
-      ("adapted accuracy (%)", percent("accuracy")),
-      ("paired gain (points)", percent("gain")),
+    ("episodes", f"{summary['episodes']:6d}"),
+    ("failed", f"{summary['failed']:6d}"),
+    ("zero-shot accuracy (%)", percent("zero_shot")),
+    ("adapted accuracy (%)", percent("accuracy")),
+    ("paired gain (points)", percent("gain")),
   ]
-  rows += [(f"  after {mark} steps (%)", f"{100 * value:6.2f}")
-           for mark, value in summary["accuracy_at"].items()]
+  rows += [
+    (f"  after {mark} steps (%)", f"{100 * value:6.2f}")
+    for mark, value in summary["accuracy_at"].items()
+  ]
   if summary.get("episodes_per_second"):
     rows.append(("episodes per second", f"{summary['episodes_per_second']:9.2f}"))
   width = max(len(name) for name, _ in rows)
@@ -257,4 +275,5 @@ def format_summary(summary: dict[str, Any]) -> str:
 
 if __name__ == "__main__":
   from mdtrap_jax.report import comparison
+
   raise SystemExit(comparison.main())

@@ -26,10 +26,16 @@ class Outcome(NamedTuple):
 
 
 def adapt_batch(
-    programs: Programs, params: Any, prepared: Any, state: AdaptState,
-    phases: Sequence[chain.Phase], marks: Sequence[int], *, start: int = 0,
-    evaluations: dict[int, Evaluation] | None = None,
-    after: Callable[[int, int, AdaptState, dict[int, Evaluation]], None],
+  programs: Programs,
+  params: Any,
+  prepared: Any,
+  state: AdaptState,
+  phases: Sequence[chain.Phase],
+  marks: Sequence[int],
+  *,
+  start: int = 0,
+  evaluations: dict[int, Evaluation] | None = None,
+  after: Callable[[int, int, AdaptState, dict[int, Evaluation]], None],
 ) -> Outcome:
   """Takes a batch through its remaining steps.
 
@@ -61,6 +67,7 @@ def adapt_batch(
       if step in marks:
         evaluations[step] = jax.device_get(programs.evaluate(params, prepared, state))
       after(step, done, state, evaluations)
-  terms = {name: term._replace(memory=())
-           for name, term in chain.term_states(state.opt_state).items()}
+  terms = {
+    name: term._replace(memory=()) for name, term in chain.term_states(state.opt_state).items()
+  }
   return Outcome(evaluations, *jax.device_get((terms, state.status)))

@@ -45,9 +45,12 @@ class Snapshot(NamedTuple):
     """
     structure = jax.tree.structure(like)
     if [leaf.shape[1:] for leaf in self.leaves] != [
-        leaf.shape[1:] for leaf in jax.tree.leaves(like)]:
-      raise ValueError("The snapshot in the work directory was made by another version of "
-                       "mdtrap_jax: remove the directory `snapshots` in it.")
+      leaf.shape[1:] for leaf in jax.tree.leaves(like)
+    ]:
+      raise ValueError(
+        "The snapshot in the work directory was made by another version of "
+        "mdtrap_jax: remove the directory `snapshots` in it."
+      )
     rows = [self.episodes.index(int(episode)) for episode in episodes]
     rows = np.array(rows + rows[-1:] * (size - len(rows)))
     state = jax.tree.unflatten(structure, [leaf[rows] for leaf in self.leaves])
@@ -77,19 +80,25 @@ class SnapshotDirectory:
     """
     for number in sorted(self._numbers(), reverse=True):
       try:
-        read = self._open().restore(number, args=ocp.args.Composite(
-            arrays=ocp.args.StandardRestore(), about=ocp.args.JsonRestore()))
+        read = self._open().restore(
+          number,
+          args=ocp.args.Composite(arrays=ocp.args.StandardRestore(), about=ocp.args.JsonRestore()),
+        )
         about, arrays = read["about"], read["arrays"]
         self._check(about["config"])
         leaves = [arrays["state"][str(i)] for i in range(len(arrays["state"]))]
         evaluations = {
-            int(step): Evaluation(**value) for step, value in arrays["evaluations"].items()}
+          int(step): Evaluation(**value) for step, value in arrays["evaluations"].items()
+        }
         return Snapshot(tuple(about["episodes"]), about["step"], leaves, evaluations)
       except settings.ConfigMismatchError:
         raise
       except (ValueError, OSError, KeyError, TypeError) as error:  # damaged, in some way
-        logging.warning("the snapshot %s cannot be read (%s): its episodes start again.",
-                        self._path / str(number), str(error).splitlines()[0])
+        logging.warning(
+          "the snapshot %s cannot be read (%s): its episodes start again.",
+          self._path / str(number),
+          str(error).splitlines()[0],
+        )
     return None
 
   def begin(self) -> None:
@@ -108,13 +117,14 @@ class SnapshotDirectory:
     """
     before = time.monotonic()
     arrays = {
-        "state": {str(i): np.asarray(leaf) for i, leaf in enumerate(snapshot.leaves)},
-        "evaluations": {str(step): value._asdict()
-                        for step, value in snapshot.evaluations.items()}}
-    about = {"config": self._config, "episodes": list(snapshot.episodes),
-             "step": snapshot.step}
-    self._open().save(max(self._numbers(), default=-1) + 1, args=ocp.args.Composite(
-        arrays=ocp.args.StandardSave(arrays), about=ocp.args.JsonSave(about)))
+      "state": {str(i): np.asarray(leaf) for i, leaf in enumerate(snapshot.leaves)},
+      "evaluations": {str(step): value._asdict() for step, value in snapshot.evaluations.items()},
+    }
+    about = {"config": self._config, "episodes": list(snapshot.episodes), "step": snapshot.step}
+    self._open().save(
+      max(self._numbers(), default=-1) + 1,
+      args=ocp.args.Composite(arrays=ocp.args.StandardSave(arrays), about=ocp.args.JsonSave(about)),
+    )
     self._last = time.monotonic()
     self._seconds = self._last - before
 
@@ -140,22 +150,30 @@ class SnapshotDirectory:
       self._path.mkdir(parents=True, exist_ok=True)
       process = jax.process_index()
       self._manager = ocp.CheckpointManager(
-          self._path,
-          options=ocp.CheckpointManagerOptions(
-              max_to_keep=1, create=False, enable_async_checkpointing=False,
-              multiprocessing_options=ocp.options.MultiprocessingOptions(
-                  primary_host=process, active_processes={process},
-                  barrier_sync_key_prefix=f"snapshots{process}")))
+        self._path,
+        options=ocp.CheckpointManagerOptions(
+          max_to_keep=1,
+          create=False,
+          enable_async_checkpointing=False,
+          multiprocessing_options=ocp.options.MultiprocessingOptions(
+            primary_host=process,
+            active_processes={process},
+            barrier_sync_key_prefix=f"snapshots{process}",
+          ),
+        ),
+      )
     return self._manager
 
   def _check(self, there: dict[str, Any]) -> None:
     here = self._config
     changed = [f"variants: {sorted(there)} there, {sorted(here)} here"] * (
-        here.keys() != there.keys())
+      here.keys() != there.keys()
+    )
     for name in here.keys() & there.keys():
       changed += settings.differences(here[name], there[name])
     if changed:
       raise settings.ConfigMismatchError(
-          f"{self._path} holds unfinished episodes of another config or other data "
-          f"({'; '.join(changed)}): give another --workdir, the same config and data to go "
-          "on, or remove that directory.")
+        f"{self._path} holds unfinished episodes of another config or other data "
+        f"({'; '.join(changed)}): give another --workdir, the same config and data to go "
+        "on, or remove that directory."
+      )

@@ -34,10 +34,12 @@ class DigitsSource:
     self.labels = data.target.astype(np.int32)
     self.identity = f"sklearn.load_digits/bilinear-{render.SIZE}"
     gray = np.round(data.images * (255 / 16)).astype(np.uint8)
-    self._images = np.stack([
-      np.asarray(Image.fromarray(digit).resize((render.SIZE,) * 2, Image.Resampling.BILINEAR))
-      for digit in gray
-    ])
+    self._images = np.stack(
+      [
+        np.asarray(Image.fromarray(digit).resize((render.SIZE,) * 2, Image.Resampling.BILINEAR))
+        for digit in gray
+      ]
+    )
 
   def __len__(self) -> int:
     return len(self.labels)

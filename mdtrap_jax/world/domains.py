@@ -242,9 +242,7 @@ def check(domain: str, severity: float) -> None:
     raise ValueError(f"{severity=} must be between 0 (source look) and 1.")
 
 
-def render_batch(
-  batch: scenes.Scene, domain: str = "source", severity: float = 0.0
-) -> jax.Array:
+def render_batch(batch: scenes.Scene, domain: str = "source", severity: float = 0.0) -> jax.Array:
   """Renders scenes in a domain.
 
   Args:

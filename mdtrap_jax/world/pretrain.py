@@ -69,7 +69,7 @@ def caption_facts(ids: jax.Array) -> jax.Array:
 
 
 def contrastive_loss(
-    image: jax.Array, text: jax.Array, facts: jax.Array, scale: jax.Array
+  image: jax.Array, text: jax.Array, facts: jax.Array, scale: jax.Array
 ) -> Metrics:
   """CLIP's symmetric cross-entropy, without the negatives that are none.
 
@@ -91,14 +91,14 @@ def contrastive_loss(
   logits = jnp.where(true_of & ~own, -jnp.inf, logits)
   labels = jnp.arange(len(logits))
   both = [
-      optax.softmax_cross_entropy_with_integer_labels(part, labels)
-      for part in (logits, logits.T)]
+    optax.softmax_cross_entropy_with_integer_labels(part, labels) for part in (logits, logits.T)
+  ]
   best = [jnp.argmax(part, axis=1) == labels for part in (logits, logits.T)]
   return Metrics(jnp.mean(jnp.stack(both)), jnp.mean(jnp.stack(best)))
 
 
 def encode(
-    model: VisionLanguageModel, params: Params, images: jax.Array, ids: jax.Array
+  model: VisionLanguageModel, params: Params, images: jax.Array, ids: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
   """Unit-norm embeddings `[B, D]` of uint8 images and of word ids.
 
@@ -108,8 +108,7 @@ def encode(
 
   def blocks(encoder, config, tokens):
     for block in range(config.depth):
-      tokens = run_blocks(
-          encoder["blocks"], tokens, config.block, start=block, stop=block + 1)
+      tokens = run_blocks(encoder["blocks"], tokens, config.block, start=block, stop=block + 1)
     return tokens
 
   images = normalize(images, model.image_mean, model.image_std)
@@ -126,17 +125,19 @@ def encode(
 def make_optimizer(config: ml_collections.ConfigDict) -> optax.GradientTransformation:
   """AdamW with clipped gradients, warm-up and cosine; only matrices decay."""
   schedule = optax.warmup_cosine_decay_schedule(
-      0.0, config.learning_rate, config.warmup_steps, config.steps)
+    0.0, config.learning_rate, config.warmup_steps, config.steps
+  )
   is_matrix = functools.partial(
-      jax.tree_util.tree_map_with_path, lambda path, _: path[-1].key == "kernel")
+    jax.tree_util.tree_map_with_path, lambda path, _: path[-1].key == "kernel"
+  )
   return optax.chain(
-      optax.clip_by_global_norm(config.clip_norm),
-      optax.adamw(
-          schedule, config.b1, config.b2, weight_decay=config.weight_decay, mask=is_matrix))
+    optax.clip_by_global_norm(config.clip_norm),
+    optax.adamw(schedule, config.b1, config.b2, weight_decay=config.weight_decay, mask=is_matrix),
+  )
 
 
 def init_state(
-    model: VisionLanguageModel, tx: optax.GradientTransformation, seed: int
+  model: VisionLanguageModel, tx: optax.GradientTransformation, seed: int
 ) -> TrainState:
   """The state before the first step."""
 
@@ -151,8 +152,9 @@ def init_state(
 
 
 def make_segment(
-    model: VisionLanguageModel, tx: optax.GradientTransformation,
-    config: ml_collections.ConfigDict,
+  model: VisionLanguageModel,
+  tx: optax.GradientTransformation,
+  config: ml_collections.ConfigDict,
 ):
   """The compiled program of `config.segment` steps, rendering included.
 
@@ -196,12 +198,13 @@ def check(config: ml_collections.ConfigDict) -> None:
   for field in ("steps", "evaluate_every", "checkpoint_every"):
     if config[field] % config.segment:
       raise ValueError(
-          f"config.{field}={config[field]} must be a multiple of config.segment="
-          f"{config.segment}, the steps of one compiled call.")
+        f"config.{field}={config[field]} must be a multiple of config.segment="
+        f"{config.segment}, the steps of one compiled call."
+      )
   if config.warmup_steps >= config.steps:
     raise ValueError(
-        f"config.warmup_steps={config.warmup_steps} must be below config.steps="
-        f"{config.steps}.")
+      f"config.warmup_steps={config.warmup_steps} must be below config.steps={config.steps}."
+    )
 
 
 def run(config: ml_collections.ConfigDict, workdir: str | Path) -> dict[str, Any]:
@@ -227,15 +230,23 @@ def run(config: ml_collections.ConfigDict, workdir: str | Path) -> dict[str, Any
   with ocp.CheckpointManager(workdir / "checkpoints", options=options) as manager:
     history: list[dict[str, float]] = []
     if (last := manager.latest_step()) is not None:
-      restored = manager.restore(last, args=ocp.args.Composite(
-          state=ocp.args.StandardRestore(state), history=ocp.args.JsonRestore()))
+      restored = manager.restore(
+        last,
+        args=ocp.args.Composite(
+          state=ocp.args.StandardRestore(state), history=ocp.args.JsonRestore()
+        ),
+      )
       state, history = restored["state"], restored["history"]
     state = _train(config, model, tx, state, history, manager)
   checkpoints.save(workdir / "model", model, state.params, dtype=jnp.float16)
   metrics = {
-      "steps": config.steps, "images": config.steps * config.batch_size,
-      "seconds": sum(line["seconds"] for line in history), "jax": jax.__version__,
-      "device": jax.devices()[0].device_kind, "history": history}
+    "steps": config.steps,
+    "images": config.steps * config.batch_size,
+    "seconds": sum(line["seconds"] for line in history),
+    "jax": jax.__version__,
+    "device": jax.devices()[0].device_kind,
+    "history": history,
+  }
   (workdir / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")
   return metrics
 
@@ -246,34 +257,51 @@ def _train(config, model, tx, state, history, manager) -> TrainState:
   held_out = WorldSource("source", images_per_class=4)
   done = int(state.step)
   bar = tqdm(
-      total=config.steps, initial=done, unit="step", dynamic_ncols=True, smoothing=0.1,
-      bar_format="{percentage:3.0f}%|{bar}| {desc} [{elapsed}<{remaining}]")
+    total=config.steps,
+    initial=done,
+    unit="step",
+    dynamic_ncols=True,
+    smoothing=0.1,
+    bar_format="{percentage:3.0f}%|{bar}| {desc} [{elapsed}<{remaining}]",
+  )
   with bar:
     while done < config.steps:
       started = time.monotonic()
       state, metrics = jax.block_until_ready(segment(state))
       seconds = time.monotonic() - started
       done += config.segment
-      line = {"step": done, "loss": float(metrics.loss),
-              "accuracy": float(metrics.accuracy), "seconds": seconds}
+      line = {
+        "step": done,
+        "loss": float(metrics.loss),
+        "accuracy": float(metrics.accuracy),
+        "seconds": seconds,
+      }
       if done % config.evaluate_every == 0 or done == config.steps:
         accuracy = zero_shot.evaluate(
-            model, state.params, held_out, episodes=config.evaluate_episodes, queries=3)
+          model, state.params, held_out, episodes=config.evaluate_episodes, queries=3
+        )
         line["zero_shot"] = accuracy.mean
         bar.write(f"step {done}: loss {line['loss']:.3f}, zero-shot {accuracy}")
       history.append(line)
       rate = config.segment * config.batch_size / seconds
       bar.set_description_str(
-          f"step {done}/{config.steps}, loss {line['loss']:.3f}, "
-          f"accuracy {line['accuracy']:.1%}, {rate:.0f} images/s", refresh=False)
+        f"step {done}/{config.steps}, loss {line['loss']:.3f}, "
+        f"accuracy {line['accuracy']:.1%}, {rate:.0f} images/s",
+        refresh=False,
+      )
       bar.update(config.segment)
       if not np.isfinite(line["loss"]):
         raise ValueError(
-            f"The loss is {line['loss']} at step {done}; lower config.learning_rate="
-            f"{config.learning_rate} and start in another directory.")
+          f"The loss is {line['loss']} at step {done}; lower config.learning_rate="
+          f"{config.learning_rate} and start in another directory."
+        )
       if done % config.checkpoint_every == 0 or done == config.steps:
-        manager.save(done, args=ocp.args.Composite(
-            state=ocp.args.StandardSave(state), history=ocp.args.JsonSave(history)))
+        manager.save(
+          done,
+          args=ocp.args.Composite(
+            state=ocp.args.StandardSave(state), history=ocp.args.JsonSave(history)
+          ),
+        )
   return state
 
 
@@ -283,26 +311,26 @@ def _claim(path: Path, config: ml_collections.ConfigDict) -> None:
   if not path.exists():
     path.write_text(json.dumps(ours, indent=2) + "\n")
   elif (theirs := json.loads(path.read_text())) != ours:
-    fields = sorted(
-        key for key in ours.keys() | theirs.keys() if ours.get(key) != theirs.get(key))
+    fields = sorted(key for key in ours.keys() | theirs.keys() if ours.get(key) != theirs.get(key))
     raise ValueError(
-        f"{path.parent} holds a run of another config, which differs in {', '.join(fields)}: "
-        "give another --workdir.")
+      f"{path.parent} holds a run of another config, which differs in {', '.join(fields)}: "
+      "give another --workdir."
+    )
 
 
 def main(argv: list[str]) -> None:
   """Runs the command line."""
   if len(argv) > 1:
-    raise app.UsageError(
-        f"unexpected argument {argv[1]!r}: fields are set as --config.NAME=….")
+    raise app.UsageError(f"unexpected argument {argv[1]!r}: fields are set as --config.NAME=….")
   logging.set_verbosity(logging.WARNING)
   try:
     metrics = run(flags.FLAGS.config, flags.FLAGS.workdir)
   except (ValueError, OSError) as error:
     sys.exit(f"error: {error}")
   accuracy = metrics["history"][-1]["zero_shot"]
-  print(f"zero-shot accuracy on held-out source scenes {accuracy:.1%}; written to "
-        f"{flags.FLAGS.workdir}")
+  print(
+    f"zero-shot accuracy on held-out source scenes {accuracy:.1%}; written to {flags.FLAGS.workdir}"
+  )
 
 
 if __name__ == "__main__":

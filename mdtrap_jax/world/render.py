@@ -20,6 +20,7 @@ SIZE = 48  # Side of an image in pixels.
 HALF = SIZE / 2  # Pixels in a unit length.
 _GROUND_TILE = 2.7  # Length of a background tile, a little more than an image width.
 
+
 class Points(NamedTuple):
   """A point for each pixel; x is to the right and y down."""
 

@@ -121,9 +121,7 @@ def named(**names: str) -> Attributes:
   Raises:
     ValueError: If a word is not one of the attribute's names.
   """
-  tables = dict(
-    shape=SHAPES, texture=TEXTURES, color=COLORS, background=BACKGROUNDS, size=SIZES
-  )
+  tables = dict(shape=SHAPES, texture=TEXTURES, color=COLORS, background=BACKGROUNDS, size=SIZES)
   for field, word in names.items():
     if field not in tables:
       raise ValueError(f"{field=} is not an attribute; choose from {sorted(tables)}.")
@@ -198,9 +196,7 @@ def sample_scene(key: jax.Array, wanted: Attributes = ANY) -> Scene:
   azimuth, strength = between(0.0, 2 * np.pi), between(0.0, 0.25)
   light = strength * jnp.stack([jnp.cos(azimuth), jnp.sin(azimuth)])
   quarter = jnp.where(next(draws) < 0.5, 0.0, np.pi / 2)
-  upright = (background == BACKGROUNDS.index("brick")) | (
-    background == BACKGROUNDS.index("grassy")
-  )
+  upright = (background == BACKGROUNDS.index("brick")) | (background == BACKGROUNDS.index("grassy"))
   u = jax.random.uniform(jax.random.fold_in(key, 2), (SPECKS, 8))
   low_end = jnp.array([-0.95, -0.95, -0.12, -0.12, 0.02])
   high_end = jnp.array([0.95, 0.95, 0.12, 0.12, 0.07])

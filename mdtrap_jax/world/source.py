@@ -142,9 +142,7 @@ class WorldSource:
       if number not in self._blocks:
         rows = np.minimum(np.arange(BLOCK) + number * BLOCK, len(self) - 1)
         wanted = jax.tree.map(lambda leaf: leaf[rows], self._wanted)
-        batch = _scenes_of(
-          self.seed, _EVALUATION, wanted, self.labels[rows], self._copies[rows]
-        )
+        batch = _scenes_of(self.seed, _EVALUATION, wanted, self.labels[rows], self._copies[rows])
         images = np.asarray(domains.render_batch(batch, self.domain, self.severity))
         self._blocks[number] = images, jax.tree.map(np.asarray, batch.attributes)
       return self._blocks[number]

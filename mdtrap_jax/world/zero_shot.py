@@ -29,8 +29,7 @@ BATCH = 256  # images encoded at once
 @functools.partial(jax.jit, static_argnames="model")
 def _encode_image(model, params, images):
   """Unit-norm embeddings `[B, D]` of uint8 images."""
-  embeddings = model.encode_image(
-      params, normalize(images, model.image_mean, model.image_std))
+  embeddings = model.encode_image(params, normalize(images, model.image_mean, model.image_std))
   return embeddings / jnp.linalg.norm(embeddings, axis=-1, keepdims=True)
 
 
@@ -41,35 +40,36 @@ def _encode_text(model, params, ids):
 
 
 def cosines(
-    model: VisionLanguageModel, params: Params, source: Source,
-    template: str = DEFAULT_TEMPLATE,
+  model: VisionLanguageModel,
+  params: Params,
+  source: Source,
+  template: str = DEFAULT_TEMPLATE,
 ) -> np.ndarray:
   """Cosine of every image of a source with the prompt of every class.
 
   Returns:
     `[n, classes] float32`.
   """
-  text = _encode_text(
-      model, params, model.tokenize(make_prompts(source.class_names, template)))
+  text = _encode_text(model, params, model.tokenize(make_prompts(source.class_names, template)))
   rows = []
   for start in range(0, len(source), BATCH):
     # The last batch is filled up with its last image, so that one program serves all.
     index = np.minimum(np.arange(start, start + BATCH), len(source) - 1)
     images = np.stack([source.image(i) for i in index])
     rows.append(np.asarray(_encode_image(model, params, images) @ text.T))
-  return np.concatenate(rows)[:len(source)]
+  return np.concatenate(rows)[: len(source)]
 
 
 def evaluate(
-    model: VisionLanguageModel,
-    params: Params,
-    source: Source,
-    *,
-    episodes: int = 300,
-    ways: int = 5,
-    queries: int = 15,
-    seed: int = 0,
-    template: str = DEFAULT_TEMPLATE,
+  model: VisionLanguageModel,
+  params: Params,
+  source: Source,
+  *,
+  episodes: int = 300,
+  ways: int = 5,
+  queries: int = 15,
+  seed: int = 0,
+  template: str = DEFAULT_TEMPLATE,
 ) -> results.Accuracy:
   """Episodic zero-shot accuracy: each query goes to the prompt of the largest cosine.
 
@@ -90,14 +90,15 @@ def evaluate(
   accuracies = []
   for number in range(episodes):
     episode = sample_episode(
-        source.labels, seed=seed, episode=number, ways=ways, shots=1, queries=queries)
+      source.labels, seed=seed, episode=number, ways=ways, shots=1, queries=queries
+    )
     scores = table[episode.query][..., episode.classes]  # [C, Q, C]
     accuracies.append(np.mean(np.argmax(scores, axis=-1) == np.arange(ways)[:, None]))
   return results.mean_and_ci(accuracies)
 
 
 def world_sources(
-    severities: Sequence[float] = SEVERITIES, images_per_class: int = 16
+  severities: Sequence[float] = SEVERITIES, images_per_class: int = 16
 ) -> Iterator[Source]:
   """The held-out source, every target at every severity, and the handwritten digits."""
   yield WorldSource("source", images_per_class=images_per_class)
@@ -111,8 +112,9 @@ def world_sources(
 def main(arguments: list[str] | None = None) -> int:
   """Prints the table of one model."""
   parser = argparse.ArgumentParser(
-      prog="python -m mdtrap_jax.world.zero_shot",
-      description="5-way zero-shot accuracy on the generated world and the digits.")
+    prog="python -m mdtrap_jax.world.zero_shot",
+    description="5-way zero-shot accuracy on the generated world and the digits.",
+  )
   parser.add_argument("--model", default="miniature", help="named size, folder or hub name")
   parser.add_argument("--episodes", type=int, default=300)
   parser.add_argument("--json", type=Path, help="write the table here too")

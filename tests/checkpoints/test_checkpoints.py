@@ -108,8 +108,9 @@ def test_wrong_family(folder):
 
 
 def test_another_kind_of_model(tmp_path):
-  save_file({f"h.{i}.mlp.weight": np.zeros(2, np.float32) for i in range(9)},
-            tmp_path / "model.safetensors")
+  save_file(
+    {f"h.{i}.mlp.weight": np.zeros(2, np.float32) for i in range(9)}, tmp_path / "model.safetensors"
+  )
   with pytest.raises(ValueError, match=r"no known layout.*h\.0\.mlp\.weight"):
     load(tmp_path)
 
@@ -183,7 +184,7 @@ def test_truncated_torch_file(tmp_path, openai):
 
 def cut(path, kept):
   data = path.read_bytes()
-  path.write_bytes(data[:int(kept * len(data))])
+  path.write_bytes(data[: int(kept * len(data))])
 
 
 def test_text_instead_of_weights(folder):
@@ -253,10 +254,14 @@ def test_bare_state_dict_needs_an_assumption(tmp_path, openai):
 @pytest.mark.parametrize("prefix", ["", "text."])
 def test_open_clip_layout(tmp_path, openai, params, prefix):
   shared = ("visual.", "logit_scale")
-  save_file({n if n.startswith(shared) else prefix + n: a for n, a in openai.items()},
-            tmp_path / "open_clip_model.safetensors")
-  config = {"model_cfg": {"vision_cfg": {"head_width": 32}, "text_cfg": {"heads": 4}},
-            "preprocess_cfg": {"mean": [0.1, 0.2, 0.3], "std": [0.4, 0.5, 0.6]}}
+  save_file(
+    {n if n.startswith(shared) else prefix + n: a for n, a in openai.items()},
+    tmp_path / "open_clip_model.safetensors",
+  )
+  config = {
+    "model_cfg": {"vision_cfg": {"head_width": 32}, "text_cfg": {"heads": 4}},
+    "preprocess_cfg": {"mean": [0.1, 0.2, 0.3], "std": [0.4, 0.5, 0.6]},
+  }
   (tmp_path / "open_clip_config.json").write_text(json.dumps(config))
   loaded, restored = load(tmp_path)
   assert (loaded.image.heads, loaded.text.heads, loaded.image.activation) == (2, 4, "gelu")
@@ -288,6 +293,7 @@ def test_offline_hub_says_what_to_do():
 
 def test_hub_downloads_only_what_is_needed(folder, monkeypatch):
   import huggingface_hub
+
   asked = {}
   listed = ["README.md", "model.safetensors", "pytorch_model.bin", "flax_model.msgpack"]
 
@@ -352,7 +358,8 @@ def test_weights_are_not_copied_to_the_device(openai, monkeypatch):
   buffers = []
   original = convert.aligned_empty
   monkeypatch.setattr(
-      convert, "aligned_empty", lambda *args: buffers.append(original(*args)) or buffers[-1])
+    convert, "aligned_empty", lambda *args: buffers.append(original(*args)) or buffers[-1]
+  )
   params = checkpoints.from_openai(openai, image_heads=2, text_heads=2)[1]
   addresses = {leaf.unsafe_buffer_pointer() for leaf in jax.tree.leaves(params)}
   assert {buffer.ctypes.data for buffer in buffers} == addresses
@@ -375,7 +382,8 @@ def test_resampling_equals_torch(method, size):
   mode, _, antialias = method.partition("-")
   square = torch.tensor(grid.reshape(1, 7, 7, 5)).permute(0, 3, 1, 2)
   expected = torch.nn.functional.interpolate(
-      square, (size, size), mode=mode, antialias=bool(antialias))
+    square, (size, size), mode=mode, antialias=bool(antialias)
+  )
   expected = expected.permute(0, 2, 3, 1).reshape(size * size, 5)
   np.testing.assert_allclose(positions.resample(grid, size, method), expected, atol=1e-6)
 

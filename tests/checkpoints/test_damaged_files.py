@@ -19,16 +19,25 @@ from mdtrap_jax.checkpoints.formats.safetensors_file import open_safetensors, op
 from mdtrap_jax.checkpoints.formats.torch_file import open_torch
 
 ARRAYS = {
-    f"block.{i}.weight": np.random.default_rng(i).standard_normal((4, 5)).astype(np.float32)
-    for i in range(3)}
+  f"block.{i}.weight": np.random.default_rng(i).standard_normal((4, 5)).astype(np.float32)
+  for i in range(3)
+}
 READERS = {
-    "a.safetensors": open_safetensors, "a.index.json": open_sharded, "a.npz": open_npz,
-    "packed.npz": open_npz, "a.msgpack": open_msgpack, "a.pt": lambda path: open_torch(path)[0]}
+  "a.safetensors": open_safetensors,
+  "a.index.json": open_sharded,
+  "a.npz": open_npz,
+  "packed.npz": open_npz,
+  "a.msgpack": open_msgpack,
+  "a.pt": lambda path: open_torch(path)[0],
+}
 HEADERS = (
-    "[]", '{"a": 3}', '{"a": {"dtype": "F32", "shape": "xx", "data_offsets": [0, 8]}}',
-    '{"a": {"dtype": "F32", "shape": [2], "data_offsets": [0]}}',
-    '{"a": {"dtype": ["F32"], "shape": [2], "data_offsets": [0, 8]}}',
-    '{"a": {"dtype": "F32", "shape": [2.5], "data_offsets": [0, 10]}}')
+  "[]",
+  '{"a": 3}',
+  '{"a": {"dtype": "F32", "shape": "xx", "data_offsets": [0, 8]}}',
+  '{"a": {"dtype": "F32", "shape": [2], "data_offsets": [0]}}',
+  '{"a": {"dtype": ["F32"], "shape": [2], "data_offsets": [0, 8]}}',
+  '{"a": {"dtype": "F32", "shape": [2.5], "data_offsets": [0, 10]}}',
+)
 
 
 def write(folder, name):
@@ -65,7 +74,7 @@ def test_any_damage_is_one_error_that_names_the_file(tmp_path, name):
       for _ in range(generator.choice((1, 3, 8))):
         damaged[generator.randrange(len(sound))] = generator.randrange(256)
     else:
-      damaged = damaged[:generator.randrange(len(sound))]
+      damaged = damaged[: generator.randrange(len(sound))]
     path.write_bytes(damaged)
     try:
       read_all(path, name)
@@ -98,6 +107,7 @@ class Call:
 
   def __reduce__(self):
     from torch._utils import _rebuild_tensor_v2
+
     return _rebuild_tensor_v2, self.arguments
 
 
@@ -105,10 +115,21 @@ class Storage:
   """Pickles as a reference to the archive's only storage, of 100 numbers."""
 
 
-@pytest.mark.parametrize(("offset", "shape", "strides"), [
-    (0, (2, 2), (-2, 1)), (50, (2,), (-1,)), (-3, (2,), (1,)), (0, (2, 2), (1,)),
-    (0, (-2,), (1,)), (0, ("a",), (1,)), (0, None, None), (0, (2,), (10**12,)),
-    (10**15, (2,), (1,)), (0, (101,), (1,))])
+@pytest.mark.parametrize(
+  ("offset", "shape", "strides"),
+  [
+    (0, (2, 2), (-2, 1)),
+    (50, (2,), (-1,)),
+    (-3, (2,), (1,)),
+    (0, (2, 2), (1,)),
+    (0, (-2,), (1,)),
+    (0, ("a",), (1,)),
+    (0, None, None),
+    (0, (2,), (10**12,)),
+    (10**15, (2,), (1,)),
+    (0, (101,), (1,)),
+  ],
+)
 def test_tensors_beyond_their_storage_are_refused(tmp_path, offset, shape, strides):
   torch = pytest.importorskip("torch", reason="torch, whose names the pickle has, is missing")
 
@@ -118,8 +139,9 @@ def test_tensors_beyond_their_storage_are_refused(tmp_path, offset, shape, strid
       return ("storage", torch.FloatStorage, "0", "cpu", 100) if is_storage else None
 
   file = io.BytesIO()
-  Pickler(file, 2).dump({"a": Call(
-      Storage(), offset, shape, strides, False, collections.OrderedDict())})
+  Pickler(file, 2).dump(
+    {"a": Call(Storage(), offset, shape, strides, False, collections.OrderedDict())}
+  )
   path = tmp_path / "a.pt"
   with zipfile.ZipFile(path, "w") as archive:
     archive.writestr("x/data.pkl", file.getvalue())

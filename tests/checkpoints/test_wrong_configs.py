@@ -27,12 +27,16 @@ def no_tokenizer(texts):
   raise AssertionError(f"not to be called: {texts}")
 
 
-@pytest.mark.parametrize(("field", "value", "message"), [
+@pytest.mark.parametrize(
+  ("field", "value", "message"),
+  [
     ("patch_size", 0, "patch_size=0: must be a whole number from 1"),
     ("hidden_size", "big", "width='big': must be a whole number"),
     ("hidden_size", None, "width=None: must be a whole number"),
     ("num_attention_heads", 5, "width=64 is not a multiple of heads=5"),
-    ("hidden_act", "swish", "hidden_act='swish' in config.json: choose one of")])
+    ("hidden_act", "swish", "hidden_act='swish' in config.json: choose one of"),
+  ],
+)
 def test_impossible_fields(folder, field, value, message):
   rewrite(folder, "config.json", lambda config: config["vision_config"].update({field: value}))
   with pytest.raises(ValueError, match=rf"flax_model\.msgpack: .*describe no model .*{message}"):

@@ -158,9 +158,7 @@ def test_chestx_release_that_is_incomplete(chestx):
     chestx14.read_labels(chestx)
   complete = table.read_text()
   table.write_text(complete.replace("Finding Labels", "Findings"))
-  with pytest.raises(
-    ValueError, match="no column Finding Labels; it has Image Index, Findings"
-  ):
+  with pytest.raises(ValueError, match="no column Finding Labels; it has Image Index, Findings"):
     chestx14.read_labels(chestx)
   (chestx / "Data_Entry_2017.csv").write_text(complete)
   with pytest.raises(ValueError, match="several label files"):

@@ -21,9 +21,16 @@ from tests.data.test_meta_dataset import write_records
 def make_config(**fields):
   config = copa.get_config()
   config.seeds, config.episodes, config.head.steps = (0,), 2, 2
-  config.update_from_flattened_dict({
-      "tasks.ways": 2, "tasks.shots": 1, "tasks.queries": 2, "data.threads": 1,
-      "features.batch_size": 16} | fields)
+  config.update_from_flattened_dict(
+    {
+      "tasks.ways": 2,
+      "tasks.shots": 1,
+      "tasks.queries": 2,
+      "data.threads": 1,
+      "features.batch_size": 16,
+    }
+    | fields
+  )
   return config
 
 
@@ -45,30 +52,39 @@ def write_folder(root):
 
 
 def test_names_of_entries():
-  assert [domain_name(entry) for entry in ("isic", "mine=/a=b", "world/satellite", "meta/mnist")
-          ] == ["isic", "mine", "world/satellite", "mnist"]
+  assert [
+    domain_name(entry) for entry in ("isic", "mine=/a=b", "world/satellite", "meta/mnist")
+  ] == ["isic", "mine", "world/satellite", "mnist"]
 
 
 def test_entries_open_their_source(tmp_path):
-  config = make_config(**{
-      "data.severity": 0.5, "data.images_per_class": 7,
-      "data.records": str(write_records(tmp_path / "records"))})
+  config = make_config(
+    **{
+      "data.severity": 0.5,
+      "data.images_per_class": 7,
+      "data.records": str(write_records(tmp_path / "records")),
+    }
+  )
   world = open_domain(config, "world/radiograph")
   assert (world.name, len(world.labels) // len(world.class_names)) == ("radiograph-0.5", 7)
   assert open_domain(config, "world/source").name == "source"
   assert len(open_domain(config, "digits").labels) == 1797
   assert open_domain(config, "meta/birds").class_names == ("bird 3", "bird 4")
   assert open_domain(config, f"x={write_folder(tmp_path / 'x')}").class_names == ("a", "b")
-  for entry, message in (("world", "name a look"), ("world/moon", "moon"),
-                         ("isci", "Did you mean 'isic'"), ("meta/fish", "data.records=")):
+  for entry, message in (
+    ("world", "name a look"),
+    ("world/moon", "moon"),
+    ("isci", "Did you mean 'isic'"),
+    ("meta/fish", "data.records="),
+  ):
     with pytest.raises((ValueError, FileNotFoundError), match=message):
       open_domain(config, entry)
 
 
 def test_the_miniature_on_the_world_pairs_with_a_fine_tuned_model(tmp_path):
-  config = make_config(**{
-      "features.model": "miniature", "domains": ("world/satellite",),
-      "data.images_per_class": 3})
+  config = make_config(
+    **{"features.model": "miniature", "domains": ("world/satellite",), "data.images_per_class": 3}
+  )
   summary = run(config, tmp_path / "copa")
   assert [row["domain"] for row in summary["domains"]] == ["world/satellite"]
   # What a run of configs/default.py on the same images writes.
@@ -76,34 +92,51 @@ def test_the_miniature_on_the_world_pairs_with_a_fine_tuned_model(tmp_path):
   lines = []
   for number in range(2):
     drawn = sample_episode(source.labels, seed=0, episode=number, ways=2, shots=1, queries=2)
-    lines.append({
-        "episode": number, "status": "ok", "accuracy": 0.25, "zero_shot_accuracy": 0.5,
+    lines.append(
+      {
+        "episode": number,
+        "status": "ok",
+        "accuracy": 0.25,
+        "zero_shot_accuracy": 0.5,
         "class_names": [source.class_names[c] for c in drawn.classes],
-        "support": drawn.support.tolist(), "query": drawn.query.tolist()})
+        "support": drawn.support.tolist(),
+        "query": drawn.query.tolist(),
+      }
+    )
   (tmp_path / "svl_ra").mkdir()
   (tmp_path / "svl_ra" / "episodes.jsonl").write_text(
-      "".join(json.dumps(line) + "\n" for line in lines))
+    "".join(json.dumps(line) + "\n" for line in lines)
+  )
   rows = comparison.compare([tmp_path / "svl_ra", tmp_path / "copa"])
   assert rows[1].difference.episodes == 2
   assert rows[1].difference.mean == pytest.approx(rows[1].accuracy.mean - 0.25)
 
 
 def test_several_kinds_of_domains_end_in_one_table(small_resnet, tmp_path):
-  config = make_config(**small_resnet, **{
-      "method": "ncc", "domains": ("meta/birds", f"mine={write_folder(tmp_path / 'mine')}"),
+  config = make_config(
+    **small_resnet,
+    **{
+      "method": "ncc",
+      "domains": ("meta/birds", f"mine={write_folder(tmp_path / 'mine')}"),
       "data.records": str(write_records(tmp_path / "records")),
-      "data.cache_dir": str(tmp_path / "cache")})
+      "data.cache_dir": str(tmp_path / "cache"),
+    },
+  )
   first = run(config, tmp_path / "first")
   assert [(row["domain"], row["tasks"], row["failed"]) for row in first["domains"]] == [
-      ("birds", 2, 0), ("mine", 2, 0)]
+    ("birds", 2, 0),
+    ("mine", 2, 0),
+  ]
   cached = sorted(path.parent.name for path in (tmp_path / "cache").rglob("features.npy"))
   assert cached == ["birds", "mine"]
 
 
 @pytest.mark.parametrize("method", ["copa_transformer", "url_tsa"])
 def test_methods_on_maps_and_images(method, small_resnet, tmp_path):
-  config = make_config(**small_resnet, **{
-      "method": method, "episodes": 1, "domains": (f"mine={write_folder(tmp_path / 'mine')}",)})
+  config = make_config(
+    **small_resnet,
+    **{"method": method, "episodes": 1, "domains": (f"mine={write_folder(tmp_path / 'mine')}",)},
+  )
   summary = run(config, tmp_path / "run")
   assert (summary["episodes"], summary["failed"]) == (1, 0)
 
@@ -111,15 +144,25 @@ def test_methods_on_maps_and_images(method, small_resnet, tmp_path):
 def test_an_unreadable_image_stops_the_run_or_is_left_out(small_resnet, tmp_path):
   folder = write_folder(tmp_path / "mine")
   (folder / "b" / "2.png").write_bytes(b"damaged")
-  config = make_config(**small_resnet, **{
-      "method": "ncc", "domains": (f"mine={folder}",), "tasks.queries": 1,
-      "data.cache_dir": str(tmp_path / "cache")})
+  config = make_config(
+    **small_resnet,
+    **{
+      "method": "ncc",
+      "domains": (f"mine={folder}",),
+      "tasks.queries": 1,
+      "data.cache_dir": str(tmp_path / "cache"),
+    },
+  )
   with pytest.raises(ValueError, match=r"2\.png.*unreadable=skip"):
     run(config, tmp_path / "stops")
   config.data.unreadable = "skip"
   run(config, tmp_path / "skips")
-  drawn = {i for line in results.read_episodes(tmp_path / "skips")
-           for rows in (*line["support"], *line["query"]) for i in rows}
+  drawn = {
+    i
+    for line in results.read_episodes(tmp_path / "skips")
+    for rows in (*line["support"], *line["query"])
+    for i in rows
+  }
   assert 6 not in drawn
   config.data.unreadable = "error"  # a cache that left images out does not hide them
   with pytest.raises(ValueError, match=r"2\.png"):

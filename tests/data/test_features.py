@@ -22,9 +22,11 @@ def make_source(seed=0):
 
 def mean_extractor(identity="one"):
   calls = []
+
   def encode(pixels):
     calls.append(len(pixels))
     return pixels.astype(np.float32).mean((1, 2))
+
   return Extractor("mean", identity, 8, encode), calls
 
 
@@ -33,8 +35,10 @@ def test_npz_with_one_or_several_sets(tmp_path):
   found = read_features(tmp_path / "one.npz", "x")
   np.testing.assert_array_equal(found.features, FEATURES)
   assert found.class_names == ("0", "1", "2")
-  np.savez(tmp_path / "two.npz", **{"b/features": FEATURES, "b/labels": LABELS,
-                                    "b/classes": ["p", "q", "r"]})
+  np.savez(
+    tmp_path / "two.npz",
+    **{"b/features": FEATURES, "b/labels": LABELS, "b/classes": ["p", "q", "r"]},
+  )
   assert read_features(tmp_path / "two.npz", "b").class_names == ("p", "q", "r")
   with pytest.raises(ValueError, match="domains b"):
     read_features(tmp_path / "two.npz", "c")
@@ -53,14 +57,17 @@ def test_a_folder_is_read_as_a_memory_map(tmp_path):
     read_features(tmp_path / "nothing", "birds")
 
 
-@pytest.mark.parametrize(("features", "labels", "names", "message"), [
+@pytest.mark.parametrize(
+  ("features", "labels", "names", "message"),
+  [
     (FEATURES, LABELS[:5], None, r"\[6, 4\] and labels of shape \[5\]"),
     (FEATURES, LABELS.astype(float), None, "integers"),
     (FEATURES, LABELS, ["a", "b"], "largest label is 2, but there are only 2"),
     (FEATURES, LABELS, ["a", "b", "a"], "names a occur twice"),
     (np.where(np.eye(6, 4) > 0, np.nan, FEATURES), LABELS, None, "row 0 are NaN"),
     (np.full((6, 4), np.inf), LABELS, None, "NaN or infinite"),
-])
+  ],
+)
 def test_bad_features_are_refused(features, labels, names, message):
   with pytest.raises(ValueError, match=message):
     check_features("x", features, labels, names)
@@ -111,6 +118,7 @@ def test_fingerprints_tell_weights_apart():
 
 def test_every_kind_of_features_of_the_image_towers():
   from mdtrap_jax import models
+
   backbone = Backbone(models.build("miniature"), None)
   with pytest.raises(ValueError, match="features.model=resnet18"):
     make_extractor("miniature", backbone, "map")

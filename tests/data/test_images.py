@@ -111,9 +111,7 @@ def test_32_bit_values_are_not_guessed():
 @pytest.mark.parametrize("kind", ["jpeg", "png", "gif", "bmp", "tiff", "webp"])
 def test_truncated_names_the_file(kind):
   encoded = encode(Image.fromarray(RGB), kind)
-  with pytest.raises(
-    images.UnreadableImageError, match=r"Cannot read the image x/y\.z: .*skip"
-  ):
+  with pytest.raises(images.UnreadableImageError, match=r"Cannot read the image x/y\.z: .*skip"):
     images.decode(encoded[: len(encoded) // 2], "x/y.z")
 
 
@@ -154,11 +152,11 @@ def test_crop_is_torchvisions_short_side_and_center(height, width):
   if height < width:
     whole = Image.fromarray(image).resize((int(8 * width / height), 8), Image.Resampling.BILINEAR)
     start = round((whole.width - 8) / 2)
-    expected = np.asarray(whole)[:, start:start + 8]
+    expected = np.asarray(whole)[:, start : start + 8]
   else:
     whole = Image.fromarray(image).resize((8, int(8 * height / width)), Image.Resampling.BILINEAR)
     start = round((whole.height - 8) / 2)
-    expected = np.asarray(whole)[start:start + 8]
+    expected = np.asarray(whole)[start : start + 8]
   np.testing.assert_array_equal(cropped, expected)
   assert (cropped != images.resize(image, 8)).any()
 

@@ -89,9 +89,7 @@ def test_an_unreadable_image_stops_with_its_own_message(source):
   batches = loader.episode_batches(source, [3], 1, **OPTIONS)
   with pytest.raises(images.UnreadableImageError) as caught:
     next(batches)
-  assert str(caught.value).startswith(
-    f"Cannot read the image {source.describe(broken)}: not an"
-  )
+  assert str(caught.value).startswith(f"Cannot read the image {source.describe(broken)}: not an")
 
 
 def test_skipped_images_are_replaced_in_drawn_order(source, caplog):

@@ -28,15 +28,20 @@ def example_class():
   one, many = kinds.LABEL_OPTIONAL, kinds.LABEL_REPEATED
   message("BytesList", (1, "value", many, kinds.TYPE_BYTES, None))
   message("Int64List", (1, "value", many, kinds.TYPE_INT64, None))
-  message("Feature", (1, "bytes_list", one, kinds.TYPE_MESSAGE, ".t.BytesList"),
-          (3, "int64_list", one, kinds.TYPE_MESSAGE, ".t.Int64List"))
-  features = message("Features", (1, "feature", many, kinds.TYPE_MESSAGE,
-                                  ".t.Features.FeatureEntry"))
+  message(
+    "Feature",
+    (1, "bytes_list", one, kinds.TYPE_MESSAGE, ".t.BytesList"),
+    (3, "int64_list", one, kinds.TYPE_MESSAGE, ".t.Int64List"),
+  )
+  features = message(
+    "Features", (1, "feature", many, kinds.TYPE_MESSAGE, ".t.Features.FeatureEntry")
+  )
   entry = features.nested_type.add(name="FeatureEntry")
   entry.options.map_entry = True
   entry.field.add(name="key", number=1, label=one, type=kinds.TYPE_STRING)
-  entry.field.add(name="value", number=2, label=one, type=kinds.TYPE_MESSAGE,
-                  type_name=".t.Feature")
+  entry.field.add(
+    name="value", number=2, label=one, type=kinds.TYPE_MESSAGE, type_name=".t.Feature"
+  )
   message("Example", (1, "features", one, kinds.TYPE_MESSAGE, ".t.Features"))
   pool = descriptor_pool.DescriptorPool()
   pool.Add(file)
@@ -61,10 +66,13 @@ def write_records(root, name="birds"):
       example.features.feature["image"].bytes_list.value.append(encoded.getvalue())
       writer.write(example.SerializeToString())
     writer.close()
-  spec = {"name": name, "classes_per_split": {"TRAIN": 2, "VALID": 1, "TEST": 2},
-          "images_per_class": {str(n): count for n, count in enumerate(COUNTS)},
-          "class_names": {str(n): f"bird {n}" for n in range(len(COUNTS))},
-          "file_pattern": "{}.tfrecords"}
+  spec = {
+    "name": name,
+    "classes_per_split": {"TRAIN": 2, "VALID": 1, "TEST": 2},
+    "images_per_class": {str(n): count for n, count in enumerate(COUNTS)},
+    "class_names": {str(n): f"bird {n}" for n in range(len(COUNTS))},
+    "file_pattern": "{}.tfrecords",
+  }
   (root / name / "dataset_spec.json").write_text(json.dumps(spec))
   return root
 
@@ -89,8 +97,10 @@ def test_the_images_of_a_split(records):
 def test_the_three_kinds_of_specification():
   plain = {"classes_per_split": {"TRAIN": 70, "VALID": 15, "TEST": 15}}
   assert split_classes(plain, "VALID") == range(70, 85)
-  alphabets = {"superclasses_per_split": {"TRAIN": 2, "VALID": 1, "TEST": 1},
-               "classes_per_superclass": {"0": 14, "1": 20, "2": 5, "3": 7}}
+  alphabets = {
+    "superclasses_per_split": {"TRAIN": 2, "VALID": 1, "TEST": 1},
+    "classes_per_superclass": {"0": 14, "1": 20, "2": 5, "3": 7},
+  }
   assert split_classes(alphabets, "TEST") == range(39, 46)
   assert split_classes({"split_subgraphs": {}}, "TEST") == range(870, 1000)
   with pytest.raises(ValueError, match="classes_per_split"):

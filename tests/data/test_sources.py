@@ -28,8 +28,14 @@ def folder(tmp_path):
 
 
 def config(**changes):
-  fields = {"name": "folder", "path": "", "data_dir": "", "split": "train", "classes": (),
-            "class_names": ()}
+  fields = {
+    "name": "folder",
+    "path": "",
+    "data_dir": "",
+    "split": "train",
+    "classes": (),
+    "class_names": (),
+  }
   return ml_collections.ConfigDict({**fields, **changes})
 
 
@@ -202,8 +208,9 @@ def test_make_source_with_prompt_names(folder):
 
 
 def test_make_source_of_the_generated_world():
-  source = sources.make_source(config(
-      name="world", domain="satellite", severity=0.5, images_per_class=3))
+  source = sources.make_source(
+    config(name="world", domain="satellite", severity=0.5, images_per_class=3)
+  )
   assert (source.name, len(source.labels)) == ("satellite-0.5", 3 * len(source.class_names))
   assert sources.make_source(config(name="digits")).class_names[3] == "digit three"
 

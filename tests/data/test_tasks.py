@@ -21,8 +21,7 @@ def test_number_of_queries_by_hand():
 
 def test_number_of_shots_by_hand():
   # |S| = ⌈.5·15⌉ + ⌈.5·25⌉ + ⌈.5·5⌉ = 8 + 13 + 3; shares 20, 30 and 10 of 60 of the 21 left.
-  shots = tasks.num_shots(
-      np.array([20, 30, 10]), 5, Rule(), beta=0.5, weights=np.full(3, 0.5))
+  shots = tasks.num_shots(np.array([20, 30, 10]), 5, Rule(), beta=0.5, weights=np.full(3, 0.5))
   np.testing.assert_array_equal(shots, [8, 11, 4])
 
 
@@ -57,8 +56,9 @@ def test_drawn_tasks_keep_the_rule():
   assert len(sizes) > 50
 
 
-@pytest.mark.parametrize(("name", "ways", "shots"), [
-    ("vary_way_5_shot", {5, 6, 7, 8}, {5}), ("5_way_1_shot", {5}, {1})])
+@pytest.mark.parametrize(
+  ("name", "ways", "shots"), [("vary_way_5_shot", {5, 6, 7, 8}, {5}), ("5_way_1_shot", {5}, {1})]
+)
 def test_the_other_protocols(name, ways, shots):
   drawn = [tasks.sample_task(LABELS, seed=0, number=n, rule=RULES[name]) for n in range(60)]
   assert {len(task.classes) for task in drawn} == ways
@@ -102,14 +102,17 @@ def test_gather_pads_with_rows_that_do_not_count():
     assert (batch.query_labels[row] >= 0).sum() == len(task.query)
 
 
-@pytest.mark.parametrize(("rule", "labels", "message"), [
+@pytest.mark.parametrize(
+  ("rule", "labels", "message"),
+  [
     (Fixed(9, 1, 1), LABELS, "at least 9 classes, but only 8"),
     (Fixed(5, 5, 15), LABELS, r"d \(12\), g \(18\)"),
     (Fixed(1, 1, 1), LABELS, "nothing to tell apart"),
     (Rule(), np.zeros(30, np.int32), "only 1"),
     (Rule(), np.append(LABELS[LABELS != 3], 3).astype(np.int32), r"d \(1\)"),
     (RULES["vary_way_5_shot"], np.arange(60, dtype=np.int32) % 8, None),
-])
+  ],
+)
 def test_domains_that_cannot_fill_tasks_are_named(rule, labels, message):
   if message is None:
     tasks.check_rule("x", labels, "abcdefgh", rule)

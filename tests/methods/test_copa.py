@@ -1,6 +1,5 @@
 """Recordings of the reference implementations, replayed in float64."""
 
-
 import jax
 import numpy as np
 import pytest
@@ -11,8 +10,7 @@ from tests.paths import GOLDEN
 from tests.replay.heads import FEATURES, replay
 
 
-@pytest.mark.parametrize("name", ["copa_linear", "copa_linear_mnist", "copa_transformer",
-                                  "url_pa"])
+@pytest.mark.parametrize("name", ["copa_linear", "copa_linear_mnist", "copa_transformer", "url_pa"])
 def test_recordings_replay(name):
   with jax.enable_x64(True):
     checks = replay(GOLDEN / f"{name}.npz")
@@ -43,14 +41,18 @@ def record(path, dataset, rate, l2, *, ways=3, width=8, steps=4):
   """A recording of other sizes, by a plain PyTorch loop in float64."""
   rng = np.random.default_rng(5)
   draw = lambda count: (rng.standard_normal((count, width)), np.arange(count) % ways)
-  arrays = dict(zip(("support", "support_labels", "query", "query_labels"),
-                    (*draw(2 * ways + 1), *draw(4 * ways)), strict=True))
+  arrays = dict(
+    zip(
+      ("support", "support_labels", "query", "query_labels"),
+      (*draw(2 * ways + 1), *draw(4 * ways)),
+      strict=True,
+    )
+  )
   support, labels, query, query_labels = map(torch.as_tensor, arrays.values())
   means = heads_torch.class_means(support, labels)
   heads = [torch.eye(width, dtype=torch.float64).requires_grad_(True) for _ in range(2)]
   optimizer = torch.optim.Adam(heads, lr=rate, weight_decay=l2)
-  loss = lambda rows, own: heads_torch.symmetric_loss(
-      rows @ heads[0].T, means @ heads[1].T, own)
+  loss = lambda rows, own: heads_torch.symmetric_loss(rows @ heads[0].T, means @ heads[1].T, own)
   train, validation = [], [loss(query, query_labels).item()]
   for _ in range(steps):
     optimizer.zero_grad()
@@ -59,17 +61,24 @@ def record(path, dataset, rate, l2, *, ways=3, width=8, steps=4):
     optimizer.step()
     train.append(value.item())
     validation.append(loss(query, query_labels).item())
-  final = {f"head_{part}_final": head.detach().numpy()
-           for part, head in zip(("image", "proto"), heads, strict=True)}
+  final = {
+    f"head_{part}_final": head.detach().numpy()
+    for part, head in zip(("image", "proto"), heads, strict=True)
+  }
   np.savez(path, **arrays, **final, train_losses=train, val_losses=validation, dataset=dataset)
 
 
-@pytest.mark.parametrize(("dataset", "rate", "l2"), [
-    ("traffic_sign", 5e-3, 0.0), ("aircraft", 1e-3, 0.1)])
+@pytest.mark.parametrize(
+  ("dataset", "rate", "l2"), [("traffic_sign", 5e-3, 0.0), ("aircraft", 1e-3, 0.1)]
+)
 def test_recordings_of_other_sizes_and_data_sets_replay(dataset, rate, l2, tmp_path):
   record(tmp_path / "other.npz", dataset, rate, l2)
   with jax.enable_x64(True):
     checks = replay(tmp_path / "other.npz")
   assert {check.name for check in checks} == {
-      "train_losses", "val_losses", "head_image_final", "head_proto_final"}
+    "train_losses",
+    "val_losses",
+    "head_image_final",
+    "head_proto_final",
+  }
   assert [str(check) for check in checks if not check.ok] == []

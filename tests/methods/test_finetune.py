@@ -85,20 +85,19 @@ def test_views_and_draws_are_the_same_bits_in_any_batch():
   mesh = parallel.episode_mesh(jax.devices()[:4])
   programs = parallel.make_programs(adaptation, mesh)
   batch, state = programs.prepare(
-      parallel.replicate(params, mesh), parallel.spread(episodes, mesh), weights)
+    parallel.replicate(params, mesh), parallel.spread(episodes, mesh), weights
+  )
   assert (jax.random.key_data(batch.key[3]) == jax.random.key_data(alone.key)).all()
   np.testing.assert_allclose(batch.tokens[3], alone.tokens, rtol=1e-4, atol=1e-5)
   _, alone_state = adaptation.prepare(params, row(episodes, 3))
-  np.testing.assert_array_equal(
-      state.factors["image"].a[3, 0], alone_state.factors["image"].a)
+  np.testing.assert_array_equal(state.factors["image"].a[3, 0], alone_state.factors["image"].a)
 
 
 def test_adaptation_learns_the_support_set():
   state, _ = reference()
   adaptation, params, _, episodes, weights = setup()
   prepared, start = jax.jit(adaptation.prepare)(params, row(episodes, 0))
-  on_support = prepared._replace(
-      query_tokens=prepared.tokens, query_labels=prepared.batch.labels)
+  on_support = prepared._replace(query_tokens=prepared.tokens, query_labels=prepared.batch.labels)
   before = adaptation.evaluate(params, on_support, start)
   after = adaptation.evaluate(params, on_support, row(state, 0))
   assert after.accuracy > max(before.accuracy, 0.9)
@@ -106,16 +105,19 @@ def test_adaptation_learns_the_support_set():
 
 
 def test_variants_in_one_program_equal_runs_of_their_own():
-  weights = {"vlm": jnp.ones(3), "svl": jnp.array([0.0, 0.1, 0.1]),
-             "ra": jnp.array([0.0, 0.0, 3.0])}
+  weights = {
+    "vlm": jnp.ones(3),
+    "svl": jnp.array([0.0, 0.1, 0.1]),
+    "ra": jnp.array([0.0, 0.0, 3.0]),
+  }
   adaptation, params, phases, episodes, _ = setup()
   programs = parallel.make_programs(adaptation, parallel.episode_mesh(jax.devices()[:1]))
-  prepared, state = programs.prepare(
-      params, jax.tree.map(lambda leaf: leaf[:2], episodes), weights)
+  prepared, state = programs.prepare(params, jax.tree.map(lambda leaf: leaf[:2], episodes), weights)
   for phase in phases:
     state = programs.run[phase.clean](params, prepared, state, phase.start, phase.stop)
-  assert_close(jax.tree.map(lambda leaf: leaf[:, 2], state.factors),
-               row(reference()[0].factors, slice(2)))
+  assert_close(
+    jax.tree.map(lambda leaf: leaf[:, 2], state.factors), row(reference()[0].factors, slice(2))
+  )
   plain, _ = adapt_batch(1, 2, objective__svl__weight=0.0, objective__ra__weight=0.0)
   assert_close(jax.tree.map(lambda leaf: leaf[:, 0], state.factors), plain.factors)
   assert not np.allclose(state.factors["image"].b[:, 0], state.factors["image"].b[:, 1])
@@ -142,7 +144,8 @@ def test_a_non_finite_episode_is_frozen_and_the_others_go_on():
     state = programs.run[phase.clean](params, prepared, state, phase.start, phase.stop)
   state, evaluation = only_variant((state, programs.evaluate(params, prepared, state)))
   assert [STATUS[s] for s in np.asarray(state.status)] == [
-      "non-finite" if i == 2 else "ok" for i in range(COUNT)]
+    "non-finite" if i == 2 else "ok" for i in range(COUNT)
+  ]
   assert_close(row(state.factors, 2), row(start, 2))  # kept as it was
   assert evaluation.accuracy[2] == 0.0  # NaN never counts as a hit
   others = np.delete(np.arange(COUNT), 2)
@@ -154,26 +157,29 @@ def test_the_clean_pass_has_dropout_masks_of_its_own():
   prepared, state = jax.jit(adaptation.prepare)(params, row(episodes, 0))
   factors = jax.tree.map(lambda leaf: leaf + 0.1, state.factors)
   features = adaptation._features(
-      params, prepared, factors, prepared.tokens, jax.random.key(0), clean=True)
+    params, prepared, factors, prepared.tokens, jax.random.key(0), clean=True
+  )
   clean_rows = prepared.batch.clean_labels.shape[0]
   assert not np.allclose(features.image[:clean_rows], features.clean)
   undropped = dataclasses.replace(
-      adaptation, lora=dataclasses.replace(adaptation.lora, dropout=0.0))
+    adaptation, lora=dataclasses.replace(adaptation.lora, dropout=0.0)
+  )
   features = undropped._features(
-      params, prepared, factors, prepared.tokens, jax.random.key(0), clean=True)
+    params, prepared, factors, prepared.tokens, jax.random.key(0), clean=True
+  )
   np.testing.assert_allclose(features.image[:clean_rows], features.clean, atol=1e-5)
 
 
 def test_batches_cover_every_view_once_an_epoch_in_a_new_order():
-  adaptation, params, _, episodes, weights = setup(
-      adapt__batch_size=5, objective__ra__weight=0.0)
+  adaptation, params, _, episodes, weights = setup(adapt__batch_size=5, objective__ra__weight=0.0)
   prepared, _ = jax.jit(adaptation.prepare)(params, row(episodes, 0))
   rows = [adaptation._rows(prepared, step) for step in range(6)]  # 15 views: 3 steps an epoch
-  epochs = [np.concatenate([tokens for tokens, _ in rows[i:i + 3]]) for i in (0, 3)]
+  epochs = [np.concatenate([tokens for tokens, _ in rows[i : i + 3]]) for i in (0, 3)]
   order = lambda tokens: np.lexsort(tokens.reshape(len(tokens), -1).T)
   for epoch in epochs:
     np.testing.assert_array_equal(
-        epoch[order(epoch)], prepared.tokens[order(np.asarray(prepared.tokens))])
+      epoch[order(epoch)], prepared.tokens[order(np.asarray(prepared.tokens))]
+    )
   assert not np.array_equal(*epochs)
   for tokens, batch in rows:
     for token, label in zip(tokens, batch.labels, strict=True):
@@ -196,7 +202,8 @@ def test_a_tuned_text_encoder_moves_the_texts(encoder):
 def test_memory_decides_how_many_episodes_run_at_once(monkeypatch):
   adaptation, params, _, episodes, weights = setup()
   place = functools.partial(
-      parallel.place, adaptation, params, row(episodes, 0), weights, clean=True)
+    parallel.place, adaptation, params, row(episodes, 0), weights, clean=True
+  )
   one = jax.devices()[:1]
   assert place(most=10**6, devices=one, memory=2**31).each > 100
   with pytest.raises(MemoryError, match="one episode needs .* GiB"):
@@ -208,8 +215,13 @@ def test_memory_decides_how_many_episodes_run_at_once(monkeypatch):
     patch.setattr(parallel, "LARGE", 1)
     assert place(most=3).mesh.size == 1  # a large encoder's products use all cores
   needed, _ = parallel._bytes_needed(
-      adaptation, adaptation.needed(params), row(episodes, 0), weights, True,
-      parallel.episode_mesh(one))
+    adaptation,
+    adaptation.needed(params),
+    row(episodes, 0),
+    weights,
+    True,
+    parallel.episode_mesh(one),
+  )
   monkeypatch.setattr(parallel, "memory_limit", lambda device: 3 * needed)
   assert place(most=100).mesh.size == 3  # cores share the memory
   monkeypatch.setattr(parallel, "memory_limit", lambda device: needed - 1)
@@ -228,7 +240,8 @@ def test_weights_split_between_devices_take_the_same_steps(overrides):
   kernel = split["image"]["blocks"]["mlp"]["fc1"]["kernel"].array
   assert kernel.addressable_shards[0].data.size == kernel.size // 4
   episodes = parallel.spread(
-      jax.tree.map(lambda leaf: np.resize(leaf, (8, *leaf.shape[1:])), episodes), mesh)
+    jax.tree.map(lambda leaf: np.resize(leaf, (8, *leaf.shape[1:])), episodes), mesh
+  )
   prepared, state = programs.prepare(split, episodes, weights)
   for phase in phases:
     state = programs.run[phase.clean](split, prepared, state, phase.start, phase.stop)
@@ -249,7 +262,8 @@ def test_weights_put_together_for_a_block_do_not_stay():
     return jax.grad(loss)(factors)
 
   program = parallel.over_episodes(
-      gradient, parallel.episode_mesh(jax.devices()[:4], 4), (False, True))
+    gradient, parallel.episode_mesh(jax.devices()[:4], 4), (False, True)
+  )
   lowered = program.lower(sharding.split(blocks, 4), jnp.ones((4, 1, 3, 64)))
   temporary = lowered.compile().memory_analysis().temp_size_in_bytes
   assert temporary < parallel.size_in_bytes(blocks) / 2
@@ -258,13 +272,19 @@ def test_weights_put_together_for_a_block_do_not_stay():
 def test_split_weights_need_less_memory_and_devices_that_they_divide():
   adaptation, params, _, episodes, weights = setup()
   needed = lambda shards: parallel._bytes_needed(
-      adaptation, adaptation.needed(params, shards), row(episodes, 0), weights, True,
-      parallel.episode_mesh(jax.devices()[:shards], shards))
+    adaptation,
+    adaptation.needed(params, shards),
+    row(episodes, 0),
+    weights,
+    True,
+    parallel.episode_mesh(jax.devices()[:shards], shards),
+  )
   (one, shared), (one_split, shared_split) = needed(1), needed(4)
   assert shared_split < 0.6 * shared  # the stem stays whole
   assert one_split < one - (shared - shared_split) / 2
   place = functools.partial(
-      parallel.place, adaptation, params, row(episodes, 0), weights, clean=True)
+    parallel.place, adaptation, params, row(episodes, 0), weights, clean=True
+  )
   mesh, each = place(most=10, shards=4)
   assert (dict(mesh.shape), each) == ({"episode": 2, "weights": 4}, 2)
   with pytest.raises(ValueError, match="weight_shards=3: must divide .* 8"):
@@ -317,6 +337,8 @@ def test_bfloat16_follows_float32():
   exact, start = jax.jit(adaptation.prepare)(params, row(episodes, 0))
   exact = run(params, exact, start, 0, 2)
   for ours, theirs in zip(
-      chain.term_states(state.opt_state).values(),
-      chain.term_states(exact.opt_state).values(), strict=True):
+    chain.term_states(state.opt_state).values(),
+    chain.term_states(exact.opt_state).values(),
+    strict=True,
+  ):
     np.testing.assert_allclose(ours.value, theirs.value, rtol=0.1, atol=0.05)

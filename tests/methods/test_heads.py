@@ -24,7 +24,8 @@ def make_task(counts=(3, 1, 4), queries=2, seed=0, shape=(WIDTH,)):
   query_labels = np.repeat(np.arange(len(counts)), queries).astype(np.int32)
   centers = rng.standard_normal((len(counts), *shape))
   rows = lambda own: jnp.asarray(
-      centers[own] + 0.7 * rng.standard_normal((len(own), *shape)), jnp.float32)
+    centers[own] + 0.7 * rng.standard_normal((len(own), *shape)), jnp.float32
+  )
   return Task(rows(labels), jnp.asarray(labels), rows(query_labels), jnp.asarray(query_labels))
 
 
@@ -34,8 +35,10 @@ def pad(task, support, query):
     # Not the rows that `gather` pads with: nothing may depend on them.
     junk = 7.0 * jnp.ones((extra, *values.shape[1:]), values.dtype)
     return jnp.concatenate([values, junk]), jnp.pad(labels, (0, extra), constant_values=-1)
-  return Task(*rows(task.support, task.support_labels, support),
-              *rows(task.query, task.query_labels, query))
+
+  return Task(
+    *rows(task.support, task.support_labels, support), *rows(task.query, task.query_labels, query)
+  )
 
 
 def _adapt(method, task):
@@ -62,8 +65,7 @@ def test_symmetric_loss_equals_its_expanded_form_and_its_gradient():
   arguments = (task.support, means)
   ours = lambda z, p: symmetric_cross_entropy(z, p, task.support_labels, 7.0)
   theirs = lambda z, p: expanded_symmetric_loss(z, p, task.support_labels, 7.0)
-  np.testing.assert_allclose(
-      *(jax.jit(loss)(*arguments) for loss in (ours, theirs)), rtol=1e-6)
+  np.testing.assert_allclose(*(jax.jit(loss)(*arguments) for loss in (ours, theirs)), rtol=1e-6)
   gradients = [jax.jit(jax.grad(loss, (0, 1)))(*arguments) for loss in (ours, theirs)]
   for a, b in zip(*gradients, strict=True):
     np.testing.assert_allclose(a, b, atol=1e-6)
@@ -76,8 +78,7 @@ def test_gradients_are_right_with_padding_and_an_absent_class():
     p = p.at[1].set(0.0)
     labels = jnp.array([0, 2, 2, 0, -1])
     for loss in (symmetric_cross_entropy, url.prototype_cross_entropy):
-      check_grads(
-          jax.jit(lambda a: loss(a, p, labels, 3.0)), (z,), 1, modes=["rev"])  # noqa: B023
+      check_grads(jax.jit(lambda a: loss(a, p, labels, 3.0)), (z,), 1, modes=["rev"])  # noqa: B023
       gradient = jax.jit(jax.grad(lambda b: loss(z, b, labels, 3.0)))(p)  # noqa: B023
       assert jnp.isfinite(gradient).all()
       np.testing.assert_array_equal(gradient[1], 0.0)
@@ -112,19 +113,19 @@ def test_a_padded_task_gives_the_unpadded_result(name):
   task = make_task(shape=shape)
   small = adapt(make_method(name, ways=3, steps=6), task)
   large = adapt(make_method(name, ways=6, steps=6), pad(task, 21, 13))
-  jax.tree.map(
-      lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), small[0], large[0])
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), small[0], large[0])
   np.testing.assert_allclose(small[1], large[1], atol=1e-5)
   assert small[2].accuracy == large[2].accuracy
   queries = len(task.query_labels)
-  np.testing.assert_allclose(
-      small[2].cosines, large[2].cosines[:queries, :3], atol=1e-5)
+  np.testing.assert_allclose(small[2].cosines, large[2].cosines[:queries, :3], atol=1e-5)
 
 
 @pytest.mark.parametrize("name", ["url", "copa"])
 def test_a_task_in_a_batch_is_the_task_alone(name):
-  tasks = [pad(make_task(counts, seed=s), 12, 8)
-           for s, counts in enumerate([(3, 1, 4), (2, 2, 2, 2), (5, 6)])]
+  tasks = [
+    pad(make_task(counts, seed=s), 12, 8)
+    for s, counts in enumerate([(3, 1, 4), (2, 2, 2, 2), (5, 6)])
+  ]
   method = make_method(name, ways=4, steps=5)
   run = lambda t: method.fit(None, t, jax.random.key(0)).params
   together = jax.jit(jax.vmap(run))(jax.tree.map(lambda *rows: jnp.stack(rows), *tasks))
@@ -166,8 +167,9 @@ def test_nan_features_show_in_the_losses():
 
 
 def test_linear_has_the_derivative_of_a_product():
-  rows, weight = (jax.random.normal(jax.random.key(k), shape)
-                  for k, shape in ((0, (4, 3)), (1, (3, 5))))
+  rows, weight = (
+    jax.random.normal(jax.random.key(k), shape) for k, shape in ((0, (4, 3)), (1, (3, 5)))
+  )
   f = lambda fn: jax.grad(lambda r, w: (fn(r, w) ** 2).sum(), (0, 1))(rows, weight)
   for a, b in zip(f(linear), f(lambda r, w: r @ w), strict=True):
     np.testing.assert_allclose(a, b, rtol=1e-5)
@@ -184,14 +186,17 @@ def test_bad_methods_are_named():
     adapt(make_method("copa_transformer", ways=3, steps=1), make_task(shape=(2, 2, 12)))
 
 
-@pytest.mark.parametrize(("name", "domain", "one_shot", "rate", "l2", "ratio"), [
+@pytest.mark.parametrize(
+  ("name", "domain", "one_shot", "rate", "l2", "ratio"),
+  [
     ("copa", "isic", False, 1e-3, 0.1, 1.0),
     ("copa", "mnist", True, 5e-3, 0.0, 1.0),
     ("copa_transformer", "traffic_sign", False, 1e-3, 0.0, 1.0),
     ("copa_tsa", "aircraft", False, 1e-3, 0.1, 0.1),
     ("copa_tsa", "cifar10", True, 5e-4, 0.1, 0.5),
     ("url_tsa", "isic", False, 1.0, 0.0, 0.1),
-])
+  ],
+)
 def test_published_settings(name, domain, one_shot, rate, l2, ratio):
   settings = METHODS[name].settings(domain, one_shot)
   assert settings.learning_rate == pytest.approx(rate)

@@ -13,11 +13,11 @@ from tests.paths import GOLDEN
 
 RECORDING = GOLDEN / "clip_hf_flax_tiny"
 TWINS = {
-    "defaults": {},
-    "gelu, wide heads": {"hidden_act": "gelu", "heads": (2, 1)},
-    "many heads, other size": {"heads": (8, 12), "image_size": 32, "patch_size": 8},
-    "legacy end token": {"eos_token_id": 2},
-    "depth and eps": {"layers": (1, 3), "layer_norm_eps": 1e-3},
+  "defaults": {},
+  "gelu, wide heads": {"hidden_act": "gelu", "heads": (2, 1)},
+  "many heads, other size": {"heads": (8, 12), "image_size": 32, "patch_size": 8},
+  "legacy end token": {"eos_token_id": 2},
+  "depth and eps": {"layers": (1, 3), "layer_norm_eps": 1e-3},
 }
 
 
@@ -39,21 +39,44 @@ def test_agrees_with_recorded_flax_model():
   assert_close(texts, recorded["text_embeds"])
 
 
-def torch_clip(hidden_act="quick_gelu", heads=(4, 4), image_size=28, patch_size=14,
-               eos_token_id=98, layers=(2, 2), layer_norm_eps=1e-5):
+def torch_clip(
+  hidden_act="quick_gelu",
+  heads=(4, 4),
+  image_size=28,
+  patch_size=14,
+  eos_token_id=98,
+  layers=(2, 2),
+  layer_norm_eps=1e-5,
+):
   torch = pytest.importorskip("torch", reason="torch, the twin's library, is not installed")
   import transformers
+
   config = transformers.CLIPConfig(
-      projection_dim=24,
-      vision_config=dict(
-          hidden_size=64, intermediate_size=160, num_hidden_layers=layers[0],
-          num_attention_heads=heads[0], image_size=image_size, patch_size=patch_size,
-          hidden_act=hidden_act, layer_norm_eps=layer_norm_eps),
-      text_config=dict(
-          hidden_size=48, intermediate_size=96, num_hidden_layers=layers[1],
-          num_attention_heads=heads[1], vocab_size=99, max_position_embeddings=12,
-          hidden_act=hidden_act, layer_norm_eps=layer_norm_eps, eos_token_id=eos_token_id,
-          bos_token_id=97, pad_token_id=0))
+    projection_dim=24,
+    vision_config=dict(
+      hidden_size=64,
+      intermediate_size=160,
+      num_hidden_layers=layers[0],
+      num_attention_heads=heads[0],
+      image_size=image_size,
+      patch_size=patch_size,
+      hidden_act=hidden_act,
+      layer_norm_eps=layer_norm_eps,
+    ),
+    text_config=dict(
+      hidden_size=48,
+      intermediate_size=96,
+      num_hidden_layers=layers[1],
+      num_attention_heads=heads[1],
+      vocab_size=99,
+      max_position_embeddings=12,
+      hidden_act=hidden_act,
+      layer_norm_eps=layer_norm_eps,
+      eos_token_id=eos_token_id,
+      bos_token_id=97,
+      pad_token_id=0,
+    ),
+  )
   torch.manual_seed(0)
   twin = transformers.CLIPModel(config).eval()
   with torch.no_grad():  # the library starts biases at zero and norms at one
@@ -64,6 +87,7 @@ def torch_clip(hidden_act="quick_gelu", heads=(4, 4), image_size=28, patch_size=
 
 def torch_features(twin, images, ids):
   import torch
+
   with torch.no_grad():
     image = twin.get_image_features(torch.tensor(images.transpose(0, 3, 1, 2)))
     text = twin.get_text_features(torch.tensor(ids))
@@ -76,7 +100,7 @@ def inputs(model, seed=0):
   images = rng.standard_normal((3, size, size, 3)).astype(np.float32)
   ids = rng.integers(1, 97, (3, length))
   for row, end in zip(ids, (length - 1, 4, 7), strict=True):
-    row[0], row[end], row[end + 1:] = 97, 98, 0
+    row[0], row[end], row[end + 1 :] = 97, 98, 0
   return images, ids
 
 
@@ -104,6 +128,7 @@ def test_twin_in_a_sharded_checkpoint(tmp_path):
 
 def test_twin_at_another_input_size(tmp_path):
   import torch
+
   twin = torch_clip(image_size=56)
   twin.save_pretrained(tmp_path)
   for size in (42, 98):
@@ -111,9 +136,11 @@ def test_twin_at_another_input_size(tmp_path):
     images, _ = inputs(model)
     with torch.no_grad():
       theirs = twin.get_image_features(
-          torch.tensor(images.transpose(0, 3, 1, 2)), interpolate_pos_encoding=True)
+        torch.tensor(images.transpose(0, 3, 1, 2)), interpolate_pos_encoding=True
+      )
     assert_close(
-        jax.jit(model.encode_image)(params, jnp.asarray(images)), theirs.pooler_output.numpy())
+      jax.jit(model.encode_image)(params, jnp.asarray(images)), theirs.pooler_output.numpy()
+    )
 
 
 @pytest.mark.parametrize("name", [n for n, s in MODELS.items() if s.family == "clip"])
@@ -121,7 +148,8 @@ def test_parameter_counts(name):
   specification = MODELS[name]
   tree = jax.eval_shape(build(name).init, jax.random.key(0))
   counts = tuple(
-      sum(leaf.size for leaf in jax.tree.leaves(tree[side])) for side in ("image", "text"))
+    sum(leaf.size for leaf in jax.tree.leaves(tree[side])) for side in ("image", "text")
+  )
   if specification.published_counts is not None:
     assert counts == specification.published_counts
   assert tree["logit_scale"].size == 1

@@ -7,12 +7,12 @@ import orbax.checkpoint as ocp
 import pytest
 
 from mdtrap_jax.models.lora import (
-    POSITIONS,
-    PROJECTIONS,
-    LoraConfig,
-    init_factors,
-    keep_mask,
-    lora_delta,
+  POSITIONS,
+  PROJECTIONS,
+  LoraConfig,
+  init_factors,
+  keep_mask,
+  lora_delta,
 )
 from mdtrap_jax.models.transformer import BlockConfig, init_blocks, run_blocks
 
@@ -40,9 +40,12 @@ def test_factored_equals_merged(position, projections):
     for p, name in enumerate(projections):
       kernel = out[block] if name == "out" else qkv[block, :, PROJECTIONS.index(name)]
       kernel += config.multiplier * np.asarray(factors.a[i, p] @ factors.b[i, p])
-  merged = BLOCKS | {"attention": {
+  merged = BLOCKS | {
+    "attention": {
       "qkv": attention["qkv"] | {"kernel": jnp.asarray(qkv)},
-      "out": attention["out"] | {"kernel": jnp.asarray(out)}}}
+      "out": attention["out"] | {"kernel": jnp.asarray(out)},
+    }
+  }
   np.testing.assert_allclose(ours, run_blocks(merged, TOKENS, BLOCK), rtol=1e-4, atol=1e-4)
 
 
@@ -50,16 +53,26 @@ def test_fresh_factors_change_nothing_and_have_the_stated_range():
   config = LoraConfig(rank=2, dropout=0.0)
   factors = init_factors(jax.random.key(2), config, DEPTH, WIDTH)
   np.testing.assert_array_equal(
-      run_blocks(BLOCKS, TOKENS, BLOCK, lora=config, factors=factors),
-      run_blocks(BLOCKS, TOKENS, BLOCK))
+    run_blocks(BLOCKS, TOKENS, BLOCK, lora=config, factors=factors),
+    run_blocks(BLOCKS, TOKENS, BLOCK),
+  )
   bound = 1 / np.sqrt(WIDTH)
   assert 0.95 * bound < abs(factors.a).max() < bound
   assert not factors.b.any()
 
 
-@pytest.mark.parametrize(("position", "expected"), [
-    ("all", range(12)), ("bottom", range(4)), ("mid", range(4, 8)), ("up", range(8, 12)),
-    ("half-bottom", range(6)), ("half-up", range(6, 12)), ("top3", range(9, 12))])
+@pytest.mark.parametrize(
+  ("position", "expected"),
+  [
+    ("all", range(12)),
+    ("bottom", range(4)),
+    ("mid", range(4, 8)),
+    ("up", range(8, 12)),
+    ("half-bottom", range(6)),
+    ("half-up", range(6, 12)),
+    ("top3", range(9, 12)),
+  ],
+)
 def test_positions_of_a_vit_b(position, expected):
   assert LoraConfig(position=position).blocks(12) == tuple(expected)
 
@@ -99,7 +112,8 @@ def test_dropout_is_unbiased_and_independent_for_each_projection():
   factors = random_factors(config)._replace(a=a, b=b)
   x = jnp.ones((1, 1, WIDTH))
   draws = jax.vmap(lambda key: lora_delta(x, factors, config, key))(
-      jax.random.split(jax.random.key(0), 4000))[..., 0, 0, :2]  # [draws, P, 2]
+    jax.random.split(jax.random.key(0), 4000)
+  )[..., 0, 0, :2]  # [draws, P, 2]
   exact = lora_delta(x, factors, config, None)[:, 0, 0, :2]
   np.testing.assert_allclose(draws.mean(0), exact, rtol=0.05)
   correlation = np.corrcoef(np.asarray(draws[..., 0]).T)
@@ -116,14 +130,18 @@ def test_blocks_draw_different_masks():
   assert not np.allclose(one, other)
 
 
-@pytest.mark.parametrize(("settings", "message"), [
+@pytest.mark.parametrize(
+  ("settings", "message"),
+  [
     ({"projections": ("q", "o")}, "lora.projections"),
     ({"projections": ("v", "q")}, "in this order"),
     ({"projections": ()}, "lora.projections"),
     ({"encoder": "image"}, "lora.encoder='image'.*vision"),
     ({"scale": "root"}, "lora.scale"),
     ({"rank": 0}, "lora.rank=0"),
-    ({"dropout": 1.0}, "lora.dropout=1.0")])
+    ({"dropout": 1.0}, "lora.dropout=1.0"),
+  ],
+)
 def test_wrong_settings(settings, message):
   with pytest.raises(ValueError, match=message):
     LoraConfig(**settings)
@@ -145,7 +163,6 @@ def test_orbax_round_trip(tmp_path):
   with ocp.StandardCheckpointer() as checkpointer:
     checkpointer.save(tmp_path / "lora", factors)
     checkpointer.wait_until_finished()
-    restored = checkpointer.restore(
-        tmp_path / "lora", jax.eval_shape(lambda: factors))
+    restored = checkpointer.restore(tmp_path / "lora", jax.eval_shape(lambda: factors))
   jax.tree.map(np.testing.assert_array_equal, restored, factors)
   assert jax.tree.structure(restored) == jax.tree.structure(factors)

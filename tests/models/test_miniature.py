@@ -30,8 +30,9 @@ def test_it_loads_by_name_as_the_size_that_build_makes(loaded):
   assert (model.image, model.text) == (built.image, built.text)
   assert (model.image_mean, model.image_std) == (built.image_mean, built.image_std)
   assert model.tokenize.vocabulary == built.tokenize.vocabulary == VOCABULARY
-  sizes = {name: sum(leaf.size for leaf in jax.tree.leaves(params[name]))
-           for name in ("image", "text")}
+  sizes = {
+    name: sum(leaf.size for leaf in jax.tree.leaves(params[name])) for name in ("image", "text")
+  }
   assert sizes["image"] < 1e6
   assert sum(sizes.values()) < 5e6
   assert model.image.tokens == 37
@@ -50,8 +51,10 @@ def test_zero_shot_on_held_out_source_scenes(loaded):
 @pytest.mark.parametrize("domain", sorted(set(LOOKS) - {"source"}))
 def test_zero_shot_falls_with_severity(loaded, domain):
   """The same scenes at each severity; a rise must be within the 95 % intervals of both."""
-  table = [accuracy(loaded, WorldSource(domain, severity, images_per_class=7), 6)
-           for severity in (0.0, 0.5, 1.0)]
+  table = [
+    accuracy(loaded, WorldSource(domain, severity, images_per_class=7), 6)
+    for severity in (0.0, 0.5, 1.0)
+  ]
   for milder, harder in zip(table, table[1:], strict=False):
     assert harder.mean <= milder.mean + np.hypot(milder.ci95, harder.ci95)
   assert table[-1].mean < table[0].mean - 0.05

@@ -11,18 +11,28 @@ from mdtrap_jax.models.text_stem import TextConfig
 SMALL = dict(width=32, depth=3, heads=4, mlp_width=48)
 POOLED = dict(pool="attention", pool_heads=8, pool_mlp_width=40, class_token=False)
 VARIANTS = {
-    "clip": (ImageConfig(28, 14, **SMALL, embed_dim=16),
-             TextConfig(8, 64, **SMALL, embed_dim=16)),
-    "siglip": (
-        ImageConfig(
-            30, 14, **SMALL, embed_dim=32, **POOLED, projection=False, patch_bias=True,
-            pre_norm=False, activation="gelu_tanh", epsilon=1e-6),
-        TextConfig(8, 64, **SMALL, embed_dim=32, causal=False, pool="last",
-                   projection_bias=True)),
-    "pe-core": (
-        ImageConfig(28, 14, **SMALL, embed_dim=16, **{**POOLED, "class_token": True},
-                    rope=True, activation="gelu"),
-        TextConfig(8, 64, **SMALL, embed_dim=16, activation="gelu")),
+  "clip": (ImageConfig(28, 14, **SMALL, embed_dim=16), TextConfig(8, 64, **SMALL, embed_dim=16)),
+  "siglip": (
+    ImageConfig(
+      30,
+      14,
+      **SMALL,
+      embed_dim=32,
+      **POOLED,
+      projection=False,
+      patch_bias=True,
+      pre_norm=False,
+      activation="gelu_tanh",
+      epsilon=1e-6,
+    ),
+    TextConfig(8, 64, **SMALL, embed_dim=32, causal=False, pool="last", projection_bias=True),
+  ),
+  "pe-core": (
+    ImageConfig(
+      28, 14, **SMALL, embed_dim=16, **{**POOLED, "class_token": True}, rope=True, activation="gelu"
+    ),
+    TextConfig(8, 64, **SMALL, embed_dim=16, activation="gelu"),
+  ),
 }
 
 
@@ -44,11 +54,11 @@ def test_embedding_in_two_steps_equals_one(built, position):
   factors = jax.jit(lambda key: model.init_lora(key, lora))(jax.random.key(2))
   factors = jax.tree.map(lambda x: x + 0.1, factors)
   tokens = jax.jit(lambda x: model.embed_image(params, x, lora))(images)
-  adapted = jax.jit(
-      lambda x, f: model.encode_image_tokens(params, x, lora, f))(tokens, factors)
+  adapted = jax.jit(lambda x, f: model.encode_image_tokens(params, x, lora, f))(tokens, factors)
   assert adapted.shape == (2, model.image.embed_dim)
-  expected = jax.jit(
-      lambda x, f: model.encode_image(params, x, lora=lora, factors=f))(images, factors)
+  expected = jax.jit(lambda x, f: model.encode_image(params, x, lora=lora, factors=f))(
+    images, factors
+  )
   np.testing.assert_allclose(adapted, expected, atol=1e-5)
   assert np.abs(adapted - jax.jit(model.encode_image)(params, images)).max() > 1e-3
 

@@ -1,6 +1,5 @@
 """PE-Core against recordings of Meta's implementation, in each published layout."""
 
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -15,11 +14,21 @@ from tests.replay import encoders
 RECORDING = GOLDEN / "pe_core_tiny.npz"
 HEADS = dict(image_heads=4, text_heads=4)
 TIMM = [  # what timm calls Meta's layers, in the order of replacement
-    ("conv1", "patch_embed.proj"), ("positional_embedding", "pos_embed"),
-    ("class_embedding", "cls_token"), ("transformer.resblocks.", "blocks."),
-    ("attn_pool.attn.", "attn_pool."), ("layernorm", "norm"), ("probe", "latent"),
-    ("ln_pre", "norm_pre"), ("ln_post", "norm"), ("ln_", "norm"), ("in_proj_", "qkv."),
-    ("out_proj", "proj"), ("c_fc", "fc1"), ("c_proj", "fc2")]
+  ("conv1", "patch_embed.proj"),
+  ("positional_embedding", "pos_embed"),
+  ("class_embedding", "cls_token"),
+  ("transformer.resblocks.", "blocks."),
+  ("attn_pool.attn.", "attn_pool."),
+  ("layernorm", "norm"),
+  ("probe", "latent"),
+  ("ln_pre", "norm_pre"),
+  ("ln_post", "norm"),
+  ("ln_", "norm"),
+  ("in_proj_", "qkv."),
+  ("out_proj", "proj"),
+  ("c_fc", "fc1"),
+  ("c_proj", "fc2"),
+]
 
 
 @pytest.fixture(scope="module")
@@ -78,7 +87,8 @@ def test_timm_layout_from_safetensors(tmp_path, weights, monkeypatch):
   assert (model.image.rope, model.image.pool_heads, model.text.context_length) == (True, 8, 12)
   kernel = params["image"]["blocks"]["mlp"]["fc1"]["kernel"]
   np.testing.assert_array_equal(
-      kernel[0], weights["visual.transformer.resblocks.0.mlp.c_fc.weight"].T)
+    kernel[0], weights["visual.transformer.resblocks.0.mlp.c_fc.weight"].T
+  )
 
 
 def test_torch_file_of_meta(tmp_path, weights):
@@ -123,9 +133,14 @@ def test_works_without_class_token(weights):
 
 
 @pytest.mark.parametrize(
-    ("name", "image_billions", "checkpoint_bytes"), [
-        ("pe-core-s16-384", None, 349e6), ("pe-core-b16-224", 0.09, 1.67 * 2**30),
-        ("pe-core-l14-336", 0.32, 2.50 * 2**30), ("pe-core-g14-448", 1.88, None)])
+  ("name", "image_billions", "checkpoint_bytes"),
+  [
+    ("pe-core-s16-384", None, 349e6),
+    ("pe-core-b16-224", 0.09, 1.67 * 2**30),
+    ("pe-core-l14-336", 0.32, 2.50 * 2**30),
+    ("pe-core-g14-448", 1.88, None),
+  ],
+)
 def test_published_sizes(name, image_billions, checkpoint_bytes):
   # Meta's model cards round to 10 million and leave the token table out of the text
   # encoder's count, so the sizes of the float32 files say more.

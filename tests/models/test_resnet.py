@@ -40,8 +40,14 @@ def torch_features(state, images, adapters=None):
     return y
 
   def norm(x, name):
-    return F.batch_norm(x, t[f"{name}.running_mean"], t[f"{name}.running_var"],
-                        t[f"{name}.weight"], t[f"{name}.bias"], eps=1e-5)
+    return F.batch_norm(
+      x,
+      t[f"{name}.running_mean"],
+      t[f"{name}.running_var"],
+      t[f"{name}.weight"],
+      t[f"{name}.bias"],
+      eps=1e-5,
+    )
 
   x = F.relu(norm(conv(torch.tensor(images.transpose(0, 3, 1, 2).copy()), "conv1", 2, 1), "bn1"))
   for layer in range(1, 5):
@@ -64,21 +70,24 @@ def test_features_and_maps_equal_torchs(state):
   assert ours.shape == (2, 6, 6, 512)
   np.testing.assert_allclose(ours, maps, atol=2e-4 * np.abs(maps).max())
   np.testing.assert_allclose(
-      jax.jit(model.features)(params, images), features, atol=2e-4 * np.abs(features).max())
+    jax.jit(model.features)(params, images), features, atol=2e-4 * np.abs(features).max()
+  )
 
 
 def test_adapters_equal_torchs_convolutions(state):
   rng = np.random.default_rng(2)
   images = rng.standard_normal((1, 84, 84, 3)).astype(np.float32)
-  adapters = {name: 0.05 * rng.standard_normal(shape).astype(np.float32)
-              for name, shape in adapter_shapes().items()}
+  adapters = {
+    name: 0.05 * rng.standard_normal(shape).astype(np.float32)
+    for name, shape in adapter_shapes().items()
+  }
   model, params = from_torchvision(state)
   plain, _ = torch_features(state, images)
   features, _ = torch_features(state, images, adapters)
   assert np.abs(features - plain).max() > 0.1 * np.abs(plain).max()
   np.testing.assert_allclose(
-      jax.jit(model.features)(params, images, adapters), features,
-      atol=5e-4 * np.abs(features).max())
+    jax.jit(model.features)(params, images, adapters), features, atol=5e-4 * np.abs(features).max()
+  )
 
 
 def test_adapters_start_as_a_small_identity_beside_every_3x3_convolution():
@@ -90,11 +99,22 @@ def test_adapters_start_as_a_small_identity_beside_every_3x3_convolution():
 
 def test_a_checkpoint_as_url_saves_it(state, tmp_path):
   stored = {name: torch.tensor(value) for name, value in state.items()}
-  stored |= {"bn1.num_batches_tracked": torch.tensor(3), "cls_fn.weight": torch.zeros(512, 7),
-             "cls_fn.scale": torch.tensor(10.0)}
+  stored |= {
+    "bn1.num_batches_tracked": torch.tensor(3),
+    "cls_fn.weight": torch.zeros(512, 7),
+    "cls_fn.scale": torch.tensor(10.0),
+  }
   path = tmp_path / "model_best.pth.tar"
-  torch.save({"epoch": 3, "args": {"model.name": "url"}, "state_dict": stored,
-              "best_val_acc": 0.5, "optimizer": {"state": {}, "param_groups": []}}, path)
+  torch.save(
+    {
+      "epoch": 3,
+      "args": {"model.name": "url"},
+      "state_dict": stored,
+      "best_val_acc": 0.5,
+      "optimizer": {"state": {}, "param_groups": []},
+    },
+    path,
+  )
   _, params = load_resnet18(path)
   _, expected = from_torchvision(state)
   jax.tree.map(np.testing.assert_array_equal, params, expected)

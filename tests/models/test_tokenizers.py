@@ -12,9 +12,17 @@ TEXTS = ["a photo of a Sea or Lake.", "Dermatofibroma, it's 3 mm wide!", "x"]
 
 def byte_level_vocabulary(*special):
   from tokenizers.pre_tokenizers import ByteLevel
+
   letters = sorted(ByteLevel.alphabet())
-  tokens = [*letters, *(letter + "</w>" for letter in letters), "ph", "pho", "phot",
-            "photo</w>", *special]
+  tokens = [
+    *letters,
+    *(letter + "</w>" for letter in letters),
+    "ph",
+    "pho",
+    "phot",
+    "photo</w>",
+    *special,
+  ]
   return {token: i for i, token in enumerate(tokens)}
 
 
@@ -27,14 +35,24 @@ def clip_folder(tmp_path):
 
 
 def gemma_vocabulary():
-  pieces = ["<pad>", "<eos>", "<bos>", "<unk>", "<mask>", "▁",
-            *(chr(i) for i in range(33, 127)), "ph", "pho"]
+  pieces = [
+    "<pad>",
+    "<eos>",
+    "<bos>",
+    "<unk>",
+    "<mask>",
+    "▁",
+    *(chr(i) for i in range(33, 127)),
+    "ph",
+    "pho",
+  ]
   return {piece: i for i, piece in enumerate(pieces)}
 
 
 def load(folder, family, length, vocabulary_size=10**6):
   return tokenizers.from_folder(
-      folder, family, context_length=length, vocabulary_size=vocabulary_size)
+    folder, family, context_length=length, vocabulary_size=vocabulary_size
+  )
 
 
 @pytest.mark.parametrize(("family", "length"), [("clip", 77), ("pe-core", 32)])
@@ -45,8 +63,8 @@ def test_clip_agrees_with_transformers(clip_folder, family, length):
   assert ids.dtype == np.int32
   for row, text in zip(ids, TEXTS, strict=True):
     expected = theirs(text)["input_ids"]
-    assert row[:len(expected)].tolist() == expected
-    assert not row[len(expected):].any()  # OpenAI's padding
+    assert row[: len(expected)].tolist() == expected
+    assert not row[len(expected) :].any()  # OpenAI's padding
     assert row.argmax() == len(expected) - 1
 
 
@@ -61,18 +79,18 @@ def test_too_long_text_keeps_the_end_token_and_warns_once(clip_folder):
 
 
 def test_siglip2_agrees_with_transformers(tmp_path):
-  theirs = transformers.Siglip2Tokenizer(
-      vocab=gemma_vocabulary(), merges=[("p", "h"), ("ph", "o")])
+  theirs = transformers.Siglip2Tokenizer(vocab=gemma_vocabulary(), merges=[("p", "h"), ("ph", "o")])
   theirs.save_pretrained(tmp_path)
   ids = load(tmp_path, "siglip2", 64)(TEXTS)
   for row, text in zip(ids, TEXTS, strict=True):
     expected = [*theirs(text, add_special_tokens=False)["input_ids"], 1]
-    assert row[:len(expected)].tolist() == expected
-    assert not row[len(expected):].any()
+    assert row[: len(expected)].tolist() == expected
+    assert not row[len(expected) :].any()
 
 
 def test_siglip_cleans_the_text_and_pads_with_the_end(tmp_path):
   from tokenizers import Tokenizer, models, pre_tokenizers
+
   words = ["</s>", "<unk>", "dermatofibroma", "its", "3", "mm", "wide"]
   vocabulary = {word: i for i, word in enumerate(words)}
   tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
@@ -114,7 +132,8 @@ def test_hashed_words():
 
 def test_word_tokenizer_folder(tmp_path):
   word_tokenizer = pytest.importorskip(
-      "mdtrap_jax.models.word_tokenizer", reason="this build has no word tokenizer")
+    "mdtrap_jax.models.word_tokenizer", reason="this build has no word tokenizer"
+  )
   vocabulary = ("<pad>", "<start>", "<unk>", "a", "of", "photo", "<end>")
   settings = {"vocabulary": vocabulary, "context_length": 8}
   (tmp_path / tokenizers.WORD_TOKENIZER_FILE).write_text(json.dumps(settings))

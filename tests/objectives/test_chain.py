@@ -8,9 +8,9 @@ import pytest
 from mdtrap_jax.objectives import chain
 
 PAPER = {
-    "vlm": {"weight": 1.0, "window": (0, 5)},
-    "svl": {"weight": 0.1, "window": (0, 3)},
-    "ra": {"weight": 3.0, "window": (0, 3)},
+  "vlm": {"weight": 1.0, "window": (0, 5)},
+  "svl": {"weight": 0.1, "window": (0, 3)},
+  "ra": {"weight": 3.0, "window": (0, 3)},
 }
 
 
@@ -18,8 +18,10 @@ def with_window(term, window):
   return PAPER | {term: PAPER[term] | {"window": window}}
 
 
-@pytest.mark.parametrize(("steps", "expected"), [
-    (250, (50, 100, 150, 200, 250)), (33, (6, 12, 18, 24, 33)), (5, (1, 2, 3, 4, 5))])
+@pytest.mark.parametrize(
+  ("steps", "expected"),
+  [(250, (50, 100, 150, 200, 250)), (33, (6, 12, 18, 24, 33)), (5, (1, 2, 3, 4, 5))],
+)
 def test_marks(steps, expected):
   assert chain.evaluation_marks(steps) == expected
 
@@ -32,16 +34,23 @@ def test_too_few_steps():
 def test_the_clean_pass_runs_only_while_relations_are_aligned():
   assert chain.make_phases(PAPER, 250) == ((0, 150, True), (150, 250, False))
   assert chain.make_phases(with_window("ra", (1, 4)), 33) == (
-      (0, 6, False), (6, 24, True), (24, 33, False))
+    (0, 6, False),
+    (6, 24, True),
+    (24, 33, False),
+  )
   assert chain.make_phases(with_window("ra", (2, 5)), 33) == ((0, 12, False), (12, 33, True))
   without = PAPER | {"ra": {"weight": 0.0, "window": (0, 3)}}
   assert chain.make_phases(without, 250) == ((0, 250, False),)
 
 
-@pytest.mark.parametrize(("config", "message"), [
+@pytest.mark.parametrize(
+  ("config", "message"),
+  [
     ({"svl_ra": {"weight": 1.0, "window": (0, 3)}}, "objective.svl_ra: no such term"),
     (with_window("svl", (3, 3)), r"objective.svl.window=\(3, 3\)"),
-    (with_window("svl", (0, 6)), r"objective.svl.window=\(0, 6\)")])
+    (with_window("svl", (0, 6)), r"objective.svl.window=\(0, 6\)"),
+  ],
+)
 def test_wrong_terms(config, message):
   with pytest.raises(ValueError, match=message):
     chain.enabled_terms(config)
@@ -49,7 +58,8 @@ def test_wrong_terms(config, message):
 
 def make(config, **settings):
   return chain.make_objective(
-      config, optax.sgd(1.0), steps=10, logit_scale=1.0, num_views=5, num_clean=1, **settings)
+    config, optax.sgd(1.0), steps=10, logit_scale=1.0, num_views=5, num_clean=1, **settings
+  )
 
 
 def test_terms_without_weight_are_left_out():

@@ -28,7 +28,8 @@ def test_class_means_by_hand():
 def test_relations_by_hand():
   image, clean = jnp.array([[2.0, 0.0], [1.0, 1.0]]), jnp.array([[0.0, 3.0]])
   np.testing.assert_allclose(
-      losses.visual_relation(image, clean), [[0.0], [np.sqrt(0.5)]], atol=1e-7)
+    losses.visual_relation(image, clean), [[0.0], [np.sqrt(0.5)]], atol=1e-7
+  )
   text = jnp.array([[1.0, 0.0], [1.0, 1.0]])
   relation = losses.text_relation(text, jnp.array([0, 1, 1]), jnp.array([1, 0]))
   half = np.sqrt(0.5)
@@ -61,14 +62,22 @@ def test_gradients_by_finite_differences():
   with jax.enable_x64(True):
     keys = jax.random.split(jax.random.key(0), 3)
     image, clean, text = (
-        jax.random.normal(key, shape, jnp.float64)
-        for key, shape in zip(keys, [(6, 4), (3, 4), (3, 4)], strict=True))
+      jax.random.normal(key, shape, jnp.float64)
+      for key, shape in zip(keys, [(6, 4), (3, 4), (3, 4)], strict=True)
+    )
     labels, clean_labels = jnp.array([0, 1, 2, 0, 1, 2]), jnp.arange(3)
     check_grads(
-        lambda e, p: losses.cosine_cross_entropy(e, p, labels, 5.0), (image, text), order=1,
-        modes=["rev"])
+      lambda e, p: losses.cosine_cross_entropy(e, p, labels, 5.0),
+      (image, text),
+      order=1,
+      modes=["rev"],
+    )
     for divergence in losses.DIVERGENCES.values():
       check_grads(
-          lambda e, c, t, d=divergence: d(
-              losses.text_relation(t, labels, clean_labels), losses.visual_relation(e, c)),
-          (image, clean, text), order=1, modes=["rev"])
+        lambda e, c, t, d=divergence: d(
+          losses.text_relation(t, labels, clean_labels), losses.visual_relation(e, c)
+        ),
+        (image, clean, text),
+        order=1,
+        modes=["rev"],
+      )

@@ -14,15 +14,17 @@ from mdtrap_jax.objectives.terms import TERMS, Batch, Context, Features
 
 WAYS, SHOTS, VIEWS, WIDTH, INPUT = 3, 1, 2, 4, 5
 M, N = WAYS * SHOTS, VIEWS * WAYS * SHOTS
-CONTEXT = Context(
-    logit_scale=7.0, num_views=N, num_clean=M, start=0, stop=3, fade=6)
+CONTEXT = Context(logit_scale=7.0, num_views=N, num_clean=M, start=0, stop=3, fade=6)
 BATCH = Batch(
-    labels=jnp.tile(jnp.arange(WAYS), VIEWS),
-    views=jnp.repeat(jnp.arange(VIEWS), WAYS),
-    clean_labels=jnp.arange(WAYS))
+  labels=jnp.tile(jnp.arange(WAYS), VIEWS),
+  views=jnp.repeat(jnp.arange(VIEWS), WAYS),
+  clean_labels=jnp.arange(WAYS),
+)
 INPUTS = jax.random.normal(jax.random.key(9), (N, INPUT))
-PARAMS = {"w": jax.random.normal(jax.random.key(1), (INPUT, WIDTH)),
-          "text": jax.random.normal(jax.random.key(2), (WAYS, WIDTH))}
+PARAMS = {
+  "w": jax.random.normal(jax.random.key(1), (INPUT, WIDTH)),
+  "text": jax.random.normal(jax.random.key(2), (WAYS, WIDTH)),
+}
 
 
 def encode(params, inputs=INPUTS):
@@ -36,8 +38,16 @@ KEY = jax.random.key(3)
 def update(term, state, features, step, key=KEY, updates=None):
   updates = zero_cotangents(features) if updates is None else updates
   return term.update(
-      updates, state, PARAMS, features=features, batch=BATCH, key=key, step=step,
-      features_vjp=None, something_else="ignored")
+    updates,
+    state,
+    PARAMS,
+    features=features,
+    batch=BATCH,
+    key=key,
+    step=step,
+    features_vjp=None,
+    something_else="ignored",
+  )
 
 
 @pytest.fixture(params=sorted(TERMS))
@@ -57,7 +67,8 @@ def test_cotangent_is_the_gradient_of_the_weighted_loss(name):
     value = lambda f: update(term, state, f, 1)[1].value
     cotangent, new_state = update(term, state, moved, 1)
     direction = jax.tree.map(
-        lambda x: jax.random.normal(jax.random.key(5), x.shape, x.dtype), moved)
+      lambda x: jax.random.normal(jax.random.key(5), x.shape, x.dtype), moved
+    )
     h = 1e-6
     shift = lambda sign: jax.tree.map(lambda x, d: x + sign * h * d, moved, direction)
     slope = (value(shift(1)) - value(shift(-1))) / (2 * h)
@@ -140,8 +151,14 @@ def test_batch_row_equals_alone(name):
 def test_missing_extra_argument_is_an_error(name):
   term = TERMS[name](CONTEXT, 0.5)
   with pytest.raises(TypeError, match="batch"):
-    term.update(zero_cotangents(encode(PARAMS)), term.init(PARAMS), PARAMS,
-                features=encode(PARAMS), key=jax.random.key(0), step=0)
+    term.update(
+      zero_cotangents(encode(PARAMS)),
+      term.init(PARAMS),
+      PARAMS,
+      features=encode(PARAMS),
+      key=jax.random.key(0),
+      step=0,
+    )
 
 
 def test_weight_can_be_swept_by_vmap_in_one_program(name):
@@ -160,11 +177,10 @@ def test_chain_equals_the_gradient_of_the_summed_loss():
   """All terms at once, against `jax.grad` of the loss written out."""
   weights = {"vlm": 1.0, "visual": 0.2, "svl": 0.1, "ra": 3.0}
   chain = optax.named_chain(
-      *((name, TERMS[name](CONTEXT, weights[name])) for name in weights),
-      ("encoder", pull_back()))
+    *((name, TERMS[name](CONTEXT, weights[name])) for name in weights), ("encoder", pull_back())
+  )
   key, labels = jax.random.key(3), BATCH.labels
-  rows = terms.draw_prototypes(
-      jax.random.fold_in(key, zlib.crc32(b"svl")), 1, N, WAYS)
+  rows = terms.draw_prototypes(jax.random.fold_in(key, zlib.crc32(b"svl")), 1, N, WAYS)
   previous = encode(PARAMS)
   old_relation = losses.visual_relation(previous.image, previous.clean)
   moved = jax.tree.map(lambda x: 1.1 * x + 0.02, PARAMS)
@@ -174,19 +190,29 @@ def test_chain_equals_the_gradient_of_the_summed_loss():
     means = jnp.stack([f.image[:M][jnp.arange(M) == c].mean(0) for c in range(WAYS)])
     share = 1 - 1 / CONTEXT.fade
     target = share * old_relation + (1 - share) * losses.text_relation(
-        f.text, labels, BATCH.clean_labels)
+      f.text, labels, BATCH.clean_labels
+    )
     relation = losses.visual_relation(f.image, f.clean)
-    return (losses.cosine_cross_entropy(f.image, f.text, labels, s)
-            + 0.2 * losses.cosine_cross_entropy(f.image, means, labels, s)
-            + 0.1 * losses.cosine_cross_entropy(f.image, f.image[rows], labels, s)
-            + 3.0 * losses.cosine_divergence(target, relation))
+    return (
+      losses.cosine_cross_entropy(f.image, f.text, labels, s)
+      + 0.2 * losses.cosine_cross_entropy(f.image, means, labels, s)
+      + 0.1 * losses.cosine_cross_entropy(f.image, f.image[rows], labels, s)
+      + 3.0 * losses.cosine_divergence(target, relation)
+    )
 
   state = chain.init(PARAMS)
   for step, params in ((0, PARAMS), (1, moved)):
     features, vjp = jax.vjp(encode, params)
     gradient, state = chain.update(
-        zero_cotangents(features), state, params, features=features, batch=BATCH, key=key,
-        step=step, features_vjp=vjp)
+      zero_cotangents(features),
+      state,
+      params,
+      features=features,
+      batch=BATCH,
+      key=key,
+      step=step,
+      features_vjp=vjp,
+    )
   expected = jax.grad(total)(moved)
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-6), gradient, expected)
 
@@ -204,7 +230,8 @@ def test_first_relation_is_only_remembered():
   after, state = update(term, term.init(PARAMS), features, 0)
   assert not any(leaf.any() for leaf in jax.tree.leaves(after))
   np.testing.assert_allclose(
-      state.memory.relation, losses.visual_relation(features.image, features.clean))
+    state.memory.relation, losses.visual_relation(features.image, features.clean)
+  )
 
 
 def test_without_a_clean_pass_relation_alignment_passes_through():

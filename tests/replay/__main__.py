@@ -27,13 +27,19 @@ def kind_of(path: Path) -> str:
       names = set(file.files)
     if "random_prototype_index" in names:
       return "mind"
-    if {"support", "support_labels"} <= names or {"ncc", "url"} & names or {
-        "support_12x12", "support_images_12x12"} & names or "train_losses" in names:
+    if (
+      {"support", "support_labels"} <= names
+      or {"ncc", "url"} & names
+      or {"support_12x12", "support_images_12x12"} & names
+      or "train_losses" in names
+    ):
       return "heads"
     if "token_ids" in names:
       return "encoders"
-  raise ValueError(f"{path} is in none of the formats that can be replayed: mind_*.npz, "
-                   "copa_*.npz, url_*.npz, siglip_*.npz, pe_core_*.npz, or a folder with io.npz.")
+  raise ValueError(
+    f"{path} is in none of the formats that can be replayed: mind_*.npz, "
+    "copa_*.npz, url_*.npz, siglip_*.npz, pe_core_*.npz, or a folder with io.npz."
+  )
 
 
 def replay(path: Path):

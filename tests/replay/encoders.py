@@ -43,8 +43,7 @@ def replay(path: str | Path) -> list[Check]:
 def _clip(folder: Path) -> list[Check]:
   recorded = np.load(folder / "io.npz")
   images = jnp.asarray(recorded["image_nchw"].transpose(0, 2, 3, 1))
-  model, params = checkpoints.load(
-      folder, image_size=images.shape[1], tokenize=_no_tokenizer)
+  model, params = checkpoints.load(folder, image_size=images.shape[1], tokenize=_no_tokenizer)
   return _embeddings(model, params, images, recorded)
 
 
@@ -52,22 +51,29 @@ def _siglip(arrays: dict[str, np.ndarray]) -> list[Check]:
   weights = {name: a for name, a in arrays.items() if name.startswith("params/")}
   images = jnp.asarray(arrays["image_nhwc"])
   model, params = checkpoints.from_arrays(
-      weights, image_size=images.shape[1], tokenize=_no_tokenizer)
+    weights, image_size=images.shape[1], tokenize=_no_tokenizer
+  )
   checks = [
-      _check("temperature", model.logit_scale(params), arrays["temperature"]),
-      _check("bias", params["logit_bias"], arrays["bias"])]
+    _check("temperature", model.logit_scale(params), arrays["temperature"]),
+    _check("bias", params["logit_bias"], arrays["bias"]),
+  ]
   return checks + _embeddings(model, params, images, arrays, unit_norm=True)
 
 
 def _pe_core(arrays: dict[str, np.ndarray]) -> list[Check]:
   config = ast.literal_eval(str(arrays["config"]))
   weights = {
-      name.removeprefix("model/"): a for name, a in arrays.items() if name.startswith("model/")}
+    name.removeprefix("model/"): a for name, a in arrays.items() if name.startswith("model/")
+  }
   images = jnp.asarray(arrays["image"].transpose(0, 2, 3, 1))
   model, params = checkpoints.from_arrays(
-      weights, image_size=images.shape[1], image_heads=config["heads"],
-      text_heads=config["text"]["heads"], pool_heads=config.get("attn_pooler_heads"),
-      tokenize=_no_tokenizer)
+    weights,
+    image_size=images.shape[1],
+    image_heads=config["heads"],
+    text_heads=config["text"]["heads"],
+    pool_heads=config.get("attn_pooler_heads"),
+    tokenize=_no_tokenizer,
+  )
   checks = _embeddings(model, params, images, arrays)
   tokens = jax.jit(_tokens, static_argnums=0)(model, params, images)
   return [*checks, _check("image_tokens", tokens, arrays["image_tokens"])]
@@ -78,14 +84,16 @@ def _tokens(model: VisionLanguageModel, params, images: jax.Array) -> jax.Array:
   tokens = model.embed_image(params, images)
   tokens = run_blocks(params["image"]["blocks"], tokens, model.image.block)
   return ImageStem(model.image).apply(
-      {"params": params["image"]["stem"]}, tokens,
-      method=lambda stem, tokens: stem.post_norm(tokens))
+    {"params": params["image"]["stem"]}, tokens, method=lambda stem, tokens: stem.post_norm(tokens)
+  )
 
 
 def _embeddings(model, params, images, recorded, unit_norm: bool = False) -> list[Check]:
   ids = jnp.asarray(recorded["token_ids"], jnp.int32)
-  ours = {"image_embeds": jax.jit(model.encode_image)(params, images),
-          "text_embeds": jax.jit(model.encode_text)(params, ids)}
+  ours = {
+    "image_embeds": jax.jit(model.encode_image)(params, images),
+    "text_embeds": jax.jit(model.encode_text)(params, ids),
+  }
   if unit_norm:
     ours = {k: v / jnp.linalg.norm(v, axis=-1, keepdims=True) for k, v in ours.items()}
   return [_check(name, value, recorded[name]) for name, value in ours.items()]

@@ -74,25 +74,34 @@ def _shared(recorded: Recording) -> list[Check]:
   fit = _fit(method, None, task)
   after = method.represent(None, fit.params, task)
   loss = url.prototype_cross_entropy(
-      after.query, after.prototypes, task.query_labels, url.LOGIT_SCALE)
-  return _checks(recorded, {
-      "train_losses": fit.losses, "head_final": fit.params["shared"].T, "query_loss": loss,
-      "query_accuracy": method.predict(task, after).accuracy})
+    after.query, after.prototypes, task.query_labels, url.LOGIT_SCALE
+  )
+  return _checks(
+    recorded,
+    {
+      "train_losses": fit.losses,
+      "head_final": fit.params["shared"].T,
+      "query_loss": loss,
+      "query_accuracy": method.predict(task, after).accuracy,
+    },
+  )
 
 
 def _transformer(recorded: Recording) -> list[Check]:
   maps = lambda name: recorded[name].transpose(0, 2, 3, 1)
   task = _task(recorded, maps("support"), maps("query"))
   method = make_method(
-      "copa_transformer", **_published(recorded), steps=len(recorded["train_losses"]))
+    "copa_transformer", **_published(recorded), steps=len(recorded["train_losses"])
+  )
 
   draw = method.head.init
 
   def init(key, row):  # the one thing replaced: the drawn positions
     params = draw(key, row)
     return {
-        part: {**params[part], "position": jnp.asarray(
-            recorded[f"pos_embedding_init_{part}"])} for part in ("image", "proto")}
+      part: {**params[part], "position": jnp.asarray(recorded[f"pos_embedding_init_{part}"])}
+      for part in ("image", "proto")
+    }
 
   method = dataclasses.replace(method, head=method.head._replace(init=init))
   return _checks(recorded, _trajectory(_fit(method, None, task)))
@@ -104,17 +113,24 @@ def _adapters(recorded: Recording) -> list[Check]:
   task = _task(recorded, images("support_12x12"), images("query_12x12"))
   features = jax.jit(model.features)
   ours = {
-      "backbone_features": features(weights, task.support),
-      "backbone_features_with_initial_adapters":
-          features(weights, task.support, init_adapters(jnp.float64))}
+    "backbone_features": features(weights, task.support),
+    "backbone_features_with_initial_adapters": features(
+      weights, task.support, init_adapters(jnp.float64)
+    ),
+  }
   published = _published(recorded)
   method = make_method(
-      "copa_tsa", **published, model=model, steps=len(recorded["train_losses"]),
-      one_shot=published["ways"] == len(recorded["support_labels"]) == 5)
+    "copa_tsa",
+    **published,
+    model=model,
+    steps=len(recorded["train_losses"]),
+    one_shot=published["ways"] == len(recorded["support_labels"]) == 5,
+  )
   fit = _fit(method, weights, task)
   ours |= _trajectory(fit)
   ours["adapter_norms"] = [
-      jnp.linalg.norm(fit.params["adapters"][name]) for name in adapter_shapes()]
+    jnp.linalg.norm(fit.params["adapters"][name]) for name in adapter_shapes()
+  ]
   for part in ("image", "proto"):
     ours[f"head_{part}_row0"] = fit.params["head"][part][:, 0]
   return _checks(recorded, ours)
@@ -128,8 +144,10 @@ def _real(recorded: Recording, path: Path) -> list[Check]:
   queries = recorded["query"].shape[2]
   labels = lambda count: jnp.repeat(jnp.arange(ways), count)
   rows = lambda name, e: jnp.asarray(features[recorded[name][e].reshape(-1)])
-  tasks = [Task(rows("support", e), labels(shots), rows("query", e), labels(queries))
-           for e in range(episodes)]
+  tasks = [
+    Task(rows("support", e), labels(shots), rows("query", e), labels(queries))
+    for e in range(episodes)
+  ]
   ours = {}
   for name in ("ncc", "url", "copa"):
     run = jax.jit(functools.partial(_whole, make_method(name, ways=ways, domain=domain)))
@@ -146,18 +164,18 @@ def _features(path: Path, domain: str) -> np.ndarray:
     with np.load(file_path) as file:
       if f"{domain}/features" in file:
         return file[f"{domain}/features"]
-  raise ValueError(f"{path} indexes the features of {domain!r}, but no {FEATURES} beside it "
-                   f"holds {domain}/features.")
+  raise ValueError(
+    f"{path} indexes the features of {domain!r}, but no {FEATURES} beside it "
+    f"holds {domain}/features."
+  )
 
 
 def _whole(method: Method, task: Task) -> tuple[jax.Array, jax.Array, jax.Array]:
   """Accuracy, last training loss and final loss of the queries of one task."""
   fit = method.fit(None, task, jax.random.key(0))
   after = method.represent(None, fit.params, task)
-  loss = symmetric_cross_entropy(
-      after.query, after.prototypes, task.query_labels, copa.LOGIT_SCALE)
-  return (method.predict(task, after).accuracy,
-          fit.losses[-1] if method.steps else jnp.nan, loss)
+  loss = symmetric_cross_entropy(after.query, after.prototypes, task.query_labels, copa.LOGIT_SCALE)
+  return (method.predict(task, after).accuracy, fit.losses[-1] if method.steps else jnp.nan, loss)
 
 
 def _fit(method: Method, weights: Any, task: Task) -> Fit:
@@ -166,11 +184,14 @@ def _fit(method: Method, weights: Any, task: Task) -> Fit:
   def look(representations, params):
     del params
     loss = symmetric_cross_entropy(
-        representations.query, representations.prototypes, task.query_labels, copa.LOGIT_SCALE)
+      representations.query, representations.prototypes, task.query_labels, copa.LOGIT_SCALE
+    )
     on_support = task._replace(query_labels=task.support_labels)
-    return (loss, method.predict(task, representations).accuracy,
-            method.predict(
-                on_support, representations._replace(query=representations.support)).accuracy)
+    return (
+      loss,
+      method.predict(task, representations).accuracy,
+      method.predict(on_support, representations._replace(query=representations.support)).accuracy,
+    )
 
   run = jax.jit(lambda w, t: method.fit(w, t, jax.random.key(0), look))
   return jax.device_get(run(weights, task))
@@ -178,15 +199,20 @@ def _fit(method: Method, weights: Any, task: Task) -> Fit:
 
 def _trajectory(fit: Fit) -> dict[str, np.ndarray]:
   losses, accuracies, on_support = fit.trace
-  return {"train_losses": fit.losses, "train_accs": on_support[:-1], "val_losses": losses,
-          "val_accs": accuracies}
+  return {
+    "train_losses": fit.losses,
+    "train_accs": on_support[:-1],
+    "val_losses": losses,
+    "val_accs": accuracies,
+  }
 
 
 def random_weights(seed: int) -> dict[str, np.ndarray]:
   """The backbone's state dict, drawn in sorted order as the recording did."""
   shapes = parameter_shapes(ResNet18())
-  stored = {slot.name: slot.arrange(shapes[slot.path]).stored
-            for slot in slots(TABLE, DIALECT, shapes)}
+  stored = {
+    slot.name: slot.arrange(shapes[slot.path]).stored for slot in slots(TABLE, DIALECT, shapes)
+  }
   rng = np.random.RandomState(seed)
   weights = {}
   for name in sorted(stored):
@@ -205,8 +231,11 @@ def random_weights(seed: int) -> dict[str, np.ndarray]:
 
 def _task(recorded: Recording, support: np.ndarray, query: np.ndarray) -> Task:
   return Task(
-      jnp.asarray(support), jnp.asarray(recorded["support_labels"]), jnp.asarray(query),
-      jnp.asarray(recorded["query_labels"]))
+    jnp.asarray(support),
+    jnp.asarray(recorded["support_labels"]),
+    jnp.asarray(query),
+    jnp.asarray(recorded["query_labels"]),
+  )
 
 
 def _published(recorded: Recording) -> dict[str, Any]:
@@ -225,9 +254,15 @@ def _checks(recorded: Recording, ours: Mapping[str, Any]) -> list[Check]:
     ValueError: the file holds none of it.
   """
   checks = [
-      _check(name, value, recorded[name],
-             SINGLE if name in ("ncc", "url", "copa") or "_acc" in name else TOLERANCE)
-      for name, value in ours.items() if name in recorded]
+    _check(
+      name,
+      value,
+      recorded[name],
+      SINGLE if name in ("ncc", "url", "copa") or "_acc" in name else TOLERANCE,
+    )
+    for name, value in ours.items()
+    if name in recorded
+  ]
   if not checks:
     raise ValueError(f"the recording has none of the arrays {', '.join(ours)}.")
   return checks

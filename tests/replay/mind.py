@@ -26,16 +26,22 @@ def replay(path: Path) -> list[Check]:
   """Compares every recorded number of a `mind_*` file; needs `jax_enable_x64`."""
   recorded = dict(np.load(path))
   adaptation, params, phases = _adaptation(recorded)
-  views, query = _images(recorded["images_8x8"], int(recorded["cfg/shot"]),
-                         adaptation.model.image.image_size)
+  views, query = _images(
+    recorded["images_8x8"], int(recorded["cfg/shot"]), adaptation.model.image.image_size
+  )
   ways, shots = recorded["images_8x8"].shape[1], int(recorded["cfg/shot"])
   token_ids = jnp.asarray(recorded["token_ids"])
   text = adaptation.model.encode_text(params, token_ids)
   prepared, _ = adaptation.prepare_images(
-      params, views, query, key=jax.random.key(0),
-      labels=jnp.repeat(jnp.arange(ways), shots),
-      query_labels=jnp.repeat(jnp.arange(ways), query.shape[0] // ways),
-      token_ids=token_ids, text=text)
+    params,
+    views,
+    query,
+    key=jax.random.key(0),
+    labels=jnp.repeat(jnp.arange(ways), shots),
+    query_labels=jnp.repeat(jnp.arange(ways), query.shape[0] // ways),
+    token_ids=token_ids,
+    text=text,
+  )
   state = adaptation.init(_factors(recorded, "lora_init", adaptation.lora.encoders))
 
   steps = phases[-1].stop
@@ -65,49 +71,66 @@ def replay(path: Path) -> list[Check]:
     checks.append(_loss_check(theirs, losses[ours], recorded[theirs]))
   if relations:
     checks += [
-        Check("ra_relation", _absolute(np.stack(relations), recorded["ra_relation"]), TOLERANCE),
-        Check("ra_target", _absolute(np.stack(targets), recorded["ra_target"]), TOLERANCE)]
+      Check("ra_relation", _absolute(np.stack(relations), recorded["ra_relation"]), TOLERANCE),
+      Check("ra_target", _absolute(np.stack(targets), recorded["ra_target"]), TOLERANCE),
+    ]
   checks += [
-      _factor_check(state.factors, recorded, "lora_final"),
-      Check("query_cosine_final",
-            _absolute(accuracies[-1].cosines, recorded["query_cosine_final"]), TOLERANCE),
-      Check("query_accuracy (percent)",
-            _absolute([100 * a.accuracy for a in accuracies], recorded["query_accuracy"]),
-            1e-4),
+    _factor_check(state.factors, recorded, "lora_final"),
+    Check(
+      "query_cosine_final",
+      _absolute(accuracies[-1].cosines, recorded["query_cosine_final"]),
+      TOLERANCE,
+    ),
+    Check(
+      "query_accuracy (percent)",
+      _absolute([100 * a.accuracy for a in accuracies], recorded["query_accuracy"]),
+      1e-4,
+    ),
   ]
   return checks
 
 
 def _adaptation(recorded):
   """The library's adaptation with the recording's settings and random draws."""
-  weights = {name.removeprefix("model/"): value for name, value in recorded.items()
-             if name.startswith("model/")}
+  weights = {
+    name.removeprefix("model/"): value
+    for name, value in recorded.items()
+    if name.startswith("model/")
+  }
   ids, rows = recorded["token_embedding/used_ids"], recorded["token_embedding/rows"]
   table = np.zeros((max(int(recorded["token_ids"].max()) + 1, 49408), rows.shape[1]))
   table[ids] = rows
   weights["token_embedding.weight"] = table
-  model, params = from_openai(
-      weights, dtype=jnp.float64, image_heads=HEADS, text_heads=HEADS)
+  model, params = from_openai(weights, dtype=jnp.float64, image_heads=HEADS, text_heads=HEADS)
 
   shots = int(recorded["cfg/shot"])
   steps = int(recorded["cfg/epochs"]) * shots
   lora = LoraConfig(
-      rank=int(recorded["cfg/r"]), alpha=float(recorded["cfg/alpha"]), dropout=0.0,
-      encoder=str(recorded["cfg/encoder"]))
+    rank=int(recorded["cfg/r"]),
+    alpha=float(recorded["cfg/alpha"]),
+    dropout=0.0,
+    encoder=str(recorded["cfg/encoder"]),
+  )
   config = {
-      "vlm": {"weight": 1.0, "window": (0, 5)},
-      "svl": {"weight": float(recorded["cfg/beta"]), "window": (0, 3)},
-      "ra": {"weight": float(recorded["cfg/gamma"]), "window": (0, 3)},
+    "vlm": {"weight": 1.0, "window": (0, 5)},
+    "svl": {"weight": float(recorded["cfg/beta"]), "window": (0, 3)},
+    "ra": {"weight": float(recorded["cfg/gamma"]), "window": (0, 3)},
   }
   views, ways = recorded["images_8x8"].shape[:2]
   draws = jnp.asarray(recorded["random_prototype_index"])
   library = TERMS["svl"]
   try:  # the one thing replaced: which features SVL draws
     TERMS["svl"] = functools.partial(
-        add_random_prototypes, draw=lambda key, step, num_views, ways: draws[step])
+      add_random_prototypes, draw=lambda key, step, num_views, ways: draws[step]
+    )
     tx = chain.make_objective(
-        config, chain.make_optimizer(float(recorded["cfg/lr"]), steps), steps=steps,
-        logit_scale=LOGIT_SCALE, num_views=views * ways * shots, num_clean=ways * shots)
+      config,
+      chain.make_optimizer(float(recorded["cfg/lr"]), steps),
+      steps=steps,
+      logit_scale=LOGIT_SCALE,
+      num_views=views * ways * shots,
+      num_clean=ways * shots,
+    )
   finally:
     TERMS["svl"] = library
   adaptation = Adaptation(model=model, lora=lora, tx=tx, views=views)
@@ -128,13 +151,20 @@ def _factors(recorded, stage, encoders):
   factors = {}
   for encoder in encoders:
     prefix = f"{stage}/{PREFIXES[encoder]}.resblocks."
-    depth = 1 + max(int(name.removeprefix(prefix).split(".")[0])
-                    for name in recorded if name.startswith(prefix))
+    depth = 1 + max(
+      int(name.removeprefix(prefix).split(".")[0]) for name in recorded if name.startswith(prefix)
+    )
     a, b = (
-        jnp.asarray(np.stack([
+      jnp.asarray(
+        np.stack(
+          [
             np.stack([recorded[f"{prefix}{i}.attn.{p}_proj.w_lora_{letter}"].T for p in "qkv"])
-            for i in range(depth)]))
-        for letter in "AB")
+            for i in range(depth)
+          ]
+        )
+      )
+      for letter in "AB"
+    )
     factors[encoder] = LoraFactors(a, b)
   return factors
 
@@ -165,8 +195,9 @@ def _loss_check(name, ours, theirs):
   if not np.array_equal(np.isnan(ours), np.isnan(theirs)):
     return Check(name, np.inf, TOLERANCE)
   on = ~np.isnan(theirs)
-  return Check(name, float(np.max(np.abs(ours - theirs)[on] / np.abs(theirs[on]), initial=0.0)),
-               TOLERANCE)
+  return Check(
+    name, float(np.max(np.abs(ours - theirs)[on] / np.abs(theirs[on]), initial=0.0)), TOLERANCE
+  )
 
 
 def _absolute(ours, theirs):

@@ -36,9 +36,11 @@ def test_the_gap_as_it_is_leaves_loss_and_accuracy_as_they_are():
   own = gap.gap(representations, task.support_labels)
   curve = gap.shift_gap(representations, task, jnp.array([own, own + 1.0]), 7.0)
   loss = symmetric_cross_entropy(
-      representations.query, representations.prototypes, task.query_labels, 7.0)
-  predicted = ncc.predict(representations.query, representations.prototypes,
-                          task.support_labels, task.query_labels)
+    representations.query, representations.prototypes, task.query_labels, 7.0
+  )
+  predicted = ncc.predict(
+    representations.query, representations.prototypes, task.support_labels, task.query_labels
+  )
   np.testing.assert_allclose(curve.loss[0], loss, rtol=1e-5)
   assert curve.accuracy[0] == predicted.accuracy
   assert abs(curve.loss[1] - loss) > 1e-3
@@ -53,22 +55,24 @@ def test_the_bound_holds_and_is_reached():
     after = gap.embedding_gap(mapped, task.support_labels)
     scale = gap.bound_scale(weight, delta)
     ratio = gap.gap_ratio(weight, delta)
-    np.testing.assert_allclose(
-        jnp.linalg.norm(after), ratio * jnp.linalg.norm(delta), rtol=1e-5)
+    np.testing.assert_allclose(jnp.linalg.norm(after), ratio * jnp.linalg.norm(delta), rtol=1e-5)
     assert ratio <= scale * (1 + 1e-5)
   # All columns along the gap: the bound is exact.
   weight = jnp.outer(delta, jnp.array([1.0, -2.0, 3.0, 0.5, 1.0]))
   np.testing.assert_allclose(
-      jnp.linalg.norm(delta @ weight),
-      gap.bound_scale(weight, delta) * jnp.linalg.norm(delta), rtol=1e-5)
+    jnp.linalg.norm(delta @ weight),
+    gap.bound_scale(weight, delta) * jnp.linalg.norm(delta),
+    rtol=1e-5,
+  )
 
 
 @pytest.fixture(scope="module")
 def diagnosis():
   rng = np.random.default_rng(0)
   labels = np.repeat(np.arange(4), 12).astype(np.int32)
-  features = np.maximum(rng.standard_normal((4, 16))[labels]
-                        + 1.5 * rng.standard_normal((48, 16)), 0).astype(np.float32)
+  features = np.maximum(
+    rng.standard_normal((4, 16))[labels] + 1.5 * rng.standard_normal((48, 16)), 0
+  ).astype(np.float32)
   found = FeatureSet("toy", features, labels, tuple("abcd"))
   drawn = [sample_task(labels, seed=1, number=n, rule=Fixed(3, 4, 5)) for n in range(3)]
   return diagnose(found, drawn, np.linspace(-1, 1, 5))

@@ -14,24 +14,48 @@ from tests.episodes import small_config
 def small_study(**overrides):
   config = study_config.get_config()
   config.update_from_flattened_dict(
-      {name: value for name, value in settings.flatten(small_config(
-          data__name="world", data__images_per_class=6, adapt__steps=5, episodes=2,
-          experiment="study")) if name != "variants"})
+    {
+      name: value
+      for name, value in settings.flatten(
+        small_config(
+          data__name="world",
+          data__images_per_class=6,
+          adapt__steps=5,
+          episodes=2,
+          experiment="study",
+        )
+      )
+      if name != "variants"
+    }
+  )
   config.objective.visual.weight = 0.1
-  config.study.update({"domains": ("satellite",), "severities": (1.0,), "shots": (1,)}
-                      | overrides)
+  config.study.update({"domains": ("satellite",), "severities": (1.0,), "shots": (1,)} | overrides)
   return config
 
 
 def test_every_method_runs_on_the_same_episodes(tmp_path):
   table = experiments.run(small_study(), tmp_path)
   assert table.splitlines()[0].split(" | ")[4:] == [
-      "vlm", "visual", "svl", "ra", "svl_ra", "svl_ra_middle", "svl_ra_late |"]
+    "vlm",
+    "visual",
+    "svl",
+    "ra",
+    "svl_ra",
+    "svl_ra_middle",
+    "svl_ra_late |",
+  ]
   assert table.splitlines()[2].startswith("| satellite | 1 | 1 | ")
   with open(tmp_path / "study.csv", newline="", encoding="utf-8") as file:
     rows = list(csv.DictReader(file))
   assert [row["method"] for row in rows] == [
-      "vlm", "visual", "svl", "ra", "svl_ra", "svl_ra_middle", "svl_ra_late"]
+    "vlm",
+    "visual",
+    "svl",
+    "ra",
+    "svl_ra",
+    "svl_ra_middle",
+    "svl_ra_late",
+  ]
   assert {row["episodes"] for row in rows} == {"2"}
   assert (tmp_path / "study.png").stat().st_size > 5000
   cell = tmp_path / "satellite-1" / "1-shot"
@@ -69,8 +93,9 @@ def test_runs_without_common_episodes_are_not_compared(tmp_path):
   for name, support in (("a", [[1]]), ("b", [[2]])):
     (tmp_path / name).mkdir()
     (tmp_path / name / "episodes.jsonl").write_text(
-        '{"episode": 0, "status": "ok", "accuracy": 1.0, "zero_shot_accuracy": 0.5, '
-        f'"class_names": [], "query": [], "support": {support}}}\n')
+      '{"episode": 0, "status": "ok", "accuracy": 1.0, "zero_shot_accuracy": 0.5, '
+      f'"class_names": [], "query": [], "support": {support}}}\n'
+    )
   rows = comparison.compare(comparison.find_runs([tmp_path]))
   assert rows[1].difference.episodes == 0
   assert comparison.format_text(rows).splitlines()[2].split()[-2:] == ["–", "0"]

@@ -34,8 +34,14 @@ def test_a_run(folder, tmp_path, monkeypatch, family, resize):
   monkeypatch.setitem(models.MODELS, "tiny", Specification(family, image, text))
   monkeypatch.setattr(jax, "local_devices", lambda: jax.devices()[:1])
   config = small_config(
-      model__name="tiny", data__path=str(folder), data__resize=resize, episodes=2,
-      episodes_per_device=2, adapt__steps=5, lora__encoder="both")
+    model__name="tiny",
+    data__path=str(folder),
+    data__resize=resize,
+    episodes=2,
+    episodes_per_device=2,
+    adapt__steps=5,
+    lora__encoder="both",
+  )
   summary = runner.run(config, tmp_path)[""]
   assert (summary["episodes"], summary["failed"]) == (2, 0)
   lines = results.read_episodes(tmp_path)

@@ -20,8 +20,17 @@ from mdtrap_jax.run import results
 from tests.episodes import QUERIES, SHOTS, STEPS, WAYS, small_config
 from tests.paths import ROOT
 
-CONTRACT = {"episode", "status", "accuracy", "accuracy_at", "zero_shot_accuracy",
-            "class_names", "support", "query", "losses"}
+CONTRACT = {
+  "episode",
+  "status",
+  "accuracy",
+  "accuracy_at",
+  "zero_shot_accuracy",
+  "class_names",
+  "support",
+  "query",
+  "losses",
+}
 
 
 @pytest.fixture(scope="session")
@@ -73,10 +82,8 @@ def test_the_files_of_a_run(finished):
   assert written["episodes"] == 5
   assert written["failed"] == 0
   assert written["episodes_per_second"] > 0
-  assert {"accuracy_mean", "accuracy_ci95", "zero_shot_mean", "versions", "device"} <= set(
-      written)
-  np.testing.assert_allclose(
-      written["accuracy_mean"], np.mean([row["accuracy"] for row in rows]))
+  assert {"accuracy_mean", "accuracy_ci95", "zero_shot_mean", "versions", "device"} <= set(written)
+  np.testing.assert_allclose(written["accuracy_mean"], np.mean([row["accuracy"] for row in rows]))
   assert list((workdir / "events").iterdir())
 
 
@@ -132,14 +139,14 @@ def test_variants_have_a_directory_each_and_are_compared(folder, finished, tmp_p
   config = small_config(data__path=str(folder), episodes=3)
   config.variants = {"vlm": {"svl": 0.0, "ra": 0.0}, "svl_ra": {}}
   table = experiments.run(config, tmp_path)
-  assert_same(results.read_episodes(tmp_path / "svl_ra"),
-              results.read_episodes(finished[0])[:3])
+  assert_same(results.read_episodes(tmp_path / "svl_ra"), results.read_episodes(finished[0])[:3])
   plain = results.read_episodes(tmp_path / "vlm")
   assert [set(line["losses"]) for line in plain] == [{"vlm"}] * 3
   assert re.search(r"vlm +3 +0 ", table)
   assert re.search(r"svl_ra +3 .* [+-]\d+\.\d+ ± \d", table)
-  alone = small_config(data__path=str(folder), episodes=3, objective__svl__weight=0.0,
-                       objective__ra__weight=0.0)
+  alone = small_config(
+    data__path=str(folder), episodes=3, objective__svl__weight=0.0, objective__ra__weight=0.0
+  )
   before = (tmp_path / "vlm" / "episodes.jsonl").read_bytes()
   runner.run(alone, tmp_path / "vlm")  # a variant's directory is a run of its own
   assert (tmp_path / "vlm" / "episodes.jsonl").read_bytes() == before
@@ -147,11 +154,20 @@ def test_variants_have_a_directory_each_and_are_compared(folder, finished, tmp_p
 
 def command(folder, workdir, *extra):
   return [
-      sys.executable, "main.py", f"--config=configs/folder.py{extra[0] if extra else ''}",
-      f"--config.data.path={folder}", f"--workdir={workdir}",
-      "--config.model.name=clip-tiny", "--config.model.random_weights=true",
-      "--config.data.ways=3", "--config.data.queries=4", "--config.episodes=40",
-      "--config.episodes_per_device=1", "--config.adapt.steps=5", *extra[1:]]
+    sys.executable,
+    "main.py",
+    f"--config=configs/folder.py{extra[0] if extra else ''}",
+    f"--config.data.path={folder}",
+    f"--workdir={workdir}",
+    "--config.model.name=clip-tiny",
+    "--config.model.random_weights=true",
+    "--config.data.ways=3",
+    "--config.data.queries=4",
+    "--config.episodes=40",
+    "--config.episodes_per_device=1",
+    "--config.adapt.steps=5",
+    *extra[1:],
+  ]
 
 
 def environment():
@@ -161,8 +177,12 @@ def environment():
 def test_a_killed_run_resumes(folder, tmp_path):
   """SIGKILL between two batches; the resumed run ends with every episode once."""
   process = subprocess.Popen(
-      command(folder, tmp_path), cwd=ROOT, env=environment(), stderr=subprocess.DEVNULL,
-      stdout=subprocess.DEVNULL)
+    command(folder, tmp_path),
+    cwd=ROOT,
+    env=environment(),
+    stderr=subprocess.DEVNULL,
+    stdout=subprocess.DEVNULL,
+  )
   path, deadline = tmp_path / "episodes.jsonl", time.monotonic() + 300
   while not path.exists() or path.read_bytes().count(b"\n") < 3:
     assert process.poll() is None, "the run ended before it could be killed"
@@ -171,18 +191,25 @@ def test_a_killed_run_resumes(folder, tmp_path):
   process.send_signal(signal.SIGKILL)
   process.wait()
   kept = path.read_bytes()
-  kept = kept[:kept.rfind(b"\n") + 1]
+  kept = kept[: kept.rfind(b"\n") + 1]
   assert 3 <= kept.count(b"\n") < 40
   done = subprocess.run(
-      command(folder, tmp_path), cwd=ROOT, env=environment(), capture_output=True, text=True,
-      check=True)
+    command(folder, tmp_path),
+    cwd=ROOT,
+    env=environment(),
+    capture_output=True,
+    text=True,
+    check=True,
+  )
   assert path.read_bytes().startswith(kept)
   assert [row["episode"] for row in results.read_episodes(tmp_path)] == list(range(40))
   assert "adapted accuracy" in done.stdout
   assert "40/40 episodes" in done.stderr
 
 
-@pytest.mark.parametrize(("extra", "message"), [
+@pytest.mark.parametrize(
+  ("extra", "message"),
+  [
     (["", "--config.data.way=3"], "way"),
     ([":svlra"], "svlra: no such method"),
     (["", "--config.data.path=/nowhere/at/all"], "/nowhere/at/all"),
@@ -192,11 +219,17 @@ def test_a_killed_run_resumes(folder, tmp_path):
     (["", "--config.adapt.steps=3"], "steps=3"),
     (["", "--config.lora.position=middle"], "lora.position='middle'"),
     (["", "--config.adapt.batch_size=5"], "batch_size=5: ra compares all views"),
-])
+  ],
+)
 def test_wrong_input_is_one_message_before_any_work(folder, tmp_path, extra, message):
   done = subprocess.run(
-      command(folder, tmp_path / "run", *extra), cwd=ROOT, env=environment(),
-      capture_output=True, text=True, check=False)
+    command(folder, tmp_path / "run", *extra),
+    cwd=ROOT,
+    env=environment(),
+    capture_output=True,
+    text=True,
+    check=False,
+  )
   assert done.returncode == 1
   assert "Traceback" not in done.stderr
   lines = [line for line in done.stderr.splitlines() if "random weights" not in line]

@@ -23,7 +23,8 @@ def features(tmp_path_factory):
     centers = rng.standard_normal((ways, 16))
     arrays[f"{domain}/labels"] = labels
     arrays[f"{domain}/features"] = (
-        centers[labels] + 1.2 * rng.standard_normal((len(labels), 16))).astype(np.float32)
+      centers[labels] + 1.2 * rng.standard_normal((len(labels), 16))
+    ).astype(np.float32)
   path = tmp_path_factory.mktemp("features") / "toy.npz"
   np.savez(path, **arrays)
   return path
@@ -35,7 +36,8 @@ def make_config(features, method="copa", **fields):
   config.features.path = str(features)
   config.head.steps = None if method == "ncc" else 4
   config.update_from_flattened_dict(
-      {"tasks.ways": 5, "tasks.shots": 2, "tasks.queries": 4} | fields)
+    {"tasks.ways": 5, "tasks.shots": 2, "tasks.queries": 4} | fields
+  )
   return config
 
 
@@ -59,13 +61,15 @@ def test_a_run_writes_one_table_over_domains_and_seeds(finished):
   assert list(rows) == ["one", "look/two"]
   lines = results.read_episodes(workdir)
   assert sorted((line["domain"], line["seed"], line["task"]) for line in lines) == sorted(
-      itertools.product(("one", "look/two"), (41, 42), range(3)))
+    itertools.product(("one", "look/two"), (41, 42), range(3))
+  )
   for domain, row in rows.items():
     own = [line for line in lines if line["domain"] == domain]
     assert row["tasks"] == 6
     assert row["accuracy_mean"] == pytest.approx(np.mean([line["accuracy"] for line in own]))
     assert row["accuracy_by_seed"]["42"] == pytest.approx(
-        np.mean([line["accuracy"] for line in own if line["seed"] == 42]))
+      np.mean([line["accuracy"] for line in own if line["seed"] == 42])
+    )
     assert row["gain_mean"] == pytest.approx(row["accuracy_mean"] - row["ncc_mean"])
     assert 0 < row["gap_before"] < 2
     assert 0 < row["gap_after"] < 2
@@ -95,12 +99,15 @@ def test_a_resumed_run_ends_like_an_uninterrupted_one(features, finished, tmp_pa
 def test_varying_sizes_run_in_one_program_per_domain(features, tmp_path, monkeypatch):
   programs = []
   compiling = parallel.over_episodes
+
   def keep(*arguments, **options):
     programs.append(compiling(*arguments, **options))
     return programs[-1]
+
   monkeypatch.setattr(parallel, "over_episodes", keep)
   config = make_config(
-      features, **{"tasks.protocol": "vary_way_vary_shot", "episodes_per_device": 1})
+    features, **{"tasks.protocol": "vary_way_vary_shot", "episodes_per_device": 1}
+  )
   config.episodes = 10  # batches of eight, one for each device
   summary = run(config, tmp_path)
   assert [program._cache_size() for program in programs] == [1]
@@ -127,8 +134,11 @@ def test_methods_meet_the_same_tasks_and_can_be_paired(method, features, finishe
 
 
 def test_diagnosis_goes_into_the_summary_and_a_figure(features, tmp_path):
-  config = make_config(features, "ncc", **{
-      "domains": ("look/two",), "diagnosis.tasks": 2, "diagnosis.distances": (-1, 1, 3)})
+  config = make_config(
+    features,
+    "ncc",
+    **{"domains": ("look/two",), "diagnosis.tasks": 2, "diagnosis.distances": (-1, 1, 3)},
+  )
   summary = run(config, tmp_path)
   assert set(summary["diagnosis"]) == {"look/two"}
   assert summary["diagnosis"]["look/two"]["distances"] == [-1.0, 0.0, 1.0]
@@ -143,7 +153,9 @@ def test_a_task_that_fails_is_counted_apart(features, tmp_path):
   assert "–" in format_table(summary)
 
 
-@pytest.mark.parametrize(("fields", "message"), [
+@pytest.mark.parametrize(
+  ("fields", "message"),
+  [
     ({"method": "capo"}, "config.method='capo'"),
     ({"domains": ()}, "config.domains is empty"),
     ({"domains": ("one", "one")}, "each once"),
@@ -160,7 +172,8 @@ def test_a_task_that_fails_is_counted_apart(features, tmp_path):
     ({"method": "copa_transformer"}, r"one: the stored features are float32 .* needs floats"),
     ({"data.unreadable": "ignore"}, "config.data.unreadable='ignore'"),
     ({"data.resize": "stretch"}, "config.data.resize='stretch'"),
-])
+  ],
+)
 def test_bad_configs_are_named(fields, message, features, tmp_path):
   config = make_config(features)
   config.update_from_flattened_dict(fields)

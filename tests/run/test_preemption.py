@@ -48,8 +48,9 @@ def one_device(monkeypatch):
 
 
 def make_config(folder, **overrides):
-  return small_config(**{
-      "data__path": str(folder), "episodes": 4, "episodes_per_device": 2} | overrides)
+  return small_config(
+    **{"data__path": str(folder), "episodes": 4, "episodes_per_device": 2} | overrides
+  )
 
 
 @pytest.fixture(scope="module")
@@ -77,7 +78,8 @@ def stop_after(monkeypatch, count, number=signal.SIGTERM):
 
 @pytest.mark.parametrize(("count", "number"), [(3, signal.SIGTERM), (17, signal.SIGINT)])
 def test_a_stopped_run_goes_on_in_the_middle(
-    folder, undisturbed, one_device, tmp_path, monkeypatch, count, number):
+  folder, undisturbed, one_device, tmp_path, monkeypatch, count, number
+):
   with monkeypatch.context() as patch:
     stop_after(patch, count, number)
     with pytest.raises(PreemptedError, match=number.name):
@@ -85,8 +87,14 @@ def test_a_stopped_run_goes_on_in_the_middle(
   assert list((tmp_path / "snapshots").iterdir())
   starts = []
   adapt_batch = runner.adapt_batch
-  monkeypatch.setattr(runner, "adapt_batch", lambda *arguments, **options: (
-      starts.append(options["start"]), adapt_batch(*arguments, **options))[1])
+  monkeypatch.setattr(
+    runner,
+    "adapt_batch",
+    lambda *arguments, **options: (
+      starts.append(options["start"]),
+      adapt_batch(*arguments, **options),
+    )[1],
+  )
   runner.run(make_config(folder), tmp_path)
   assert starts == {3: [3, 0], 17: [7]}[count]
   assert results.read_episodes(tmp_path) == undisturbed
@@ -94,7 +102,8 @@ def test_a_stopped_run_goes_on_in_the_middle(
 
 
 def test_it_goes_on_in_other_batches_and_on_other_devices(
-    folder, undisturbed, one_device, tmp_path, monkeypatch):
+  folder, undisturbed, one_device, tmp_path, monkeypatch
+):
   with monkeypatch.context() as patch:
     stop_after(patch, 4)
     with pytest.raises(PreemptedError):
@@ -107,7 +116,8 @@ def test_it_goes_on_in_other_batches_and_on_other_devices(
 
 
 def test_a_damaged_snapshot_costs_its_batch_only(
-    folder, undisturbed, one_device, tmp_path, monkeypatch, caplog):
+  folder, undisturbed, one_device, tmp_path, monkeypatch, caplog
+):
   with monkeypatch.context() as patch:
     stop_after(patch, 3)
     with pytest.raises(PreemptedError):
@@ -174,12 +184,29 @@ def test_two_processes_share_a_run(folder, undisturbed, tmp_path):
     probe.bind(("localhost", 0))
     port = probe.getsockname()[1]
   command = [
-      sys.executable, "main.py", "--config=configs/folder.py", f"--workdir={tmp_path}",
-      f"--coordinator=localhost:{port}", "--num_processes=2"]
+    sys.executable,
+    "main.py",
+    "--config=configs/folder.py",
+    f"--workdir={tmp_path}",
+    f"--coordinator=localhost:{port}",
+    "--num_processes=2",
+  ]
   config = make_config(folder)
-  for field in ("model.name", "model.random_weights", "data.path", "data.ways", "data.shots",
-                "data.queries", "data.threads", "adapt.steps", "objective.svl.weight",
-                "optimizer.learning_rate", "lora.rank", "episodes", "episodes_per_device"):
+  for field in (
+    "model.name",
+    "model.random_weights",
+    "data.path",
+    "data.ways",
+    "data.shots",
+    "data.queries",
+    "data.threads",
+    "adapt.steps",
+    "objective.svl.weight",
+    "optimizer.learning_rate",
+    "lora.rank",
+    "episodes",
+    "episodes_per_device",
+  ):
     value = config
     for part in field.split("."):
       value = value[part]
@@ -187,10 +214,16 @@ def test_two_processes_share_a_run(folder, undisturbed, tmp_path):
   environment = os.environ | {"XLA_FLAGS": "--xla_backend_optimization_level=0"}
   cores = ("1", "2")  # of hosts that are not alike
   processes = [
-      subprocess.Popen([*command, f"--process_id={i}"], cwd=ROOT, text=True,
-                       env=environment | {"JAX_NUM_CPU_DEVICES": cores[i]},
-                       stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-      for i in range(2)]
+    subprocess.Popen(
+      [*command, f"--process_id={i}"],
+      cwd=ROOT,
+      text=True,
+      env=environment | {"JAX_NUM_CPU_DEVICES": cores[i]},
+      stdout=subprocess.PIPE,
+      stderr=subprocess.PIPE,
+    )
+    for i in range(2)
+  ]
   outputs = [process.communicate(timeout=300) for process in processes]
   assert [process.returncode for process in processes] == [0, 0], outputs
   assert "adapted accuracy" in outputs[0][0]

@@ -15,8 +15,13 @@ CONFIG = settings.resolve(small_config())
 
 
 def line(episode, accuracy=0.5, zero_shot=0.25, status="ok"):
-  return {"episode": episode, "status": status, "accuracy": accuracy,
-          "zero_shot_accuracy": zero_shot, "accuracy_at": {"2": 0.3, "10": accuracy}}
+  return {
+    "episode": episode,
+    "status": status,
+    "accuracy": accuracy,
+    "zero_shot_accuracy": zero_shot,
+    "accuracy_at": {"2": 0.3, "10": accuracy},
+  }
 
 
 def test_episodes_survive(tmp_path):
@@ -76,8 +81,10 @@ def test_a_mistake_before_the_first_episode_does_not_lock_the_directory(tmp_path
 
 
 def test_a_directory_in_use_is_refused(tmp_path):
-  with (results.WorkDirectory(tmp_path, CONFIG),
-        pytest.raises(OSError, match="in use by another run")):
+  with (
+    results.WorkDirectory(tmp_path, CONFIG),
+    pytest.raises(OSError, match="in use by another run"),
+  ):
     results.WorkDirectory(tmp_path, CONFIG)
   results.WorkDirectory(tmp_path, CONFIG).close()
 
@@ -103,7 +110,8 @@ def test_a_full_disk_loses_nothing(tmp_path, monkeypatch):
     with pytest.raises(OSError, match="disk is full"):
       directory.write_json("config.json", "{}")
     assert json.loads((tmp_path / "config.json").read_text()) == json.loads(
-        settings.to_json(CONFIG)) | {"source": None}
+      settings.to_json(CONFIG)
+    ) | {"source": None}
 
 
 def test_mean_and_interval_by_hand():

@@ -19,11 +19,16 @@ STEPS = 24
 
 def small_config(**changes):
   config = config_file.get_config()
-  config.model.update(
-      width=16, image_depth=1, text_depth=1, heads=2, mlp_width=32, embed_dim=16)
+  config.model.update(width=16, image_depth=1, text_depth=1, heads=2, mlp_width=32, embed_dim=16)
   config.update(
-      steps=STEPS, batch_size=64, segment=4, learning_rate=1e-2, warmup_steps=4,
-      evaluate_every=12, checkpoint_every=8)
+    steps=STEPS,
+    batch_size=64,
+    segment=4,
+    learning_rate=1e-2,
+    warmup_steps=4,
+    evaluate_every=12,
+    checkpoint_every=8,
+  )
   config.update(changes)
   return config
 
@@ -35,7 +40,8 @@ def plain_batch(key, batch):
   table = jnp.asarray([COLOR_TABLE[name] for name in COLORS])
   images = jnp.broadcast_to(table[color][:, None, None, :] * 255, (batch, 48, 48, 3))
   ids = jax.vmap(lambda color, key: caption_ids(attributes._replace(color=color), key))(
-      color, jax.random.split(jax.random.fold_in(key, 1), batch))
+    color, jax.random.split(jax.random.fold_in(key, 1), batch)
+  )
   return images.astype(jnp.uint8), ids
 
 
@@ -44,7 +50,8 @@ def first():
   """The state before the first step, on the host."""
   config = small_config()
   state = pretrain.init_state(
-      pretrain.make_model(config), pretrain.make_optimizer(config), config.seed)
+    pretrain.make_model(config), pretrain.make_optimizer(config), config.seed
+  )
   return jax.tree.map(np.asarray, state)
 
 
@@ -55,7 +62,8 @@ def compiled(first):
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(pretrain, "sample_batch", plain_batch)
     segment = pretrain.make_segment(
-        pretrain.make_model(config), pretrain.make_optimizer(config), config)
+      pretrain.make_model(config), pretrain.make_optimizer(config), config
+    )
     segment(jax.tree.map(jnp.asarray, first))  # compiles while the renderer is replaced
   return segment
 
@@ -70,8 +78,7 @@ def quick(monkeypatch, first, compiled):
     return results.Accuracy(0.5, 0.1, 1)
 
   monkeypatch.setattr(pretrain, "make_segment", lambda *args: compiled)
-  monkeypatch.setattr(
-      pretrain, "init_state", lambda *args: jax.tree.map(jnp.asarray, first))
+  monkeypatch.setattr(pretrain, "init_state", lambda *args: jax.tree.map(jnp.asarray, first))
   monkeypatch.setattr(pretrain.zero_shot, "evaluate", evaluate)
   return calls
 
@@ -103,10 +110,12 @@ def test_the_loss_falls_and_is_reported(trained, quick):
 def test_a_segment_renders_and_keeps_the_states_shapes(first):
   config = small_config()
   segment = pretrain.make_segment(
-      pretrain.make_model(config), pretrain.make_optimizer(config), config)
+    pretrain.make_model(config), pretrain.make_optimizer(config), config
+  )
   after, metrics = jax.eval_shape(segment, first)
   assert jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), after) == jax.tree.map(
-      lambda leaf: (leaf.shape, leaf.dtype), first)
+    lambda leaf: (leaf.shape, leaf.dtype), first
+  )
   assert metrics.loss.shape == ()
 
 
@@ -119,7 +128,8 @@ def test_a_killed_run_ends_with_the_same_weights(trained, tmp_path, monkeypatch)
   assert not (tmp_path / "killed" / "model").exists()
   resumed = pretrain.run(small_config(), tmp_path / "killed")
   assert [line["loss"] for line in resumed["history"]] == [
-      line["loss"] for line in metrics["history"]]
+    line["loss"] for line in metrics["history"]
+  ]
   equal(final_params(directory), final_params(tmp_path / "killed"))
 
 
@@ -141,8 +151,7 @@ def test_export_and_load_give_the_same_model(tmp_path, first):
   assert (loaded.image, loaded.text) == (model.image, model.text)
   assert (loaded.image_mean, loaded.image_std) == (model.image_mean, model.image_std)
   assert loaded.tokenize.vocabulary == miniature.tokenizer().vocabulary
-  jax.tree.map(
-      functools.partial(np.testing.assert_allclose, rtol=1e-3, atol=1e-6), again, params)
+  jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-3, atol=1e-6), again, params)
 
 
 def test_encode_is_the_models_own_encoding():
@@ -155,8 +164,9 @@ def test_encode_is_the_models_own_encoding():
   image, text = jax.jit(lambda *inputs: pretrain.encode(model, *inputs))(params, images, ids)
   pixels = (images / 255 - np.array(model.image_mean)) / np.array(model.image_std)
   for ours, theirs in (
-      (image, jax.jit(model.encode_image)(params, np.float32(pixels))),
-      (text, jax.jit(model.encode_text)(params, ids))):
+    (image, jax.jit(model.encode_image)(params, np.float32(pixels))),
+    (text, jax.jit(model.encode_text)(params, ids)),
+  ):
     theirs = theirs / np.linalg.norm(theirs, axis=-1, keepdims=True)
     np.testing.assert_allclose(ours, theirs, atol=1e-5)
 
@@ -166,11 +176,18 @@ def facts(*captions):
 
 
 def test_facts_are_the_attributes_named():
-  rows = np.asarray(facts(
+  rows = np.asarray(
+    facts(
       "a photo of a striped red circle on a white background",
-      "a picture of a striped red circle on a white background", "striped red circle",
-      "a photo of a white circle", "circle on a white background", "a photo of a object",
-      "a digit one", "one"))
+      "a picture of a striped red circle on a white background",
+      "striped red circle",
+      "a photo of a white circle",
+      "circle on a white background",
+      "a photo of a object",
+      "a digit one",
+      "one",
+    )
+  )
   assert rows.sum(axis=1).tolist() == [4, 4, 3, 2, 2, 0, 1, 1]
   np.testing.assert_array_equal(rows[0], rows[1])
   np.testing.assert_array_equal(rows[6], rows[7])
@@ -182,19 +199,25 @@ def test_equal_and_true_captions_are_no_negatives():
   """By hand: 0 and 1 are equal, 2 ("red") is true of both, 3 of none."""
   rows = facts("red circle", "a photo of a red circle", "red object", "blue star")
   rng = np.random.default_rng(1)
-  image, text = (x / np.linalg.norm(x, axis=1, keepdims=True)
-                 for x in rng.standard_normal((2, 4, 5)))
+  image, text = (
+    x / np.linalg.norm(x, axis=1, keepdims=True) for x in rng.standard_normal((2, 4, 5))
+  )
   logits = 3.0 * image @ text.T
-  keep = np.array([  # image i and caption j
+  keep = np.array(
+    [  # image i and caption j
       [1, 0, 0, 1],
       [0, 1, 0, 1],
       [1, 1, 1, 1],
-      [1, 1, 1, 1]], bool)
+      [1, 1, 1, 1],
+    ],
+    bool,
+  )
   exp = np.where(keep, np.exp(logits), 0.0)
   own = np.diag(logits)
   expected = np.mean([np.log(exp.sum(axis=1)) - own, np.log(exp.sum(axis=0)) - own])
   loss = jax.jit(pretrain.contrastive_loss)(
-      np.float32(image), np.float32(text), rows, np.float32(3.0)).loss
+    np.float32(image), np.float32(text), rows, np.float32(3.0)
+  ).loss
   np.testing.assert_allclose(loss, expected, rtol=1e-5)
 
 
@@ -213,10 +236,14 @@ def test_masked_pairs_leave_finite_gradients():
   assert np.isfinite(gradient).all()
 
 
-@pytest.mark.parametrize(("change", "message"), [
+@pytest.mark.parametrize(
+  ("change", "message"),
+  [
     ({"steps": 22}, "config.steps=22 must be a multiple of config.segment=4"),
     ({"batch_size": 0}, "config.batch_size=0 must be at least 1"),
-    ({"warmup_steps": 24}, "config.warmup_steps=24 must be below config.steps=24")])
+    ({"warmup_steps": 24}, "config.warmup_steps=24 must be below config.steps=24"),
+  ],
+)
 def test_a_config_that_cannot_be_right(change, message, tmp_path):
   with pytest.raises(ValueError, match=message):
     pretrain.run(small_config(**change), tmp_path)
@@ -238,8 +265,10 @@ def test_only_matrices_decay(first):
 
   updates = decay(jax.tree.map(np.ones_like, first.params))
   moved = {
-      jax.tree_util.keystr(path, simple=True, separator="/")
-      for path, leaf in jax.tree_util.tree_leaves_with_path(updates) if np.any(leaf)}
+    jax.tree_util.keystr(path, simple=True, separator="/")
+    for path, leaf in jax.tree_util.tree_leaves_with_path(updates)
+    if np.any(leaf)
+  }
   assert "image/stem/patch/kernel" in moved
   assert "text/blocks/mlp/fc1/kernel" in moved
   assert all(path.endswith("kernel") for path in moved)
@@ -249,4 +278,5 @@ def test_the_model_is_the_packaged_size():
   model = pretrain.make_model(config_file.get_config())
   assert (model.image, model.text) == miniature.MINIATURE_MODELS["miniature"][1:3]
   assert dataclasses.replace(model, tokenize=None) == dataclasses.replace(
-      pretrain.models.build("miniature"), tokenize=None)
+    pretrain.models.build("miniature"), tokenize=None
+  )

@@ -68,8 +68,7 @@ def test_look_starts_at_the_source_and_moves_away_with_severity(batch, source_im
   tiny = np.asarray(world.render_batch(batch, domain, 1e-4)).astype(np.float32)
   assert np.abs(tiny - source).mean() < 2.0
   changes = [
-    np.abs(np.asarray(world.render_batch(batch, domain, s)) - source).mean()
-    for s in SEVERITIES
+    np.abs(np.asarray(world.render_batch(batch, domain, s)) - source).mean() for s in SEVERITIES
   ]
   assert changes == sorted(changes)
   assert changes[-1] > 20 > 0.5 * changes[0]

@@ -36,8 +36,9 @@ def reading(path: Path, part: str = "") -> Iterator[None]:
     if getattr(error, "filename", None):  # the operating system refuses, and says what
       raise
     raise UnusableFileError(
-        f"{path}: truncated or damaged{part and f' in {part}'}, or of another format "
-        f"({type(error).__name__}: {error}). Download it again.") from error
+      f"{path}: truncated or damaged{part and f' in {part}'}, or of another format "
+      f"({type(error).__name__}: {error}). Download it again."
+    ) from error
 
 
 class StoredArray(NamedTuple):
@@ -63,7 +64,8 @@ def in_memory(flat: Mapping[str, np.ndarray]) -> dict[str, StoredArray]:
   for name, array in flat.items():
     array = np.asarray(array)
     arrays[name.replace("/", ".")] = StoredArray(
-        array.shape, array.dtype, lambda array=array: array)
+      array.shape, array.dtype, lambda array=array: array
+    )
   return arrays
 
 
@@ -81,4 +83,4 @@ def aligned_empty(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
   size = int(np.prod(shape)) * dtype.itemsize
   raw = np.empty(size + 64, np.uint8)
   start = -raw.ctypes.data % 64
-  return raw[start:start + size].view(dtype).reshape(shape)
+  return raw[start : start + size].view(dtype).reshape(shape)

@@ -30,8 +30,11 @@ def open_msgpack(path: Path) -> dict[str, StoredArray]:
 
 
 def _walk(
-    path: Path, unpacker: msgpack.Unpacker, peek: BinaryIO, parents: tuple[str, ...],
-    arrays: dict[str, StoredArray],
+  path: Path,
+  unpacker: msgpack.Unpacker,
+  peek: BinaryIO,
+  parents: tuple[str, ...],
+  arrays: dict[str, StoredArray],
 ) -> None:
   """Records where each array of one dictionary lies; reads none."""
   for _ in range(unpacker.read_map_header()):

@@ -32,7 +32,9 @@ def open_npz(path: Path) -> dict[str, StoredArray]:
 
 def _header(file) -> tuple[tuple[int, ...], bool, np.dtype]:
   readers = {
-      (1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+    (1, 0): np.lib.format.read_array_header_1_0,
+    (2, 0): np.lib.format.read_array_header_2_0,
+  }
   return readers[np.lib.format.read_magic(file)](file)
 
 

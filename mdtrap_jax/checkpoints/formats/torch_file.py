@@ -21,10 +21,17 @@ import numpy as np
 from mdtrap_jax.checkpoints.formats.arrays import StoredArray, UnusableFileError, reading
 
 STORAGES = {
-    "DoubleStorage": np.float64, "FloatStorage": np.float32, "HalfStorage": np.float16,
-    "BFloat16Storage": ml_dtypes.bfloat16, "LongStorage": np.int64, "IntStorage": np.int32,
-    "ShortStorage": np.int16, "CharStorage": np.int8, "ByteStorage": np.uint8,
-    "BoolStorage": np.bool_}
+  "DoubleStorage": np.float64,
+  "FloatStorage": np.float32,
+  "HalfStorage": np.float16,
+  "BFloat16Storage": ml_dtypes.bfloat16,
+  "LongStorage": np.int64,
+  "IntStorage": np.int32,
+  "ShortStorage": np.int16,
+  "CharStorage": np.int8,
+  "ByteStorage": np.uint8,
+  "BoolStorage": np.bool_,
+}
 _CONTAINERS = ("state_dict", "model", "weights")  # keys under which trainers nest weights
 
 
@@ -44,8 +51,11 @@ def _rebuild(storage: _Storage, offset: int, shape: Any, strides: Any, *_) -> _T
   """What torch calls to make a tensor; numbers that would reach beyond its data are refused."""
   tensor = _Tensor(storage, offset, tuple(shape), tuple(strides))
   numbers = (offset, *tensor.shape, *tensor.strides)
-  if not isinstance(storage, _Storage) or len(tensor.shape) != len(tensor.strides) or any(
-      not isinstance(number, int) or number < 0 for number in numbers):
+  if (
+    not isinstance(storage, _Storage)
+    or len(tensor.shape) != len(tensor.strides)
+    or any(not isinstance(number, int) or number < 0 for number in numbers)
+  ):
     raise pickle.UnpicklingError(f"no tensor: {tensor}")
   return tensor
 
@@ -100,9 +110,10 @@ def open_torch(path: Path) -> TorchFile:
   with reading(path):
     if not zipfile.is_zipfile(path):
       raise UnusableFileError(
-          f"{path}: no weights file that can be read safely. It is truncated (download it "
-          "again), another format, or saved by torch before 1.6 (load it with torch there and "
-          "save its state_dict again, as safetensors if possible).")
+        f"{path}: no weights file that can be read safely. It is truncated (download it "
+        "again), another format, or saved by torch before 1.6 (load it with torch there and "
+        "save its state_dict again, as safetensors if possible)."
+      )
   with reading(path), zipfile.ZipFile(path) as archive:
     names = archive.namelist()
     pickles = [name for name in names if name.count("/") == 1 and name.endswith("/data.pkl")]
@@ -110,22 +121,23 @@ def open_torch(path: Path) -> TorchFile:
       raise UnusableFileError(f"{path}: a zip archive, but not one that torch wrote.")
     root = pickles[0].removesuffix("data.pkl")
     if root + "byteorder" in names and archive.read(root + "byteorder") != b"little":
-      raise UnusableFileError(
-          f"{path}: saved on a big-endian machine, which is not supported.")
+      raise UnusableFileError(f"{path}: saved on a big-endian machine, which is not supported.")
     with archive.open(pickles[0]) as file:
       try:
         content = _Unpickler(file).load()
       except _RefusedError as error:
         raise UnusableFileError(
-            f"{path}: its pickle uses {error}, which weights do not need, so it was not "
-            "executed. Save the model's state_dict alone.") from error
+          f"{path}: its pickle uses {error}, which weights do not need, so it was not "
+          "executed. Save the model's state_dict alone."
+        ) from error
     tensors = {}
     _collect(_weights(content), (), tensors)
   if not tensors:
     raise UnusableFileError(f"{path}: its pickle holds no weights.")
   arrays = {
-      name: StoredArray(tensor.shape, tensor.storage.dtype, _reader(path, root, name, tensor))
-      for name, tensor in tensors.items()}
+    name: StoredArray(tensor.shape, tensor.storage.dtype, _reader(path, root, name, tensor))
+    for name, tensor in tensors.items()
+  }
   return TorchFile(arrays, isinstance(content, _Attributes))
 
 
@@ -152,8 +164,11 @@ def _reader(path: Path, root: str, name: str, tensor: _Tensor):
     steps = tuple(stride * dtype.itemsize for stride in tensor.strides)
     last = sum((n - 1) * stride for n, stride in zip(tensor.shape, tensor.strides, strict=True))
     count = last + 1 if math.prod(tensor.shape) else 0
-    with reading(path, name), zipfile.ZipFile(path) as archive, archive.open(
-        f"{root}data/{tensor.storage.key}") as file:
+    with (
+      reading(path, name),
+      zipfile.ZipFile(path) as archive,
+      archive.open(f"{root}data/{tensor.storage.key}") as file,
+    ):
       file.seek(tensor.offset * dtype.itemsize)
       data = np.frombuffer(file.read(count * dtype.itemsize), dtype, count)
     return np.lib.stride_tricks.as_strided(data, tensor.shape, steps, writeable=False)

@@ -19,8 +19,12 @@ from mdtrap_jax.models.text_stem import TextConfig
 Channels = tuple[float, float, float]
 
 ACTIVATIONS = {
-    "quick_gelu": "quick_gelu", "gelu": "gelu", "gelu_pytorch_tanh": "gelu_tanh",
-    "gelu_new": "gelu_tanh", "gelu_fast": "gelu_tanh"}
+  "quick_gelu": "quick_gelu",
+  "gelu": "gelu",
+  "gelu_pytorch_tanh": "gelu_tanh",
+  "gelu_new": "gelu_tanh",
+  "gelu_fast": "gelu_tanh",
+}
 
 
 _HEADS = ((".kernel", "", same), (".bias", "", same))  # of kinds that `adapt` adds
@@ -56,9 +60,10 @@ class Checkpoint(NamedTuple):
     if name not in self.arrays:
       near = difflib.get_close_matches(name, self.arrays, 1, 0.8)
       raise ValueError(
-          f"{self.source}: the array {name} is missing"
-          + (f" (is {near[0]} it?)" if near else "")
-          + ". Check that the file is complete and unmodified.")
+        f"{self.source}: the array {name} is missing"
+        + (f" (is {near[0]} it?)" if near else "")
+        + ". Check that the file is complete and unmodified."
+      )
     return self.arrays[name].shape
 
   def require_config(self, model_type: str) -> Mapping[str, Any]:
@@ -70,11 +75,13 @@ class Checkpoint(NamedTuple):
     """
     if self.config is None:
       raise FileNotFoundError(
-          f"{self.source}: this layout needs its config.json in the same folder.")
+        f"{self.source}: this layout needs its config.json in the same folder."
+      )
     if (found := self.config.get("model_type")) != model_type:
       raise ValueError(
-          f"{self.source}: its arrays are those of a {model_type} model, but config.json says "
-          f"model_type={found!r}. Give the config.json that belongs to the weights.")
+        f"{self.source}: its arrays are those of a {model_type} model, but config.json says "
+        f"model_type={found!r}. Give the config.json that belongs to the weights."
+      )
     return self.config
 
 
@@ -98,8 +105,10 @@ class Description(NamedTuple):
     std = preprocess.get("std") or preprocessor.get("image_std") or family.image_std
     for name, values in (("mean", mean), ("std", std)):
       if np.shape(values) != (3,):
-        raise ValueError(f"{checkpoint.source}: the config beside it says that the images' "
-                         f"{name} is {values!r}, which are not three numbers.")
+        raise ValueError(
+          f"{checkpoint.source}: the config beside it says that the images' "
+          f"{name} is {values!r}, which are not three numbers."
+        )
     return tuple(mean), tuple(std)
 
 
@@ -124,8 +133,10 @@ class Layout(NamedTuple):
   def count_known(self, names: Iterable[str]) -> int:
     """How many of the names are of this layout's kind, whatever their shapes."""
     templates = {
-        module.name + suffix for module in self.table
-        for suffix, _, _ in self.dialect.get(module.kind, _HEADS)}
+      module.name + suffix
+      for module in self.table
+      for suffix, _, _ in self.dialect.get(module.kind, _HEADS)
+    }
     pattern = "|".join(re.escape(name).replace(r"\{\}", r"\d+") for name in sorted(templates))
     match = re.compile(pattern)
     return sum(match.fullmatch(name) is not None for name in names)
@@ -138,8 +149,7 @@ def activation(name: str) -> str:
     ValueError: it is none that these families use.
   """
   if name not in ACTIVATIONS:
-    raise ValueError(
-        f"hidden_act={name!r} in config.json: choose one of {sorted(ACTIVATIONS)}.")
+    raise ValueError(f"hidden_act={name!r} in config.json: choose one of {sorted(ACTIVATIONS)}.")
   return ACTIVATIONS[name]
 
 
@@ -156,7 +166,7 @@ def count_blocks(arrays: Iterable[str], template: str) -> int:
 
 
 def merged_config(
-    config: Mapping[str, Any], part: str, defaults: Mapping[str, Any]
+  config: Mapping[str, Any], part: str, defaults: Mapping[str, Any]
 ) -> dict[str, Any]:
   """One encoder's fields; Hugging Face's files leave out what equals the defaults.
 

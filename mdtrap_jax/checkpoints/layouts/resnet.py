@@ -28,30 +28,38 @@ def kernel(shape: Shape) -> Arrangement:
 
 
 DIALECT = {
-    "convolution": ((".weight", "/conv/kernel", kernel),),
-    "batch_norm": (
-        (".weight", "/scale", same), (".bias", "/bias", same),
-        (".running_mean", "/mean", same), (".running_var", "/var", same)),
+  "convolution": ((".weight", "/conv/kernel", kernel),),
+  "batch_norm": (
+    (".weight", "/scale", same),
+    (".bias", "/bias", same),
+    (".running_mean", "/mean", same),
+    (".running_var", "/var", same),
+  ),
 }
 
 
 def _block(layer: int, block: int) -> tuple[Module, ...]:
   there, ours = f"layer{layer}.{block}", f"layer{layer}_block{block}"
   return (
-      Module("convolution", f"{there}.conv1", f"{ours}/conv1"),
-      Module("batch_norm", f"{there}.bn1", f"{ours}/norm1"),
-      Module("convolution", f"{there}.conv2", f"{ours}/conv2"),
-      Module("batch_norm", f"{there}.bn2", f"{ours}/norm2"),
-      # Only where the shape changes; `slots` leaves out what the model does not have.
-      Module("convolution", f"{there}.downsample.0", f"{ours}/down"),
-      Module("batch_norm", f"{there}.downsample.1", f"{ours}/down_norm"))
+    Module("convolution", f"{there}.conv1", f"{ours}/conv1"),
+    Module("batch_norm", f"{there}.bn1", f"{ours}/norm1"),
+    Module("convolution", f"{there}.conv2", f"{ours}/conv2"),
+    Module("batch_norm", f"{there}.bn2", f"{ours}/norm2"),
+    # Only where the shape changes; `slots` leaves out what the model does not have.
+    Module("convolution", f"{there}.downsample.0", f"{ours}/down"),
+    Module("batch_norm", f"{there}.downsample.1", f"{ours}/down_norm"),
+  )
 
 
 TABLE = (
-    Module("convolution", "conv1", "stem"),
-    Module("batch_norm", "bn1", "stem_norm"),
-    *(module for layer in range(1, len(WIDTHS) + 1) for block in range(BLOCKS)
-      for module in _block(layer, block)),
+  Module("convolution", "conv1", "stem"),
+  Module("batch_norm", "bn1", "stem_norm"),
+  *(
+    module
+    for layer in range(1, len(WIDTHS) + 1)
+    for block in range(BLOCKS)
+    for module in _block(layer, block)
+  ),
 )
 
 
@@ -72,16 +80,19 @@ def load_resnet18(source: str | Path, *, dtype: Any = jnp.float32) -> tuple[ResN
   path = Path(source).expanduser()
   if not path.is_file():
     raise FileNotFoundError(
-        f"{path}: no such file. Give the ResNet-18 checkpoint of the URL repository "
-        "(its weights/…/model_best.pth.tar).")
+      f"{path}: no such file. Give the ResNet-18 checkpoint of the URL repository "
+      "(its weights/…/model_best.pth.tar)."
+    )
   if path.suffix == ".safetensors":
     return from_torchvision(open_safetensors(path), dtype=dtype, source=str(path))
   return from_torchvision(open_torch(path).arrays, dtype=dtype, source=str(path))
 
 
 def from_torchvision(
-    arrays: Arrays | Mapping[str, np.ndarray], *, dtype: Any = jnp.float32,
-    source: str = "state dict",
+  arrays: Arrays | Mapping[str, np.ndarray],
+  *,
+  dtype: Any = jnp.float32,
+  source: str = "state dict",
 ) -> tuple[ResNet18, Any]:
   """The backbone from arrays under torchvision's names, in memory or stored."""
   if any(isinstance(array, np.ndarray) for array in arrays.values()):
@@ -91,6 +102,11 @@ def from_torchvision(
   model = ResNet18()
   shapes = parameter_shapes(model)
   params = convert(
-      arrays, slots(TABLE, DIALECT, shapes), shapes, dtype=dtype, ignored=IGNORED,
-      source=f"{source} (ResNet-18)")
+    arrays,
+    slots(TABLE, DIALECT, shapes),
+    shapes,
+    dtype=dtype,
+    ignored=IGNORED,
+    source=f"{source} (ResNet-18)",
+  )
   return model, params

@@ -92,9 +92,7 @@ def read_labels(release: pathlib.Path) -> list[tuple[pathlib.Path, str]]:
       f"{release} has no Data_Entry_2017*.csv. {Chestx14.MANUAL_DOWNLOAD_INSTRUCTIONS}"
     )
   if len(tables) > 1:
-    raise ValueError(
-      f"{release} has several label files; keep one of {[t.name for t in tables]}."
-    )
+    raise ValueError(f"{release} has several label files; keep one of {[t.name for t in tables]}.")
   table = tables[0]
   columns = ("Image Index", "Finding Labels")
   with table.open(newline="", encoding="utf-8-sig") as file:
@@ -105,9 +103,7 @@ def read_labels(release: pathlib.Path) -> list[tuple[pathlib.Path, str]]:
         f"{', '.join(reader.fieldnames or ())}. Use the csv of the official release."
       )
     # "A|B" is two findings, which is none of the names, so equality is the single-label filter.
-    kept = [
-      (row[columns[0]], row[columns[1]]) for row in reader if row[columns[1]] in CLASS_NAMES
-    ]
+    kept = [(row[columns[0]], row[columns[1]]) for row in reader if row[columns[1]] in CLASS_NAMES]
   if not kept:
     raise ValueError(f"{table} lists no image with exactly one of {', '.join(CLASS_NAMES)}.")
   folders = [*release.glob("images_*/images"), release / "images"]

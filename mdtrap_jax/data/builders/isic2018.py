@@ -90,9 +90,7 @@ def read_labels(release: pathlib.Path) -> list[tuple[str, str]]:
   for row in rows:
     found = [column for column in CLASS_NAMES if row[column] and float(row[column]) == 1]
     if len(found) != 1:
-      raise ValueError(
-        f"{table}: image {row['image']} has {len(found)} classes instead of one."
-      )
+      raise ValueError(f"{table}: image {row['image']} has {len(found)} classes instead of one.")
     labels.append((row["image"], CLASS_NAMES[found[0]]))
   present = {file.stem for file in (release / _IMAGES).glob("*.jpg")}
   if absent := [name for name, _ in labels if name not in present]:

@@ -16,22 +16,25 @@ def _openai(image: ImageConfig, text: TextConfig, hub: str, counts: tuple[int, i
 
 
 CLIP_MODELS = {
-    "clip-vit-b32": _openai(
-        ImageConfig(patch_size=32), _TEXT_B, "clip-vit-base-patch32",
-        (87_849_216, 63_428_096)),
-    "clip-vit-b16": _openai(
-        ImageConfig(), _TEXT_B, "clip-vit-base-patch16", (86_192_640, 63_428_096)),
-    "clip-vit-l14": _openai(
-        ImageConfig(**_LARGE), _TEXT_L, "clip-vit-large-patch14",
-        (303_966_208, 123_650_304)),
-    "clip-vit-l14-336": _openai(
-        ImageConfig(**_LARGE, image_size=336), _TEXT_L, "clip-vit-large-patch14-336",
-        (304_293_888, 123_650_304)),
-    # For tests and smoke runs: random weights only, nothing published.
-    "clip-tiny": Specification(
-        "clip",
-        ImageConfig(
-            image_size=64, width=64, depth=2, heads=2, mlp_width=128, embed_dim=32),
-        TextConfig(vocabulary_size=512, width=64, depth=2, heads=2, mlp_width=128,
-                   embed_dim=32)),
+  "clip-vit-b32": _openai(
+    ImageConfig(patch_size=32), _TEXT_B, "clip-vit-base-patch32", (87_849_216, 63_428_096)
+  ),
+  "clip-vit-b16": _openai(
+    ImageConfig(), _TEXT_B, "clip-vit-base-patch16", (86_192_640, 63_428_096)
+  ),
+  "clip-vit-l14": _openai(
+    ImageConfig(**_LARGE), _TEXT_L, "clip-vit-large-patch14", (303_966_208, 123_650_304)
+  ),
+  "clip-vit-l14-336": _openai(
+    ImageConfig(**_LARGE, image_size=336),
+    _TEXT_L,
+    "clip-vit-large-patch14-336",
+    (304_293_888, 123_650_304),
+  ),
+  # For tests and smoke runs: random weights only, nothing published.
+  "clip-tiny": Specification(
+    "clip",
+    ImageConfig(image_size=64, width=64, depth=2, heads=2, mlp_width=128, embed_dim=32),
+    TextConfig(vocabulary_size=512, width=64, depth=2, heads=2, mlp_width=128, embed_dim=32),
+  ),
 }

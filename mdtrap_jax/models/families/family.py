@@ -15,13 +15,13 @@ class Family(NamedTuple):
 
 
 FAMILIES = {
-    "clip": Family(
-        (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711), "crop",
-        "a photo of a {}."),
-    "siglip": Family(
-        (0.5, 0.5, 0.5), (0.5, 0.5, 0.5), "squash", "a photo of a {}."),
-    "siglip2": Family(
-        (0.5, 0.5, 0.5), (0.5, 0.5, 0.5), "squash", "a photo of a {}."),
-    "pe-core": Family(
-        (0.5, 0.5, 0.5), (0.5, 0.5, 0.5), "squash", "a photo of a {}."),
+  "clip": Family(
+    (0.48145466, 0.4578275, 0.40821073),
+    (0.26862954, 0.26130258, 0.27577711),
+    "crop",
+    "a photo of a {}.",
+  ),
+  "siglip": Family((0.5, 0.5, 0.5), (0.5, 0.5, 0.5), "squash", "a photo of a {}."),
+  "siglip2": Family((0.5, 0.5, 0.5), (0.5, 0.5, 0.5), "squash", "a photo of a {}."),
+  "pe-core": Family((0.5, 0.5, 0.5), (0.5, 0.5, 0.5), "squash", "a photo of a {}."),
 }

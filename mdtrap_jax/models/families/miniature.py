@@ -16,28 +16,30 @@ WEIGHTS = Path(__file__).parents[2] / "weights" / "miniature"
 
 
 def specification(
-    *,
-    width: int = 128,
-    image_depth: int = 4,
-    text_depth: int = 3,
-    heads: int = 4,
-    mlp_width: int = 512,
-    embed_dim: int = 128,
-    patch_size: int = 8,
-    activation: str = "quick_gelu",
+  *,
+  width: int = 128,
+  image_depth: int = 4,
+  text_depth: int = 3,
+  heads: int = 4,
+  mlp_width: int = 512,
+  embed_dim: int = 128,
+  patch_size: int = 8,
+  activation: str = "quick_gelu",
 ) -> Specification:
   """A size of the miniature; the defaults are those of the packaged weights.
 
   Both encoders share their widths. With patches of 8 pixels an image is 37 tokens.
   """
   blocks = dict(
-      width=width, heads=heads, mlp_width=mlp_width, embed_dim=embed_dim, activation=activation)
+    width=width, heads=heads, mlp_width=mlp_width, embed_dim=embed_dim, activation=activation
+  )
   return Specification(
-      "clip",
-      ImageConfig(image_size=SIZE, patch_size=patch_size, depth=image_depth, **blocks),
-      TextConfig(
-          context_length=CONTEXT_LENGTH, vocabulary_size=len(VOCABULARY), depth=text_depth,
-          **blocks))
+    "clip",
+    ImageConfig(image_size=SIZE, patch_size=patch_size, depth=image_depth, **blocks),
+    TextConfig(
+      context_length=CONTEXT_LENGTH, vocabulary_size=len(VOCABULARY), depth=text_depth, **blocks
+    ),
+  )
 
 
 def tokenizer() -> WordTokenizer:
