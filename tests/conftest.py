@@ -13,6 +13,9 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
   os.environ["JAX_COMPILATION_CACHE_DIR"] = PROGRAMS = tempfile.mkdtemp(prefix="mdtrap_jax-")
   atexit.register(shutil.rmtree, PROGRAMS, ignore_errors=True)
+# Nothing of the person's who runs the tests is read or written.
+CACHES = os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="mdtrap_jax-caches-")
+atexit.register(shutil.rmtree, CACHES, ignore_errors=True)
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
 os.environ["HF_HUB_OFFLINE"] = "1"
 given = os.environ.get("XLA_FLAGS", "")
