@@ -13,7 +13,7 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 from mdtrap_jax import experiments
-from mdtrap_jax.run import hosts, parallel
+from mdtrap_jax.run import devices, hosts
 from mdtrap_jax.run.stop import PreemptedError
 
 config_flags.DEFINE_config_file(
@@ -57,7 +57,7 @@ def main(argv):
     raise app.UsageError(f"unexpected argument {argv[1]!r}: fields are set as --config.NAME=….")
   logging.set_verbosity(logging.WARNING)
   keep_compiled_programs()
-  parallel.use_cpu_cores()
+  devices.use_cpu_cores()
   values = flags.FLAGS
   try:
     if values.distributed or values.coordinator:

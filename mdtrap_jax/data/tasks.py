@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 from mdtrap_jax.data.sampler import sample_episode
-from mdtrap_jax.methods.ncc import Task
+from mdtrap_jax.data.task import Task
 
 PADDING = -1  # the label of a row that is not there
 

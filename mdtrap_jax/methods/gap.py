@@ -6,16 +6,14 @@ one task; legend as in `heads/ncc.py`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
+from mdtrap_jax.data.task import Task
 from mdtrap_jax.methods import ncc
-from mdtrap_jax.methods.head import Representations
+from mdtrap_jax.methods.ncc import Representations
 from mdtrap_jax.objectives.losses import symmetric_cross_entropy, unit_or_zero
 
 
@@ -50,7 +48,7 @@ def gap(representations: Representations, labels: jax.Array) -> jax.Array:
 
 
 def shift_gap(
-  representations: Representations, task: ncc.Task, distances: jax.Array, logit_scale: float
+  representations: Representations, task: Task, distances: jax.Array, logit_scale: float
 ) -> ShiftCurve:
   """Moves images and prototypes along the gap until it has given lengths, and classifies.
 
@@ -109,52 +107,3 @@ def embedding_gap(representations: Representations, labels: jax.Array) -> jax.Ar
   """Mean image minus mean prototype of embeddings as they are, `[D]`."""
   image, prototype = _means(representations, labels)
   return image - prototype
-
-
-def draw(path: str | Path, domain: str, diagnosis: Mapping[str, Any]) -> None:
-  """Draws what `heads.diagnosis` measured on one domain as a PNG of three panels.
-
-  Args:
-    path: of the file.
-    domain: for the title.
-    diagnosis: as in `summary.json`.
-  """
-  from matplotlib.backends.backend_agg import FigureCanvasAgg  # slow to import
-  from matplotlib.figure import Figure
-
-  figure = Figure(figsize=(13, 4), layout="constrained")
-  FigureCanvasAgg(figure)
-  left, middle, right = figure.subplots(1, 3)
-  colors = {"ncc": "tab:gray", "url": "tab:orange", "copa": "tab:blue"}
-  names = {"ncc": "before", "url": "after URL", "copa": "after CoPA"}
-  for method, curve in diagnosis["shift"].items():
-    own = diagnosis["gap"][method]
-    for axes, values in ((left, curve["loss"]), (middle, 100 * np.array(curve["accuracy"]))):
-      axes.plot(
-        diagnosis["distances"],
-        values,
-        color=colors[method],
-        label=f"{names[method]} (gap {own:.2f})",
-      )
-      axes.plot(own, np.interp(own, diagnosis["distances"], values), "o", color=colors[method])
-  left.set_title("loss of the queries (nats)")
-  middle.set_title("accuracy of the queries (%)")
-  for axes in (left, middle):
-    axes.set_xlabel("gap set by hand (dot: as it is)")
-  left.legend(frameon=False, fontsize=8)
-  right.semilogy(
-    diagnosis["bound_scale"], color=colors["url"], label=r"its bound, $\sqrt{M}\,\|\Theta\|_F$"
-  )
-  right.semilogy(
-    diagnosis["gap_ratio"], color=colors["url"], linestyle="--", label="the gap itself"
-  )
-  right.axhline(1.0, color="black", linestyle=":", linewidth=1)
-  right.set_title("gap after URL's map, in gaps before")
-  right.set_xlabel("step (gaps of embeddings as they are)")
-  right.legend(frameon=False, fontsize=8)
-  tasks = diagnosis["tasks"]
-  figure.suptitle(
-    f"{domain}: gap between prototypes and images, mean of {tasks} task{'s' if tasks > 1 else ''}"
-  )
-  Path(path).parent.mkdir(parents=True, exist_ok=True)
-  figure.savefig(path, dpi=120)

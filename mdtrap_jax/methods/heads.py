@@ -7,9 +7,9 @@ from typing import NamedTuple
 
 from mdtrap_jax.methods import copa, tsa, url
 from mdtrap_jax.methods.copa_transformer import two_transformers
-from mdtrap_jax.methods.head import Head, Method, make_chain
+from mdtrap_jax.methods.head import Head, HeadMethod, make_chain
 from mdtrap_jax.models.resnet import ResNet18
-from mdtrap_jax.objectives.terms import TERMS
+from mdtrap_jax.objectives.terms import add_symmetric_cross_entropy
 
 # Data sets on which CoPA's reference departs from its own defaults.
 DIGITS_AND_SIGNS = frozenset({"traffic_sign", "mnist"})
@@ -30,7 +30,7 @@ class Definition(NamedTuple):
 
   needs: str  # what its tasks hold: features "pooled", as a "map", or "image"s
   settings: Callable[[str, bool], Settings]  # domain, whether 5-way 1-shot
-  make: Callable[[Settings, int, ResNet18 | None], Method]  # settings, ways, backbone
+  make: Callable[[Settings, int, ResNet18 | None], HeadMethod]  # settings, ways, backbone
 
 
 def _identity_head() -> Head:
@@ -38,13 +38,13 @@ def _identity_head() -> Head:
   return Head(init=lambda key, row: {}, images=same, prototypes=same)
 
 
-def make_ncc(settings: Settings, ways: int, model: ResNet18 | None = None) -> Method:
+def make_ncc(settings: Settings, ways: int, model: ResNet18 | None = None) -> HeadMethod:
   """Nearest class centroid: nothing is trained."""
   del settings, model
-  return Method(_identity_head(), None, 0, ways)
+  return HeadMethod(_identity_head(), None, 0, ways)
 
 
-def make_url(settings: Settings, ways: int, model: ResNet18 | None = None) -> Method:
+def make_url(settings: Settings, ways: int, model: ResNet18 | None = None) -> HeadMethod:
   """URL/PA, with adapters where a backbone is given."""
   head, optimizer = url.shared_linear(), url.adadelta(settings.learning_rate)
   if model is not None:
@@ -53,10 +53,10 @@ def make_url(settings: Settings, ways: int, model: ResNet18 | None = None) -> Me
   chain = make_chain(
     url.add_prototype_cross_entropy, optimizer, steps=settings.steps, logit_scale=url.LOGIT_SCALE
   )
-  return Method(head, chain, settings.steps, ways)
+  return HeadMethod(head, chain, settings.steps, ways)
 
 
-def make_copa(settings: Settings, ways: int, model: ResNet18 | None = None) -> Method:
+def make_copa(settings: Settings, ways: int, model: ResNet18 | None = None) -> HeadMethod:
   """CoPA with linear heads, with adapters where a backbone is given."""
   head, optimizer = copa.two_linear(), copa.adam_with_l2(settings.learning_rate, settings.l2)
   if model is not None:
@@ -65,18 +65,20 @@ def make_copa(settings: Settings, ways: int, model: ResNet18 | None = None) -> M
   return _symmetric(head, optimizer, settings, ways)
 
 
-def make_copa_transformer(settings: Settings, ways: int, model: ResNet18 | None = None) -> Method:
+def make_copa_transformer(
+  settings: Settings, ways: int, model: ResNet18 | None = None
+) -> HeadMethod:
   """CoPA with transformer heads."""
   del model
   optimizer = copa.adam_with_l2(settings.learning_rate, settings.l2)
   return _symmetric(two_transformers(), optimizer, settings, ways)
 
 
-def _symmetric(head, optimizer, settings, ways) -> Method:
+def _symmetric(head, optimizer, settings, ways) -> HeadMethod:
   chain = make_chain(
-    TERMS["symmetric"], optimizer, steps=settings.steps, logit_scale=copa.LOGIT_SCALE
+    add_symmetric_cross_entropy, optimizer, steps=settings.steps, logit_scale=copa.LOGIT_SCALE
   )
-  return Method(head, chain, settings.steps, ways)
+  return HeadMethod(head, chain, settings.steps, ways)
 
 
 def _copa_settings(rate: float, special: float) -> Callable[[str, bool], Settings]:
@@ -111,7 +113,7 @@ def make_method(
   one_shot: bool = False,
   model: ResNet18 | None = None,
   **overrides: float | None,
-) -> Method:
+) -> HeadMethod:
   """A method with the published settings of a data set, some of them replaced.
 
   Args:

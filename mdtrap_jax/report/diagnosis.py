@@ -13,7 +13,7 @@ import numpy as np
 from mdtrap_jax.data.features import FeatureSet
 from mdtrap_jax.data.tasks import TaskIndices, common_sizes, gather
 from mdtrap_jax.methods import copa, gap
-from mdtrap_jax.methods.head import Method
+from mdtrap_jax.methods.head import HeadMethod
 from mdtrap_jax.methods.heads import make_method
 
 COMPARED = ("ncc", "url", "copa")
@@ -60,7 +60,7 @@ def diagnose(
   return result
 
 
-def _one(method: Method, name: str, grid: jax.Array, task):
+def _one(method: HeadMethod, name: str, grid: jax.Array, task):
   """Gap, shift curve and, for the shared map, what becomes of the gap per step of one task."""
   task = task._replace(
     support=task.support.astype(jnp.float32), query=task.query.astype(jnp.float32)

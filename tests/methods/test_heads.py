@@ -9,10 +9,10 @@ import optax
 import pytest
 from jax.test_util import check_grads
 
+from mdtrap_jax.data.task import Task
 from mdtrap_jax.methods import ncc, url
 from mdtrap_jax.methods.heads import METHODS, make_method
 from mdtrap_jax.methods.linear import linear
-from mdtrap_jax.methods.ncc import Task
 from mdtrap_jax.objectives.losses import symmetric_cross_entropy, unit, unit_or_zero
 
 WIDTH = 16

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from mdtrap_jax.checkpoints.layouts.resnet import from_torchvision
+from mdtrap_jax.data.task import Task
 from mdtrap_jax.methods.heads import make_method
-from mdtrap_jax.methods.ncc import Task
 from mdtrap_jax.models.resnet import ResNet18, init_adapters
 from tests.paths import GOLDEN
 from tests.replay.heads import random_weights

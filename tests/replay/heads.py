@@ -15,10 +15,10 @@ import numpy as np
 from mdtrap_jax.checkpoints.convert import parameter_shapes
 from mdtrap_jax.checkpoints.layouts.resnet import DIALECT, TABLE, from_torchvision
 from mdtrap_jax.checkpoints.rules import slots
+from mdtrap_jax.data.task import Task
 from mdtrap_jax.methods import copa, url
-from mdtrap_jax.methods.head import Fit, Method
+from mdtrap_jax.methods.head import Fit, HeadMethod
 from mdtrap_jax.methods.heads import make_method
-from mdtrap_jax.methods.ncc import Task
 from mdtrap_jax.models.resnet import ResNet18, adapter_shapes, init_adapters
 from mdtrap_jax.objectives.losses import symmetric_cross_entropy
 from tests.replay.check import Check
@@ -170,7 +170,7 @@ def _features(path: Path, domain: str) -> np.ndarray:
   )
 
 
-def _whole(method: Method, task: Task) -> tuple[jax.Array, jax.Array, jax.Array]:
+def _whole(method: HeadMethod, task: Task) -> tuple[jax.Array, jax.Array, jax.Array]:
   """Accuracy, last training loss and final loss of the queries of one task."""
   fit = method.fit(None, task, jax.random.key(0))
   after = method.represent(None, fit.params, task)
@@ -178,7 +178,7 @@ def _whole(method: Method, task: Task) -> tuple[jax.Array, jax.Array, jax.Array]
   return (method.predict(task, after).accuracy, fit.losses[-1] if method.steps else jnp.nan, loss)
 
 
-def _fit(method: Method, weights: Any, task: Task) -> Fit:
+def _fit(method: HeadMethod, weights: Any, task: Task) -> Fit:
   """Adapts, and measures the queries before each step and after the last."""
 
   def look(representations, params):

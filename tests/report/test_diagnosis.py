@@ -7,8 +7,9 @@ import pytest
 
 from mdtrap_jax.data.features import FeatureSet
 from mdtrap_jax.data.tasks import Fixed, sample_task
+from mdtrap_jax.data.task import Task
 from mdtrap_jax.methods import gap, ncc
-from mdtrap_jax.methods.head import Representations
+from mdtrap_jax.methods.ncc import Representations
 from mdtrap_jax.objectives.losses import symmetric_cross_entropy
 from mdtrap_jax.report.diagnosis import diagnose
 
@@ -17,7 +18,7 @@ def make_representations(seed=0, support=6, ways=3, width=5):
   rng = np.random.default_rng(seed)
   rows = lambda *shape: jnp.asarray(rng.standard_normal(shape) + 0.5, jnp.float32)
   labels = jnp.asarray(np.arange(support) % ways, jnp.int32)
-  task = ncc.Task(rows(support, width), labels, rows(4, width), jnp.array([0, 1, 2, 0]))
+  task = Task(rows(support, width), labels, rows(4, width), jnp.array([0, 1, 2, 0]))
   return task, Representations(task.support, task.query, rows(ways, width))
 
 

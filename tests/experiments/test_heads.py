@@ -5,13 +5,13 @@ import json
 
 import numpy as np
 import pytest
+from mdtrap_jax.run.heads import run
 
 from configs import copa
 from mdtrap_jax.methods.heads import METHODS
 from mdtrap_jax.report import heads as table
 from mdtrap_jax.report.heads import compare, format_table
 from mdtrap_jax.run import parallel, results
-from mdtrap_jax.run.heads import run
 
 
 @pytest.fixture(scope="module")

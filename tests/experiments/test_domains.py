@@ -5,6 +5,7 @@ import json
 import jax
 import numpy as np
 import pytest
+from mdtrap_jax.run.heads import run
 from PIL import Image
 
 from configs import copa
@@ -14,7 +15,6 @@ from mdtrap_jax.methods.extractors import Backbone
 from mdtrap_jax.models.resnet import ResNet18
 from mdtrap_jax.report import comparison
 from mdtrap_jax.run import results
-from mdtrap_jax.run.heads import run
 from tests.data.test_meta_dataset import write_records
 
 

@@ -7,7 +7,8 @@ import pytest
 from configs import study as study_config
 from mdtrap_jax import config as settings
 from mdtrap_jax import experiments
-from mdtrap_jax.report import comparison, study
+from mdtrap_jax.experiments import study
+from mdtrap_jax.report import comparison
 from tests.episodes import small_config
 
 
