@@ -8,16 +8,16 @@ import ml_collections
 
 from mdtrap_jax.report import comparison, study
 from mdtrap_jax.report import heads as table
+from mdtrap_jax.report.summary import format_summary
 from mdtrap_jax.run import finetune as runner
 from mdtrap_jax.run import heads as heads_run
-from mdtrap_jax.run import results
 
 
 def finetune(config: ml_collections.ConfigDict, workdir: Path) -> str:
   """Adapts a vision-language model; with variants, compares them on the same episodes."""
   summaries = runner.run(config, workdir)
   if list(summaries) == [""]:
-    return results.format_summary(summaries[""])
+    return format_summary(summaries[""])
   return comparison.format_text(comparison.compare([workdir / name for name in summaries]))
 
 

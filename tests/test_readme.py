@@ -7,7 +7,7 @@ import numpy as np
 from mdtrap_jax import config as settings
 from mdtrap_jax.objectives.terms import TERMS
 from mdtrap_jax.run import finetune as runner
-from mdtrap_jax.run import results
+from mdtrap_jax.run.lines import read_episodes
 from tests.episodes import small_config
 from tests.paths import ROOT
 
@@ -32,7 +32,7 @@ def test_a_new_term_runs_as_the_readme_prints_it(tmp_path):
       )
     )
     runner.run(config, tmp_path)
-    (line,) = results.read_episodes(tmp_path)
+    (line,) = read_episodes(tmp_path)
     assert np.isfinite(line["losses"]["spread"])
   finally:
     TERMS.clear()

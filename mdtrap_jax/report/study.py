@@ -7,7 +7,6 @@ that differ in the terms' window in another.
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -15,10 +14,11 @@ from typing import NamedTuple
 import ml_collections
 
 from mdtrap_jax import config as settings
-from mdtrap_jax.report import comparison
+from mdtrap_jax import files
+from mdtrap_jax.report import comparison, tables
 from mdtrap_jax.report.figures import plot_study
+from mdtrap_jax.run import claim
 from mdtrap_jax.run import finetune as runner
-from mdtrap_jax.run import results
 
 BASELINE = "vlm"
 # Weights to switch off, by window in fifths of the steps; the others keep the config's.
@@ -91,10 +91,11 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> str:
   for run_config in (c for cell in todo for c in cell_configs(config, cell)):
     # A mistake in the last cell shows before the first is run.
     runner.load_source(settings.resolve(run_config))
+  workdir = claim.claim_root(workdir)
   for number, cell in enumerate(todo, 1):
     print(f"cell {number} of {len(todo)}: {cell.name}", flush=True)
     for run_config in cell_configs(config, cell):
-      runner.run(run_config, workdir / cell.name)
+      runner.run(run_config, workdir, cell.name)
     table[cell] = _compare(workdir / cell.name)
   _write_csv(workdir / "study.csv", table)
   plot_study(table, workdir / "study.png")
@@ -111,25 +112,19 @@ def _compare(directory: Path) -> dict[str, comparison.Row]:
 def format_markdown(table: dict[Cell, dict[str, comparison.Row]]) -> str:
   """One row a cell: accuracies of zero-shot and baseline, and paired differences from it."""
   methods = [name for name in next(iter(table.values())) if name != BASELINE]
-  plain = lambda a: f"{100 * a.mean:.1f} ± {100 * a.ci95:.1f}"
-  signed = lambda a: f"{100 * a.mean:+.2f} ± {100 * a.ci95:.2f}"
+  header = ["target", "severity", "shots", "zero-shot", BASELINE, *methods]
   lines = [
-    ["target", "severity", "shots", "zero-shot", BASELINE, *methods],
-    ["---", *["---:"] * (4 + len(methods))],
+    [
+      cell.domain,
+      "–" if cell.severity is None else f"{cell.severity:g}",
+      cell.shots,
+      rows[BASELINE].zero_shot.points(1),
+      rows[BASELINE].accuracy.points(1),
+      *(rows[name].difference.points(sign="+") for name in methods),
+    ]
+    for cell, rows in table.items()
   ]
-  for cell, rows in table.items():
-    severity = "–" if cell.severity is None else f"{cell.severity:g}"
-    lines.append(
-      [
-        cell.domain,
-        severity,
-        str(cell.shots),
-        plain(rows[BASELINE].zero_shot),
-        plain(rows[BASELINE].accuracy),
-        *(signed(rows[name].difference) for name in methods),
-      ]
-    )
-  return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+  return tables.markdown(header, lines)
 
 
 def _write_csv(path: Path, table: dict[Cell, dict[str, comparison.Row]]) -> None:
@@ -145,23 +140,17 @@ def _write_csv(path: Path, table: dict[Cell, dict[str, comparison.Row]]) -> None
     "difference_mean",
     "difference_ci95",
   )
-  with open(path, "w", newline="", encoding="utf-8") as file:
-    writer = csv.writer(file)
-    writer.writerow(columns)
-    for cell, rows in table.items():
-      for name, row in rows.items():
-        difference = row.difference or results.Accuracy(0.0, 0.0, row.episodes)
-        writer.writerow(
-          [
-            cell.domain,
-            cell.severity,
-            cell.shots,
-            name,
-            row.episodes,
-            row.zero_shot.mean,
-            row.accuracy.mean,
-            row.accuracy.ci95,
-            difference.mean,
-            difference.ci95,
-          ]
-        )
+  none = (0.0, 0.0)  # the baseline's difference from itself
+  rows = [
+    (
+      *cell,
+      name,
+      row.episodes,
+      row.zero_shot.mean,
+      *row.accuracy[:2],
+      *(none if row.difference is None else row.difference[:2]),
+    )
+    for cell, rows in table.items()
+    for name, row in rows.items()
+  ]
+  files.write(path, tables.csv(columns, rows))

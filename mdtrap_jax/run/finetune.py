@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
-import json
 import platform
 import time
 from collections.abc import Iterator
@@ -30,7 +29,10 @@ from mdtrap_jax.methods.finetune import STATUS, Adaptation, AdaptState, Episode,
 from mdtrap_jax.models.lora import LoraConfig
 from mdtrap_jax.models.vlm import Params, VisionLanguageModel
 from mdtrap_jax.objectives import chain
-from mdtrap_jax.run import hosts, parallel, results
+from mdtrap_jax.report.summary import summarize
+from mdtrap_jax.run import claim, hosts, identity, parallel
+from mdtrap_jax.run.directory import WorkDirectory
+from mdtrap_jax.run.lines import read_object
 from mdtrap_jax.run.progress import Progress
 from mdtrap_jax.run.segments import Outcome, adapt_batch
 from mdtrap_jax.run.snapshots import Snapshot, SnapshotDirectory
@@ -46,13 +48,16 @@ class Prompts(NamedTuple):
   text: np.ndarray  # [n, D] float32, embeddings by the base model
 
 
-def run(config: ml_collections.ConfigDict, workdir: str | Path) -> dict[str, dict[str, Any]]:
+def run(
+  config: ml_collections.ConfigDict, workdir: str | Path, cell: str = ""
+) -> dict[str, dict[str, Any]]:
   """Adapts every episode of `config` that `workdir` does not hold yet.
 
   Args:
     config: from a file of `configs/`.
     workdir: where the run's files are, or with `config.variants` one directory for each;
       made, or resumed.
+    cell: the part of a study that this is; its variants' directories are inside one of that name.
 
   Returns:
     What each `summary.json` says, by variant; a run without variants is called "".
@@ -66,19 +71,20 @@ def run(config: ml_collections.ConfigDict, workdir: str | Path) -> dict[str, dic
     config.model.dtype = "float32" if jax.default_backend() == "cpu" else "bfloat16"
   follow_family(config)
   runs, source = settings.variants(config), load_source(config)
-  identity = {
-    "name": source.name,
-    "class_names": list(source.class_names),
-    "images": len(source.labels),
-  }
-  workdir = Path(workdir)
-  own = hosts.own_directory(workdir)
+  domain = identity.describe(source.class_names, source.labels, source.identity)
+  identified = {"weights": None, "domains": {source.name: domain}}
+  process = jax.process_index()
+  workdir = claim.claim_root(workdir)
+  place = lambda name: "/".join(part for part in (cell, name) if part)
   with contextlib.ExitStack() as stack:
     directories = {
-      name: stack.enter_context(results.WorkDirectory(own / name, run, identity))
+      name: stack.enter_context(
+        WorkDirectory(workdir, run, identified, variant=place(name), process=process)
+      )
       for name, run in runs.items()
     }
-    hosts.merge(workdir, directories)
+    placed = {place(name): directory for name, directory in directories.items()}
+    hosts.merge(workdir, placed)
     todo = [
       episode
       for episode in range(config.episodes)
@@ -86,14 +92,16 @@ def run(config: ml_collections.ConfigDict, workdir: str | Path) -> dict[str, dic
     ]
     snapshots = stack.enter_context(
       contextlib.closing(
-        SnapshotDirectory(own / "snapshots", {name: d.config for name, d in directories.items()})
+        SnapshotDirectory(
+          hosts.own_directory(workdir) / "snapshots", {n: d.config for n, d in directories.items()}
+        )
       )
     )
     seconds = 0.0
     if mine := hosts.share(todo):
-      seconds = _run_episodes(config, runs, source, directories, snapshots, mine)
-    hosts.merge(workdir, directories)
-    snapshots.remove()
+      seconds = _run_episodes(config, runs, source, directories, snapshots, mine, " ".join(placed))
+    hosts.merge(workdir, placed)
+    snapshots.remove(" ".join(placed))
     rate = len(todo) / seconds if mine else None
     return {name: _finish(directory, rate) for name, directory in directories.items()}
 
@@ -224,6 +232,7 @@ def _run_episodes(
   directories,
   snapshots: SnapshotDirectory,
   todo: list[int],
+  group: str,
 ) -> float:
   """Adapts the episodes `todo` under all variants; returns the seconds of the loop."""
   data, steps = config.data, config.adapt.steps
@@ -259,17 +268,18 @@ def _run_episodes(
   started = time.monotonic()
   with Progress(directories, len(todo), steps) as progress, preemption() as asked:
     on_devices = lambda batch: parallel.spread(make_episodes(batch, prompts, size), mesh)
-    for numbers, left in _groups(todo, snapshots.restore()):
+    for numbers, left in _groups(todo, snapshots.restore(group)):
       with contextlib.closing(ahead(on_devices, batches(numbers))) as loaded:
         for batch, episodes in loaded:
           prepared, state = programs.prepare(params, episodes, weights)
           start, evaluations = 0, {}
           if left is not None:
             state, evaluations = left.rows(batch.episode, size, state)
+            evaluations = {step: Evaluation(**value) for step, value in evaluations.items()}
             state, start = parallel.spread(state, mesh), left.step
             progress.stepped(len(batch.episode), start)
           snapshots.begin()
-          after = functools.partial(_after_segment, batch, progress, snapshots, asked)
+          after = functools.partial(_after_segment, group, batch, progress, snapshots, asked)
           outcome = adapt_batch(
             programs,
             params,
@@ -302,6 +312,7 @@ def _groups(
 
 
 def _after_segment(
+  group: str,
   batch: EpisodeBatch,
   progress: Progress,
   snapshots: SnapshotDirectory,
@@ -318,7 +329,8 @@ def _after_segment(
     leaves, evaluations = jax.tree.map(
       lambda leaf: np.asarray(leaf)[:rows], (jax.tree.leaves(state), evaluations)
     )
-    snapshots.save(Snapshot(tuple(map(int, batch.episode)), step, leaves, evaluations))
+    evaluations = {step: value._asdict() for step, value in evaluations.items()}
+    snapshots.save(Snapshot(group, tuple(map(int, batch.episode)), step, leaves, evaluations))
   asked.check()
 
 
@@ -417,8 +429,8 @@ def _finish(directory, rate: float | None) -> dict[str, Any]:
   lines = [line for _, line in sorted(directory.finished.items())]
   previous = directory.path / "summary.json"
   if rate is None and previous.exists():  # nothing was left to do: keep the measured rate
-    rate = json.loads(previous.read_text(encoding="utf-8")).get("episodes_per_second")
-  summary = results.summarize(lines) | {
+    rate = read_object(previous).get("episodes_per_second")
+  summary = summarize(lines) | {
     "episodes_per_second": rate,
     "peak_memory_bytes": parallel.peak_memory(),
     "device": f"{jax.device_count()} × {jax.devices()[0].device_kind}",

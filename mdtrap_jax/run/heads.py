@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import platform
 import time
@@ -35,7 +36,8 @@ from mdtrap_jax.methods.head import Method, Representations
 from mdtrap_jax.methods.heads import METHODS, make_method
 from mdtrap_jax.report.diagnosis import diagnose
 from mdtrap_jax.report.heads import summarize
-from mdtrap_jax.run import parallel, results
+from mdtrap_jax.run import identity, parallel
+from mdtrap_jax.run.directory import WorkDirectory
 from mdtrap_jax.run.progress import Progress
 
 CPU_BYTES = 8 * 2**20  # of heads, gradients and moments: more spills out of a core's cache
@@ -84,11 +86,11 @@ def run(config: ml_collections.ConfigDict, workdir: str | Path) -> dict[str, Any
     task_data.check_rule(name, data.labels, data.class_names, rule)
     if isinstance(data, FeatureSet):
       check_kind(data, METHODS[config.method].needs)
-  identity = {
-    name: {"class_names": list(data.class_names), "images": len(data.labels)}
+  described = {
+    name: identity.describe(data.class_names, data.labels, _digest(data))
     for name, data in domains.items()
   }
-  with results.WorkDirectory(workdir, config, identity) as directory:
+  with WorkDirectory(workdir, config, {"weights": None, "domains": described}) as directory:
     slots = [slot for slot in all_slots(config) if slot.episode not in directory.finished]
     seconds, diagnoses, backbone = 0.0, {}, None
     if (slots or config.diagnosis.tasks) and not config.features.path:
@@ -107,6 +109,13 @@ def run(config: ml_collections.ConfigDict, workdir: str | Path) -> dict[str, Any
         if config.diagnosis.tasks:
           diagnoses[name] = _diagnose(config, found, rule, directory)
     return _finish(config, directory, len(slots), seconds, diagnoses)
+
+
+def _digest(data: FeatureSet | Source) -> str:
+  """Of the features, or of what the images are."""
+  if isinstance(data, FeatureSet):
+    return hashlib.sha256(np.ascontiguousarray(data.features)).hexdigest()
+  return data.identity
 
 
 def check(config: ml_collections.ConfigDict) -> None:
@@ -398,7 +407,7 @@ def _diagnose(config, found: FeatureSet, rule, directory) -> dict[str, Any]:
   first, last, count = config.diagnosis.distances
   diagnosis = diagnose(found, drawn, np.linspace(first, last, int(count)))
   file = f"gap_{found.name.replace('/', '-')}.png"
-  gap.draw(directory.path / "figures" / file, found.name, diagnosis)
+  gap.draw(directory.folder("figures") / file, found.name, diagnosis)
   return diagnosis
 
 

@@ -15,7 +15,9 @@ from tensorboardX.proto.summary_pb2 import Summary
 from tensorboardX.summary import scalar
 from tqdm import tqdm
 
-from mdtrap_jax.run import parallel, results
+from mdtrap_jax.run import parallel
+from mdtrap_jax.run.directory import WorkDirectory
+from mdtrap_jax.statistics import accuracy_of
 
 
 class EventFile:
@@ -26,7 +28,6 @@ class EventFile:
   """
 
   def __init__(self, path: Path):
-    path.mkdir(exist_ok=True)
     self._writer = EventsWriter(str(path / "events"))
 
   def write(self, scalars: Mapping[str, float], step: int) -> None:
@@ -43,7 +44,7 @@ class EventFile:
 class Progress:
   """A bar over episodes that moves with every segment, and scalars in `events/`."""
 
-  def __init__(self, directories: Mapping[str, results.WorkDirectory], todo: int, steps: int):
+  def __init__(self, directories: Mapping[str, WorkDirectory], todo: int, steps: int):
     """Starts the bar.
 
     Args:
@@ -53,7 +54,7 @@ class Progress:
     """
     self._directories, self._steps = directories, steps
     self._moved = 0.0  # episodes' worth of steps done here
-    self._events = {name: EventFile(d.path / "events") for name, d in directories.items()}
+    self._events = {name: EventFile(d.folder("events")) for name, d in directories.items()}
     total = max(len(d.finished) for d in directories.values())
     total = max(total, self._done() + todo)
     self._bar = tqdm(
@@ -93,7 +94,7 @@ class Progress:
     """
     self._bar.n = round(self._bar.n)
     for p, (name, directory) in enumerate(self._directories.items()):
-      accuracy = results.accuracy_of(directory.finished.values())
+      accuracy = accuracy_of(directory.finished.values())
       scalars = {
         "accuracy/mean": accuracy.mean,
         "accuracy/ci95": accuracy.ci95,
@@ -115,7 +116,7 @@ class Progress:
   def _describe(self) -> None:
     parts = [f"{self._done()}/{self._bar.total} episodes"]
     for name, directory in self._directories.items():
-      accuracy = results.accuracy_of(directory.finished.values())
+      accuracy = accuracy_of(directory.finished.values())
       if accuracy.episodes:
         parts.append(f"{name or 'accuracy'} {accuracy}")
     if self._moved:

@@ -11,7 +11,7 @@ from PIL import Image
 from mdtrap_jax import models
 from mdtrap_jax.models import Specification
 from mdtrap_jax.run import finetune as runner
-from mdtrap_jax.run import results
+from mdtrap_jax.run.lines import read_episodes
 from tests.episodes import small_config
 from tests.models.test_models import VARIANTS
 
@@ -44,14 +44,14 @@ def test_a_run(folder, tmp_path, monkeypatch, family, resize):
   )
   summary = runner.run(config, tmp_path)[""]
   assert (summary["episodes"], summary["failed"]) == (2, 0)
-  lines = results.read_episodes(tmp_path)
+  lines = read_episodes(tmp_path)
   assert all(np.isfinite(list(line["losses"].values())).all() for line in lines)
   assert {len(line["losses"]) for line in lines} == {3}
   data = json.loads((tmp_path / "config.json").read_text())["data"]
   assert data["resize"] == {"crop": "crop", "family": "squash"}[resize]
   assert data["template"] == "a photo of a {}."
   runner.run(config, tmp_path)  # what was left to the family does not stop a resume
-  assert results.read_episodes(tmp_path) == lines
+  assert read_episodes(tmp_path) == lines
   config.data.resize = "squash" if resize == "crop" else "crop"
   with pytest.raises(ValueError, match=r"another config.*data\.resize"):
     runner.run(config, tmp_path)

@@ -16,8 +16,10 @@ from PIL import Image
 
 from mdtrap_jax.config import ConfigMismatchError
 from mdtrap_jax.run import finetune as runner
-from mdtrap_jax.run import results, segments, snapshots
+from mdtrap_jax.run import segments
+from mdtrap_jax.run.lines import read_episodes
 from mdtrap_jax.run.progress import Progress
+from mdtrap_jax.run.snapshots import SnapshotDirectory
 from mdtrap_jax.run.stop import PreemptedError
 from tests.episodes import small_config
 from tests.paths import ROOT
@@ -42,8 +44,7 @@ def folder(tmp_path_factory):
 def one_device(monkeypatch):
   """Every snapshot and segment at once, on one device."""
   monkeypatch.setattr(jax, "local_devices", lambda: jax.devices()[:1])
-  monkeypatch.setattr(snapshots, "SECONDS", 0.0)
-  monkeypatch.setattr(snapshots, "SHARE", np.inf)
+  monkeypatch.setattr(SnapshotDirectory, "due", lambda self: True)
   monkeypatch.setattr(segments, "SECONDS", 0.0)
 
 
@@ -60,7 +61,7 @@ def undisturbed(folder, tmp_path_factory):
     patch.setattr(jax, "local_devices", lambda: jax.devices()[:1])
     workdir = tmp_path_factory.mktemp("undisturbed")
     runner.run(make_config(folder), workdir)
-  return results.read_episodes(workdir)
+  return read_episodes(workdir)
 
 
 def stop_after(monkeypatch, count, number=signal.SIGTERM):
@@ -97,7 +98,7 @@ def test_a_stopped_run_goes_on_in_the_middle(
   )
   runner.run(make_config(folder), tmp_path)
   assert starts == {3: [3, 0], 17: [7]}[count]
-  assert results.read_episodes(tmp_path) == undisturbed
+  assert read_episodes(tmp_path) == undisturbed
   assert not (tmp_path / "snapshots").exists()
 
 
@@ -110,7 +111,7 @@ def test_it_goes_on_in_other_batches_and_on_other_devices(
       runner.run(make_config(folder), tmp_path)
   monkeypatch.setattr(jax, "local_devices", lambda: jax.devices()[:4])
   runner.run(make_config(folder, episodes_per_device=1), tmp_path)
-  for one, other in zip(results.read_episodes(tmp_path), undisturbed, strict=True):
+  for one, other in zip(read_episodes(tmp_path), undisturbed, strict=True):
     assert one["support"] == other["support"]
     assert abs(one["accuracy"] - other["accuracy"]) < 0.1
 
@@ -127,7 +128,7 @@ def test_a_damaged_snapshot_costs_its_batch_only(
       os.truncate(file, file.stat().st_size // 2)
   runner.run(make_config(folder), tmp_path)
   assert "cannot be read" in caplog.text
-  assert results.read_episodes(tmp_path) == undisturbed
+  assert read_episodes(tmp_path) == undisturbed
 
 
 def test_a_snapshot_of_another_config_is_refused(folder, one_device, tmp_path, monkeypatch):
@@ -144,7 +145,7 @@ def child(folder, workdir, cache):
   jax.config.update("jax_platforms", "cpu")
   jax.config.update("jax_compilation_cache_dir", str(cache))
   jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
-  snapshots.SECONDS, snapshots.SHARE, segments.SECONDS = 0.0, np.inf, 0.0
+  SnapshotDirectory.due, segments.SECONDS = lambda self: True, 0.0
   runner.run(make_config(folder), workdir)
 
 
@@ -173,7 +174,7 @@ def test_killed_at_twenty_random_moments(folder, undisturbed, tmp_path):
       process.start()
       process.join()
       assert process.exitcode == 0
-      for one, other in zip(results.read_episodes(workdir), undisturbed, strict=True):
+      for one, other in zip(read_episodes(workdir), undisturbed, strict=True):
         assert one["support"] == other["support"]
         assert one["accuracy"] == other["accuracy"]
 
@@ -228,8 +229,8 @@ def test_two_processes_share_a_run(folder, undisturbed, tmp_path):
   assert [process.returncode for process in processes] == [0, 0], outputs
   assert "adapted accuracy" in outputs[0][0]
   assert "accuracy" not in outputs[1][0]
-  ours = results.read_episodes(tmp_path)
-  assert ours == results.read_episodes(tmp_path / "process-1")
+  ours = read_episodes(tmp_path)
+  assert ours == read_episodes(tmp_path / "process-1")
   assert [line["episode"] for line in ours] == list(range(4))
   for one, other in zip(ours, undisturbed, strict=True):
     assert one["support"] == other["support"]
