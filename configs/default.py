@@ -34,6 +34,7 @@ def get_config(method="svl_ra"):
   config = ConfigDict()
   config.experiment = "finetune"  # or "heads" (configs/copa.py) or "study" (configs/study.py)
   config.seed = 0  # of all episodes: their data, views, draws and LoRA start
+  config.seeds = 1
   config.episodes = placeholder(int)  # None: 800 for 1-shot, 400 otherwise
   config.episodes_per_device = 0  # adapted at once on each device; 0: as its memory allows
   config.weight_shards = 1  # devices that hold one copy of the weights between them

@@ -87,9 +87,12 @@ def tiny_models():
   return [name for name in models.MODELS if "tiny" in name]
 
 
-def run_finetune(config, workdir, pace=loop.PACE):
-  """A whole run; returns what each run's `summary.json` says."""
-  finished = loop.run(finetune.experiment(config), workdir, pace)
+def run_finetune(config, workdir, pace=loop.PACE, devices=None):
+  """A whole run, on so many devices if not on all; what each run's `summary.json` says."""
+  experiment = finetune.experiment(config)
+  if devices:
+    experiment.placing["devices"] = jax.devices()[:devices]
+  finished = loop.run(experiment, workdir, pace)
   return {
     name: summary.write(directory, finished.rate)
     for name, directory in finished.directories.items()

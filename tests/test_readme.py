@@ -6,7 +6,7 @@ import numpy as np
 
 from mdtrap_jax import config as settings
 from mdtrap_jax.objectives.terms import TERMS
-from mdtrap_jax.run import directory
+from mdtrap_jax.run.lines import read_episodes
 from tests.episodes import run_finetune, small_config
 from tests.paths import ROOT
 
@@ -31,7 +31,7 @@ def test_a_new_term_runs_as_the_readme_prints_it(tmp_path):
       )
     )
     run_finetune(config, tmp_path)
-    (line,) = directory.read_episodes(tmp_path)
+    (line,) = read_episodes(tmp_path)
     assert np.isfinite(line["losses"]["spread"])
   finally:
     TERMS.clear()

@@ -17,7 +17,7 @@ class TaskId(NamedTuple):
   """What a task is; everything drawn for it follows from this."""
 
   episode: int  # its number in the files of a run; does not depend on how many there are
-  domain: str
+  domain: str  # one of several data sets; empty where there is one
   seed: int
   task: int  # its number among those of the domain and the seed
 

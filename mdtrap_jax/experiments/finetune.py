@@ -26,6 +26,7 @@ from mdtrap_jax.models.lora import LoraConfig
 from mdtrap_jax.models.vlm import Params, VisionLanguageModel
 from mdtrap_jax.objectives import chain
 from mdtrap_jax.run.experiment import Experiment, Group, Ready
+from mdtrap_jax.run.identity import describe
 
 Load = Callable[[], tuple[VisionLanguageModel, Params]]
 
@@ -44,7 +45,9 @@ def experiment(config: ml_collections.ConfigDict) -> Experiment:
     ValueError, OSError: input that cannot be right.
   """
   config = settled(config)
-  runs, source = configs.variants(config), load_source(config)
+  runs = configs.variants(config)
+  check(config, runs)
+  source = load_source(config)
   load = functools.cache(functools.partial(load_model, config))
   return Experiment(
     runs=runs,
@@ -72,6 +75,19 @@ def settled(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
   return config
 
 
+def check(
+  config: ml_collections.ConfigDict, runs: Mapping[str, ml_collections.ConfigDict]
+) -> None:
+  """Refuses an objective or adapters that cannot be, before a model is loaded.
+
+  Raises:
+    ValueError: names the field, its value and the remedy.
+  """
+  names = [config.model.name, *(n for n, m in models.MODELS.items() if m.hub == config.model.name)]
+  known = next((name for name in names if name in models.MODELS), None)
+  make_method(config, shared_objective(runs), known and models.build(known), logit_scale=1.0)
+
+
 def _family(model: ml_collections.ConfigDict) -> str:
   if model.random_weights:
     return models.find(model.name).family
@@ -94,12 +110,9 @@ def load_source(config: ml_collections.ConfigDict) -> Source:
 
 
 def identity(config: ml_collections.ConfigDict, source: Source) -> dict[str, Any]:
-  """What the indices and numbers in a run's lines refer to; see `run.directory`."""
-  return {
-    "name": source.name,
-    "class_names": list(source.class_names),
-    "images": len(source.labels),
-  }
+  """What the indices and numbers in a run's lines refer to; see `run.identity`."""
+  domain = describe(source.class_names, source.labels, source.identity)
+  return {"weights": None, "domains": {config.data.name: domain}}
 
 
 def load_model(config: ml_collections.ConfigDict) -> tuple[VisionLanguageModel, Params]:
@@ -130,7 +143,7 @@ def make_group(
     load: gives the model and its parameters, when they are needed.
   """
   seeds = range(config.seed, config.seed + config.seeds)
-  tasks = all_tasks((config.data.name,), seeds, config.episodes)
+  tasks = all_tasks(("",), seeds, config.episodes)
 
   def prepare() -> Ready:
     model, params = load()
@@ -189,7 +202,7 @@ def make_lora(config: ml_collections.ConfigDict) -> LoraConfig:
 def make_method(
   config: ml_collections.ConfigDict,
   objective: Mapping[str, Mapping[str, Any]],
-  model: VisionLanguageModel,
+  model: VisionLanguageModel | None,
   logit_scale: float,
 ) -> FineTuning:
   """How `config` adapts an episode of `model`.
@@ -197,14 +210,15 @@ def make_method(
   Args:
     config: settled.
     objective: `config.objective`, or that of several runs.
-    model: what is adapted.
+    model: what is adapted; `None` where nothing but the settings is of interest.
     logit_scale: `s`.
 
   Raises:
     ValueError: settings that do not fit each other or the model.
   """
   data, adapt, lora = config.data, config.adapt, make_lora(config)
-  for encoder in lora.encoders:
+  chain.evaluation_marks(adapt.steps)  # raises where there are too few
+  for encoder in lora.encoders if model else ():
     lora.blocks({"image": model.image, "text": model.text}[encoder].depth)
   num_clean = data.ways * data.shots
   batch_size = adapt.batch_size or None

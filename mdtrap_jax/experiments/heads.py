@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import hashlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,7 @@ from mdtrap_jax.methods.heads import METHODS, make_method
 from mdtrap_jax.report import figures
 from mdtrap_jax.report.diagnosis import diagnose
 from mdtrap_jax.run.experiment import Experiment, Group, Ready
+from mdtrap_jax.run.identity import describe
 
 Found = Callable[[], FeatureSet]  # the features of a domain, computed when first asked for
 
@@ -49,9 +51,8 @@ def experiment(config: ml_collections.ConfigDict) -> tuple[Experiment, Mapping[s
     task_data.check_rule(name, data.labels, data.class_names, rule)
     if isinstance(data, FeatureSet):
       check_kind(data, METHODS[config.method].needs)
-  identity = {
-    name: {"class_names": list(data.class_names), "images": len(data.labels)}
-    for name, data in domains.items()
+  contents = {
+    name: describe(data.class_names, data.labels, _digest(data)) for name, data in domains.items()
   }
   backbone = functools.cache(functools.partial(load_backbone, config.model, config.seed))
   found = {
@@ -71,7 +72,8 @@ def experiment(config: ml_collections.ConfigDict) -> tuple[Experiment, Mapping[s
     if (own := [task for task in tasks if task.domain == name])
   ]
   placing = {"each": config.episodes_per_device}
-  return Experiment({"": config}, {"": identity}, groups, placing), found
+  source = {"weights": None, "domains": contents}
+  return Experiment({"": config}, {"": source}, groups, placing), found
 
 
 def check(config: ml_collections.ConfigDict) -> None:
@@ -111,6 +113,14 @@ def make_rule(data: Any) -> task_data.Rule | task_data.Fixed:
       f"config.data.protocol={data.protocol!r}: choose one of {['fixed', *task_data.RULES]}."
     )
   return task_data.RULES[data.protocol]
+
+
+def _digest(data: FeatureSet | Source) -> str:
+  if not isinstance(data, FeatureSet):
+    return data.identity
+  digest = hashlib.sha256(np.ascontiguousarray(data.labels))
+  digest.update(np.ascontiguousarray(data.features))
+  return digest.hexdigest()
 
 
 def _features(config, name: str, data: FeatureSet | Source, backbone) -> FeatureSet:

@@ -7,7 +7,6 @@ that differ in the terms' window in another.
 
 from __future__ import annotations
 
-import csv
 import functools
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -16,11 +15,11 @@ from typing import NamedTuple
 import ml_collections
 
 from mdtrap_jax import config as configs
+from mdtrap_jax import files
 from mdtrap_jax.experiments import finetune
-from mdtrap_jax.report import comparison
+from mdtrap_jax.report import comparison, tables
 from mdtrap_jax.report.figures import plot_study
 from mdtrap_jax.run.experiment import Experiment
-from mdtrap_jax.statistics import Accuracy
 
 BASELINE = "vlm"
 # Weights to switch off, by window in fifths of the steps; the others keep the config's.
@@ -91,6 +90,7 @@ def experiment(config: ml_collections.ConfigDict) -> Experiment:
   for cell in cells(config):
     for number, cell_config in enumerate(cell_configs(config, cell)):
       cell_config = finetune.settled(cell_config)
+      finetune.check(cell_config, configs.variants(cell_config))
       source = finetune.load_source(cell_config)
       own = {f"{cell.name}/{name}": run for name, run in configs.variants(cell_config).items()}
       runs |= own
@@ -129,25 +129,19 @@ def _compare(directories, cell: Cell) -> dict[str, comparison.Row]:
 def format_markdown(table: dict[Cell, dict[str, comparison.Row]]) -> str:
   """One row a cell: accuracies of zero-shot and baseline, and paired differences from it."""
   methods = [name for name in next(iter(table.values())) if name != BASELINE]
-  plain = lambda a: f"{100 * a.mean:.1f} ± {100 * a.ci95:.1f}"
-  signed = lambda a: f"{100 * a.mean:+.2f} ± {100 * a.ci95:.2f}"
+  header = ["target", "severity", "shots", "zero-shot", BASELINE, *methods]
   lines = [
-    ["target", "severity", "shots", "zero-shot", BASELINE, *methods],
-    ["---", *["---:"] * (4 + len(methods))],
+    [
+      cell.domain,
+      "–" if cell.severity is None else f"{cell.severity:g}",
+      cell.shots,
+      rows[BASELINE].zero_shot.points(1),
+      rows[BASELINE].accuracy.points(1),
+      *(rows[name].difference.points(sign="+") for name in methods),
+    ]
+    for cell, rows in table.items()
   ]
-  for cell, rows in table.items():
-    severity = "–" if cell.severity is None else f"{cell.severity:g}"
-    lines.append(
-      [
-        cell.domain,
-        severity,
-        str(cell.shots),
-        plain(rows[BASELINE].zero_shot),
-        plain(rows[BASELINE].accuracy),
-        *(signed(rows[name].difference) for name in methods),
-      ]
-    )
-  return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+  return tables.markdown(header, lines)
 
 
 def _write_csv(path: Path, table: dict[Cell, dict[str, comparison.Row]]) -> None:
@@ -163,23 +157,17 @@ def _write_csv(path: Path, table: dict[Cell, dict[str, comparison.Row]]) -> None
     "difference_mean",
     "difference_ci95",
   )
-  with open(path, "w", newline="", encoding="utf-8") as file:
-    writer = csv.writer(file)
-    writer.writerow(columns)
-    for cell, rows in table.items():
-      for name, row in rows.items():
-        difference = row.difference or Accuracy(0.0, 0.0, row.episodes)
-        writer.writerow(
-          [
-            cell.domain,
-            cell.severity,
-            cell.shots,
-            name,
-            row.episodes,
-            row.zero_shot.mean,
-            row.accuracy.mean,
-            row.accuracy.ci95,
-            difference.mean,
-            difference.ci95,
-          ]
-        )
+  none = (0.0, 0.0)  # the baseline's difference from itself
+  rows = [
+    (
+      *cell,
+      name,
+      row.episodes,
+      row.zero_shot.mean,
+      *row.accuracy[:2],
+      *(none if row.difference is None else row.difference[:2]),
+    )
+    for cell, rows in table.items()
+    for name, row in rows.items()
+  ]
+  files.write(path, tables.csv(columns, rows))

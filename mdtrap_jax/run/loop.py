@@ -22,7 +22,7 @@ from mdtrap_jax.data.loader import ahead
 from mdtrap_jax.data.task import Task, TaskBatch, TaskId
 from mdtrap_jax.methods.method import STATUS, AdaptState, Evaluation, Method
 from mdtrap_jax.objectives import chain
-from mdtrap_jax.run import hosts
+from mdtrap_jax.run import claim, hosts
 from mdtrap_jax.run.directory import WorkDirectory
 from mdtrap_jax.run.experiment import Experiment, Group, Ready
 from mdtrap_jax.run.place import place
@@ -63,18 +63,25 @@ def run(experiment: Experiment, workdir: str | Path, pace: Pace = PACE) -> Finis
       computed where it can be known then.
     PreemptedError: it was asked to stop; all is saved.
   """
-  workdir = Path(workdir)
-  own = hosts.own_directory(workdir)
+  workdir = claim.claim_root(workdir)
   with contextlib.ExitStack() as stack:
     directories = {
-      name: stack.enter_context(WorkDirectory(own / name, config, experiment.sources[name]))
+      name: stack.enter_context(
+        WorkDirectory(
+          workdir,
+          config,
+          experiment.sources[name],
+          variant=name,
+          process=jax.process_index(),
+        )
+      )
       for name, config in experiment.runs.items()
     }
     hosts.merge(workdir, directories)
     snapshots = stack.enter_context(
       contextlib.closing(
         SnapshotDirectory(
-          own / "snapshots",
+          hosts.own_directory(workdir) / "snapshots",
           {name: directory.config for name, directory in directories.items()},
           seconds=pace.snapshot,
           share=pace.share,
@@ -138,7 +145,7 @@ class _Adapting(NamedTuple):
             numbers = [task.episode for task in batch.ids]
             state, evaluations = left.rows(numbers, size, state)
             state, start = spread(state, mesh), left.step
-            evaluations = {step: Evaluation(**kept) for step, kept in evaluations.items()}
+            evaluations = {step: _evaluation(kept) for step, kept in evaluations.items()}
             self.progress.skipped(len(batch.ids), start / max(method.steps, 1))
           self.snapshots.begin()
           after = functools.partial(self._after_segment, batch, method, asked)
@@ -164,20 +171,19 @@ class _Adapting(NamedTuple):
     if asked.name or self.snapshots.due():
       leaves, kept = jax.tree.map(
         lambda leaf: np.asarray(leaf)[:rows],
-        (jax.tree.leaves(state), {mark: e._asdict() for mark, e in evaluations.items()}),
+        (jax.tree.leaves(state), {mark: _arrays(e) for mark, e in evaluations.items()}),
       )
       numbers = tuple(task.episode for task in batch.ids)
       self.snapshots.save(Snapshot(self.group.name, numbers, step, leaves, kept))
     asked.check()
 
   def _append(self, batch: TaskBatch, outcome: Outcome) -> None:
-    """Writes the lines of a finished batch; those that a run has already stay as they are."""
+    """Writes the lines of a finished batch."""
     for p, name in enumerate(self.group.runs):
       directory = self.directories[name]
       directory.append(
         make_line(task, about, outcome.row(i, p))
         for i, (task, about) in enumerate(zip(batch.ids, batch.about, strict=True))
-        if task.episode not in directory.finished
       )
 
 
@@ -196,6 +202,17 @@ def _filled(tasks: Task, size: int) -> Task:
   """A batch with `size` rows: the last one is repeated where rows lack."""
   rows = np.minimum(np.arange(size), len(tasks.support_labels) - 1)
   return jax.tree.map(lambda leaf: leaf[rows], tasks)
+
+
+def _arrays(evaluation: Evaluation) -> dict[str, Any]:
+  """An evaluation as a snapshot keeps it."""
+  return {"accuracy": evaluation.accuracy, "cosines": evaluation.cosines, **evaluation.extras}
+
+
+def _evaluation(arrays: Mapping[str, Any]) -> Evaluation:
+  """The evaluation of which `_arrays` made this."""
+  extras = dict(arrays)
+  return Evaluation(extras.pop("accuracy"), extras.pop("cosines"), extras)
 
 
 class _Lengths:
@@ -288,8 +305,11 @@ def make_line(task: TaskId, about: Mapping[str, Any], row: Outcome) -> dict[str,
   extras = {f"{name}_before": value for name, value in first.items()}
   extras |= {f"{name}_after": value for name, value in last.items()}
   losses = {name: term.value for name, term in row.terms.items() if term.weight}
+  identity = task._asdict()
+  if not task.domain:
+    del identity["domain"]
   return {
-    **task._asdict(),
+    **identity,
     "status": "ok" if ok else "non-finite",
     "accuracy": accuracy[steps[-1]] if ok else None,
     "accuracy_at": {str(step): accuracy[step] for step in steps if step},

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -29,7 +30,6 @@ class EventFile:
   """
 
   def __init__(self, path: Path):
-    path.mkdir(exist_ok=True)
     self._writer = EventsWriter(str(path / "events"))
 
   def write(self, scalars: Mapping[str, float], step: int) -> None:
@@ -60,9 +60,13 @@ class Progress:
     self._seconds = 0.0  # that the groups before took
     self._started: float | None = None  # when the group under way began
     self._events: dict[str, EventFile] = {}
-    self._bar = tqdm(
-      total=total,
-      initial=done,
+
+  @functools.cached_property
+  def _bar(self) -> tqdm:
+    """Drawn once something runs: what cannot be is said before."""
+    return tqdm(
+      total=self._total,
+      initial=self._done,
       unit="task",
       dynamic_ncols=True,
       smoothing=0.05,
@@ -74,7 +78,8 @@ class Progress:
     return self
 
   def __exit__(self, *exception) -> None:
-    self._bar.close()
+    if "_bar" in self.__dict__:
+      self._bar.close()
     for events in self._events.values():
       events.close()
 
@@ -89,7 +94,7 @@ class Progress:
     """While the runs `names` are adapted; what is loaded before does not count in the rate."""
     self._names, self._started = names, time.monotonic()
     for name in names:
-      self._events[name] = EventFile(self._directories[name].path / "events")
+      self._events[name] = EventFile(self._directories[name].folder("events"))
     self._describe()
     try:
       yield

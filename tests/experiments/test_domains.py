@@ -14,7 +14,7 @@ from mdtrap_jax.data.sampler import sample_episode
 from mdtrap_jax.methods.extractors import Backbone
 from mdtrap_jax.models.resnet import ResNet18
 from mdtrap_jax.report import comparison
-from mdtrap_jax.run import results
+from mdtrap_jax.run.lines import read_episodes
 from tests.data.test_meta_dataset import write_records
 
 
@@ -159,7 +159,7 @@ def test_an_unreadable_image_stops_the_run_or_is_left_out(small_resnet, tmp_path
   run(config, tmp_path / "skips")
   drawn = {
     i
-    for line in results.read_episodes(tmp_path / "skips")
+    for line in read_episodes(tmp_path / "skips")
     for rows in (*line["support"], *line["query"])
     for i in rows
   }

@@ -25,7 +25,7 @@ from tests.episodes import (
 )
 
 COUNT = 8
-CLOSE = {"rtol": 5e-3, "atol": 2e-3}  # Adam steps of 1e-2 amplify the order of float32 sums
+CLOSE = 1e-2  # relative to the norm: Adam takes whole steps by the sign of gradients near 0
 
 
 @functools.cache
@@ -60,7 +60,11 @@ def reference():
 
 
 def assert_close(ours, theirs):
-  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, **CLOSE), ours, theirs)
+  def close(a, b):
+    a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
+    assert np.linalg.norm(a - b) <= CLOSE * np.linalg.norm(b) + 1e-6
+
+  jax.tree.map(close, ours, theirs)
 
 
 def test_alone_equals_the_row_of_a_batch():

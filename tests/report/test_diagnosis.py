@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from mdtrap_jax.data.features import FeatureSet
-from mdtrap_jax.data.tasks import Fixed, sample_task
 from mdtrap_jax.data.task import Task
+from mdtrap_jax.data.tasks import Fixed, sample_task
 from mdtrap_jax.methods import gap, ncc
 from mdtrap_jax.methods.ncc import Representations
 from mdtrap_jax.objectives.losses import symmetric_cross_entropy
