@@ -184,6 +184,8 @@ def check(folder: Path) -> None:
     marker = (folder / MARKER).lstat()
     if stat.S_ISREG(marker.st_mode) and not marker.st_size:  # being written, or a kill's
       names.remove(MARKER)
+  if names and is_ours(folder):  # now: another process of the same run was at it
+    return
   if {"config.json", "episodes.jsonl"} <= names:
     raise ValueError(
       f"{folder} looks like a run of an older version of mdtrap_jax, and runs are resumed within "

@@ -15,7 +15,7 @@ import json
 import math
 import re
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -28,6 +28,7 @@ from mdtrap_jax import files
 from mdtrap_jax.run import claim, identity
 
 _NAME = re.compile(r"[0-9a-f]{16}\.snapshot")
+_PARTIAL = re.compile(rf"\.{_NAME.pattern}\.\w+\.partial")  # of `files.write`
 _MAGIC = b"mdtrap_jax snapshot 1 "
 
 
@@ -132,6 +133,8 @@ class SnapshotDirectory:
     before = time.monotonic()
     try:
       claim.mark(self._path)
+      for partial in self._files(_PARTIAL):  # a kill's, and large
+        partial.unlink()
       files.write(self._file(snapshot.group), _pack(self._config, snapshot))
       self._failed = False
     except OSError as error:
@@ -149,9 +152,9 @@ class SnapshotDirectory:
 
   def remove(self, group: str | None = None) -> None:
     """Deletes the snapshots of a group, or all: it is complete. Nothing else is touched."""
-    found = list(self._files())
-    for path in found if group is None else {self._file(group)} & set(found):
-      path.unlink(missing_ok=True)
+    for path in [*self._files(_NAME), *self._files(_PARTIAL)]:
+      if group is None or path == self._file(group):
+        path.unlink()
     if self._path.is_dir() and {path.name for path in self._path.iterdir()} == {claim.MARKER}:
       (self._path / claim.MARKER).unlink()
       self._path.rmdir()
@@ -162,14 +165,12 @@ class SnapshotDirectory:
   def _file(self, group: str) -> Path:
     return self._path / f"{hashlib.sha256(group.encode()).hexdigest()[:16]}.snapshot"
 
-  def _files(self) -> Iterator[Path]:
-    """Snapshots, whole or cut short by a kill: plain files of our names where we marked."""
-    if self._path.is_symlink() or not self._path.is_dir() or not claim.is_ours(self._path):
-      return
-    for path in self._path.iterdir():
-      partial = re.fullmatch(rf"\.({_NAME.pattern})\.\w+\.partial", path.name)
-      if (_NAME.fullmatch(path.name) or partial) and path.is_file() and not path.is_symlink():
-        yield path
+  def _files(self, name: re.Pattern[str]) -> list[Path]:
+    """What we made: plain files of our names, in a directory that we marked."""
+    if self._path.is_symlink() or not claim.is_ours(self._path):
+      return []
+    ours = lambda path: name.fullmatch(path.name) and path.is_file() and not path.is_symlink()
+    return [path for path in self._path.iterdir() if ours(path)]
 
   def _check(self, there: dict[str, Any]) -> None:
     here = self._config
