@@ -111,12 +111,14 @@ def test_domains_have_a_row_each(tmp_path):
 
 def test_processes_and_snapshots_are_no_runs_of_their_own(tmp_path):
   run = write_run(tmp_path / "runs" / "one", [0.5])
+  old = write_run(tmp_path / "runs" / "old", [0.5], marked=False)
+  write_run(old / "process-1", [0.5], marked=False)
   for inside in ("process-1", "process-1/vlm", "snapshots/a", "events", "figures/a"):
     write_run(run / inside, [0.5], marked=False)
   variant = write_run(tmp_path / "runs" / "two" / "vlm", [0.5])
   other = write_run(tmp_path / "process-2", [0.5])  # not in a run: the user's own name
-  assert comparison.find_runs([tmp_path]) == [other, run, variant]
-  assert comparison.find_runs([variant, tmp_path / "runs"]) == [variant, run]
+  assert comparison.find_runs([tmp_path]) == [other, old, run, variant]
+  assert comparison.find_runs([variant, tmp_path / "runs"]) == [variant, old, run]
   with pytest.raises(FileNotFoundError, match="holds no episodes.jsonl"):
     comparison.find_runs([tmp_path / "c"])
 
