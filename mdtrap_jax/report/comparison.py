@@ -175,12 +175,3 @@ def format_csv(rows: Sequence[Row]) -> str:
 
 
 FORMATS = {"text": format_text, "markdown": format_markdown, "csv": format_csv}
-
-
-def report(paths: Iterable[str | Path], form: str = "text") -> str:
-  """The comparison of all runs at and below `paths`, in a form of `FORMATS`.
-
-  Raises:
-    ValueError, OSError: a path without runs, or a file of a run that is missing or damaged.
-  """
-  return FORMATS[form](compare(find_runs(paths)))

@@ -97,7 +97,7 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> str:
     for run_config in cell_configs(config, cell):
       runner.run(run_config, workdir, cell.name)
     table[cell] = _compare(workdir / cell.name)
-  _write_csv(workdir / "study.csv", table)
+  write_csv(workdir / "study.csv", table)
   plot_study(table, workdir / "study.png")
   return format_markdown(table)
 
@@ -127,7 +127,8 @@ def format_markdown(table: dict[Cell, dict[str, comparison.Row]]) -> str:
   return tables.markdown(header, lines)
 
 
-def _write_csv(path: Path, table: dict[Cell, dict[str, comparison.Row]]) -> None:
+def write_csv(path: Path, table: dict[Cell, dict[str, comparison.Row]]) -> None:
+  """The numbers of all cells, for a spreadsheet."""
   columns: Sequence[str] = (
     "domain",
     "severity",
