@@ -40,6 +40,7 @@ class Snapshot(NamedTuple):
   step: int  # steps done
   leaves: list[np.ndarray]  # of the state, each [E, P, ...]
   evaluations: dict[int, dict[str, np.ndarray]]  # by step and name, each [E, P, ...]
+  runs: tuple[str, ...] = ()  # P variants of the run that the group adapts; all, if not given
 
   def rows(self, episodes: Sequence[int], size: int, like: Any) -> tuple[Any, dict]:
     """State and evaluations of some episodes, with `size` rows: the last one is repeated.
@@ -95,8 +96,12 @@ class SnapshotDirectory:
     self._failed = False
     claim.check(self._path)
 
-  def restore(self, group: str) -> Snapshot | None:
+  def restore(self, group: str, runs: Sequence[str] = ()) -> Snapshot | None:
     """The newest snapshot of a group; `None` if there is none, or, with a warning, a damaged one.
+
+    Args:
+      group: of episodes.
+      runs: the variants that it adapts now; all, if not given. Others may have come or changed.
 
     Raises:
       ValueError: the snapshot is of a run with another config.
@@ -111,7 +116,7 @@ class SnapshotDirectory:
     except (OSError, ValueError) as error:
       logging.warning("the snapshot %s cannot be read (%s): its episodes start again.", path, error)
       return None
-    self._check(config)
+    self._check({name: self._config[name] for name in runs or self._config}, config)
     return snapshot
 
   def begin(self) -> None:
@@ -172,13 +177,12 @@ class SnapshotDirectory:
     ours = lambda path: name.fullmatch(path.name) and path.is_file() and not path.is_symlink()
     return [path for path in self._path.iterdir() if ours(path)]
 
-  def _check(self, there: dict[str, Any]) -> None:
-    here = self._config
-    changed = [f"variants: {sorted(there)} there, {sorted(here)} here"] * (
-      here.keys() != there.keys()
-    )
-    for name in here.keys() & there.keys():
-      changed += identity.differences(here[name], there[name])
+  def _check(self, here: dict[str, Any], there: dict[str, Any]) -> None:
+    changed = []
+    if list(here) != list(there):  # their order is that of an axis
+      changed.append(f"variants: {list(there)} there, {list(here)} here")
+    for name in here:
+      changed += identity.differences(here[name], there.get(name, here[name]))
     if changed:
       raise settings.ConfigMismatchError(
         f"{self._path} holds unfinished episodes of another config or other data "
@@ -196,7 +200,8 @@ def _pack(config: dict[str, Any], snapshot: Snapshot) -> bytes:
       names.append([int(step), name])
       arrays.append(np.asarray(value))
   about = {
-    "config": config,
+    "config": {name: config[name] for name in snapshot.runs or config},
+    "runs": snapshot.runs,
     "group": snapshot.group,
     "episodes": [int(episode) for episode in snapshot.episodes],
     "step": int(snapshot.step),
@@ -236,5 +241,6 @@ def _unpack(content: bytes) -> tuple[dict[str, Any], Snapshot]:
   for (step, name), value in zip(about["evaluations"], arrays[about["leaves"] :], strict=True):
     evaluations.setdefault(step, {})[name] = value
   leaves = arrays[: about["leaves"]]
-  snapshot = Snapshot(about["group"], tuple(about["episodes"]), about["step"], leaves, evaluations)
-  return about["config"], snapshot
+  about["episodes"], about["runs"] = tuple(about["episodes"]), tuple(about["runs"])
+  fixed = {field: about[field] for field in ("group", "episodes", "step", "runs")}
+  return about["config"], Snapshot(leaves=leaves, evaluations=evaluations, **fixed)

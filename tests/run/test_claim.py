@@ -1,6 +1,5 @@
 """Whose directory it is: foreign ones, links, runs inside runs, names that lead elsewhere."""
 
-import json
 import os
 import tempfile
 from pathlib import Path
@@ -61,14 +60,17 @@ def test_a_run_of_before_the_marker_is_named(tmp_path):
 
 def test_a_run_of_another_layout_is_refused(tmp_path):
   claim.claim(tmp_path)
-  (tmp_path / claim.MARKER).write_text(json.dumps({"layout": claim.LAYOUT + 1}))
+  (tmp_path / claim.MARKER).write_text(f"mdtrap_jax, layout {claim.LAYOUT + 1}\n")
   with pytest.raises(ValueError, match="another version"):
     claim.claim(tmp_path)
 
 
 def test_a_kill_while_marking_costs_nothing(tmp_path):
-  (tmp_path / claim.MARKER).touch()
+  marker = tmp_path / claim.MARKER
+  marker.touch()
   claim.claim(tmp_path)
+  assert claim.is_ours(tmp_path)
+  os.truncate(marker, marker.stat().st_size // 2)
   assert claim.is_ours(tmp_path)
 
 
@@ -77,7 +79,7 @@ def test_processes_that_start_at_once_do_not_refuse_each_other(tmp_path, monkeyp
 
   def late(folder):  # the other process marks, and writes, just before this one looks
     if claim.MARKER not in listdir(folder):
-      (tmp_path / claim.MARKER).write_text(json.dumps({"layout": claim.LAYOUT}))
+      (tmp_path / claim.MARKER).write_text(f"mdtrap_jax, layout {claim.LAYOUT}\n")
       (tmp_path / ".lock").touch()
     return listdir(folder)
 

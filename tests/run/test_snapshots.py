@@ -133,6 +133,17 @@ def test_a_snapshot_of_another_config_is_refused(tmp_path, directory):
   assert SnapshotDirectory(tmp_path / "snapshots", more).restore("vlm svl")
 
 
+def test_a_group_is_of_some_variants_and_others_may_come_and_change(tmp_path):
+  config = {name: CONFIG[""] | {"seed": i} for i, name in enumerate("ab")}
+  SnapshotDirectory(tmp_path / "snapshots", config).save(snapshot()._replace(runs=("a",)))
+  more = {"c": {}, "b": {}, "a": config["a"]}
+  assert SnapshotDirectory(tmp_path / "snapshots", more).restore("vlm svl", ["a"]).runs == ("a",)
+  with pytest.raises(ConfigMismatchError, match=r"variants: \['a'\] there, \['b', 'a'\] here"):
+    SnapshotDirectory(tmp_path / "snapshots", more).restore("vlm svl", ["b", "a"])
+  with pytest.raises(ConfigMismatchError, match="seed: 0 there, 5 here"):
+    SnapshotDirectory(tmp_path / "snapshots", {"a": CONFIG[""] | {"seed": 5}}).restore("vlm svl")
+
+
 def test_only_what_we_made_is_removed(tmp_path, directory):
   directory.save(snapshot())
   theirs, ours = decoys.plant(tmp_path / "theirs"), tmp_path / "snapshots"
