@@ -37,7 +37,7 @@ def run_heads(config: ml_collections.ConfigDict, workdir: Path) -> str:
   lines = [line for number, line in sorted(directory.finished.items()) if number in wanted]
   extras = heads_report.summarize(lines, config.method)
   if config.diagnosis.tasks:
-    extras["diagnosis"] = heads.diagnoses(config, found, directory.path / "figures")
+    extras["diagnosis"] = heads.diagnoses(config, found, directory.folder("figures"))
   return heads_report.format_table(summary.write(directory, finished.rate, lines, extras))
 
 

@@ -201,9 +201,9 @@ def _by_class(indices: np.ndarray, labels: np.ndarray) -> list[list[int]]:
 
 
 def diagnoses(
-  config: ml_collections.ConfigDict, found: Mapping[str, Found], path: Path
+  config: ml_collections.ConfigDict, found: Mapping[str, Found], folder: Path
 ) -> dict[str, Any]:
-  """The gap study of each domain, with its figures below `path`."""
+  """The gap study of each domain, with its figures in `folder`."""
   rule, results = make_rule(config.data), {}
   for name, features in found.items():
     drawn = [
@@ -212,5 +212,5 @@ def diagnoses(
     ]
     first, last, count = config.diagnosis.distances
     results[name] = diagnose(features(), drawn, np.linspace(first, last, int(count)))
-    figures.plot_gap(path / f"gap_{name.replace('/', '-')}.png", name, results[name])
+    figures.plot_gap(folder / f"gap_{name.replace('/', '-')}.png", name, results[name])
   return results

@@ -114,7 +114,7 @@ def tabulate(config: ml_collections.ConfigDict, directories, workdir: Path) -> s
     The table of differences from cross-entropy alone, in Markdown.
   """
   table = {cell: _compare(directories, cell) for cell in cells(config)}
-  _write_csv(workdir / "study.csv", table)
+  write_csv(workdir / "study.csv", table)
   plot_study(table, workdir / "study.png")
   return format_markdown(table)
 
@@ -144,7 +144,8 @@ def format_markdown(table: dict[Cell, dict[str, comparison.Row]]) -> str:
   return tables.markdown(header, lines)
 
 
-def _write_csv(path: Path, table: dict[Cell, dict[str, comparison.Row]]) -> None:
+def write_csv(path: Path, table: dict[Cell, dict[str, comparison.Row]]) -> None:
+  """The numbers of all cells, for a spreadsheet."""
   columns: Sequence[str] = (
     "domain",
     "severity",

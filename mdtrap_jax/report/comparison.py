@@ -58,16 +58,15 @@ def compare(paths: Sequence[str | Path]) -> list[Row]:
   Raises:
     ValueError, OSError: a file of a run cannot be read, or is damaged.
   """
-  runs = [(_config(Path(path)), read_episodes(path)) for path in paths]
-  first = _by_identity(*runs[0])
-  names = _short_names(paths)
-  return [
-    _row(name, domain, config, own, None if run is runs[0] else first)
-    for name, run in zip(names, runs, strict=True)
-    for config, lines in [run]
-    for domain in dict.fromkeys(line.get("domain") for line in lines) or (None,)
-    for own in [[line for line in lines if line.get("domain") == domain]]
-  ]
+  first, rows = None, []
+  for name, path in zip(_short_names(paths), paths, strict=True):
+    config, lines = _config(Path(path)), read_episodes(path)
+    for domain in dict.fromkeys(line.get("domain") for line in lines) or (None,):
+      own = [line for line in lines if line.get("domain") == domain]
+      rows.append(_row(name, domain, config, own, first))
+    if first is None:
+      first = _by_identity(config, lines)
+  return rows
 
 
 def _config(path: Path) -> dict[str, Any]:
@@ -116,7 +115,7 @@ def _by_identity(
 def _runs_below(path: Path) -> Iterator[Path]:
   """Directories with episodes; those of a run's own business are passed over."""
   for folder, subfolders, names in os.walk(path):
-    if claim.is_ours(Path(folder)):
+    if "episodes.jsonl" in names or claim.is_ours(Path(folder)):
       subfolders[:] = [name for name in subfolders if not claim.is_reserved(name)]
     subfolders.sort()
     if "episodes.jsonl" in names:
@@ -175,12 +174,3 @@ def format_csv(rows: Sequence[Row]) -> str:
 
 
 FORMATS = {"text": format_text, "markdown": format_markdown, "csv": format_csv}
-
-
-def report(paths: Iterable[str | Path], form: str = "text") -> str:
-  """The comparison of all runs at and below `paths`, in a form of `FORMATS`.
-
-  Raises:
-    ValueError, OSError: a path without runs, or a file of a run that is missing or damaged.
-  """
-  return FORMATS[form](compare(find_runs(paths)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,8 @@ from typing import Any
 import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
+
+from mdtrap_jax import files
 
 # Okabe and Ito's palette: told apart by readers of any color vision.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
@@ -52,10 +55,10 @@ def plot_study(table: Mapping[Any, Mapping[str, Any]], path: Path) -> None:
       ax.set_ylabel("difference from\ncross-entropy (points)")
       ax.set_title(f"5-way {k}-shot, paired, 95 % intervals", loc="left", fontsize=10)
     axes[0].legend(fontsize=8, ncols=3, frameon=False)
-    figure.savefig(path, dpi=150)
+    save(figure, path, dpi=150)
 
 
-def plot_gap(path: str | Path, domain: str, diagnosis: Mapping[str, Any]) -> None:
+def plot_gap(path: Path, domain: str, diagnosis: Mapping[str, Any]) -> None:
   """Draws what `report.diagnosis` measured on one domain as a PNG of three panels.
 
   Args:
@@ -96,5 +99,11 @@ def plot_gap(path: str | Path, domain: str, diagnosis: Mapping[str, Any]) -> Non
   figure.suptitle(
     f"{domain}: gap between prototypes and images, mean of {tasks} task{'s' if tasks > 1 else ''}"
   )
-  Path(path).parent.mkdir(parents=True, exist_ok=True)
-  figure.savefig(path, dpi=120)
+  save(figure, path, dpi=120)
+
+
+def save(figure: Figure, path: Path, dpi: int) -> None:
+  """Writes a PNG in one step; a link at `path` is replaced, not followed."""
+  png = io.BytesIO()
+  figure.savefig(png, format="png", dpi=dpi)
+  files.write(path, png.getvalue())

@@ -7,7 +7,6 @@ itself may be given as a link.
 from __future__ import annotations
 
 import errno
-import json
 import os
 import re
 import stat
@@ -24,7 +23,8 @@ RESERVED = frozenset({
   "study.png",
 })  # fmt: skip
 _PROCESS = re.compile(r"process-\d+", re.IGNORECASE)
-_ABOUT = "This directory is a run's of mdtrap_jax, which replaces and removes its own files here."
+_HEAD = "mdtrap_jax, layout "
+_ABOUT = "This directory is a run's, which replaces and removes its own files here.\n"
 
 
 def check_variant(name: str) -> str:
@@ -110,7 +110,7 @@ def mark(folder: Path) -> None:
     # In place and not renamed to it: processes that start at once would find each other's files.
     descriptor = open_regular(folder / MARKER, os.O_WRONLY | os.O_CREAT)
     with open(descriptor, "w", encoding="utf-8") as file:
-      file.write(json.dumps({"about": _ABOUT, "layout": LAYOUT}) + "\n")
+      file.write(_HEAD + f"{LAYOUT}\n" + _ABOUT)
 
 
 def is_ours(folder: Path) -> bool:
@@ -120,11 +120,13 @@ def is_ours(folder: Path) -> bool:
     ValueError: it does, of another version.
   """
   try:
-    with open(open_regular(folder / MARKER, os.O_RDONLY), encoding="utf-8") as file:
-      layout = json.loads(file.read(4096))["layout"]
-  except (OSError, ValueError, TypeError, KeyError, RecursionError):
+    with open(open_regular(folder / MARKER, os.O_RDONLY), errors="replace") as file:
+      line = file.readline(100).strip()
+  except OSError:
     return False
-  if layout != LAYOUT:
+  if not line.startswith(_HEAD):
+    return False
+  if line != f"{_HEAD}{LAYOUT}":
     raise ValueError(
       f"{folder} is a run of another version of mdtrap_jax, and runs are resumed within one "
       "version only: give another --workdir."
@@ -184,6 +186,8 @@ def check(folder: Path) -> None:
     marker = (folder / MARKER).lstat()
     if stat.S_ISREG(marker.st_mode) and not marker.st_size:  # being written, or a kill's
       names.remove(MARKER)
+  if names and is_ours(folder):  # now: another process of the same run was at it
+    return
   if {"config.json", "episodes.jsonl"} <= names:
     raise ValueError(
       f"{folder} looks like a run of an older version of mdtrap_jax, and runs are resumed within "

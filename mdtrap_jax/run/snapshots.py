@@ -15,7 +15,7 @@ import json
 import math
 import re
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -28,6 +28,7 @@ from mdtrap_jax import files
 from mdtrap_jax.run import claim, identity
 
 _NAME = re.compile(r"[0-9a-f]{16}\.snapshot")
+_PARTIAL = re.compile(rf"\.{_NAME.pattern}\.\w+\.partial")  # of `files.write`
 _MAGIC = b"mdtrap_jax snapshot 1 "
 
 
@@ -39,6 +40,7 @@ class Snapshot(NamedTuple):
   step: int  # steps done
   leaves: list[np.ndarray]  # of the state, each [E, P, ...]
   evaluations: dict[int, dict[str, np.ndarray]]  # by step and name, each [E, P, ...]
+  runs: tuple[str, ...] = ()  # P variants of the run that the group adapts; all, if not given
 
   def rows(self, episodes: Sequence[int], size: int, like: Any) -> tuple[Any, dict]:
     """State and evaluations of some episodes, with `size` rows: the last one is repeated.
@@ -94,8 +96,12 @@ class SnapshotDirectory:
     self._failed = False
     claim.check(self._path)
 
-  def restore(self, group: str) -> Snapshot | None:
+  def restore(self, group: str, runs: Sequence[str] = ()) -> Snapshot | None:
     """The newest snapshot of a group; `None` if there is none, or, with a warning, a damaged one.
+
+    Args:
+      group: of episodes.
+      runs: the variants that it adapts now; all, if not given. Others may have come or changed.
 
     Raises:
       ValueError: the snapshot is of a run with another config.
@@ -110,7 +116,7 @@ class SnapshotDirectory:
     except (OSError, ValueError) as error:
       logging.warning("the snapshot %s cannot be read (%s): its episodes start again.", path, error)
       return None
-    self._check(config)
+    self._check({name: self._config[name] for name in runs or self._config}, config)
     return snapshot
 
   def begin(self) -> None:
@@ -132,6 +138,8 @@ class SnapshotDirectory:
     before = time.monotonic()
     try:
       claim.mark(self._path)
+      for partial in self._files(_PARTIAL):  # a kill's, and large
+        partial.unlink()
       files.write(self._file(snapshot.group), _pack(self._config, snapshot))
       self._failed = False
     except OSError as error:
@@ -149,9 +157,9 @@ class SnapshotDirectory:
 
   def remove(self, group: str | None = None) -> None:
     """Deletes the snapshots of a group, or all: it is complete. Nothing else is touched."""
-    found = list(self._files())
-    for path in found if group is None else {self._file(group)} & set(found):
-      path.unlink(missing_ok=True)
+    for path in [*self._files(_NAME), *self._files(_PARTIAL)]:
+      if group is None or path == self._file(group):
+        path.unlink()
     if self._path.is_dir() and {path.name for path in self._path.iterdir()} == {claim.MARKER}:
       (self._path / claim.MARKER).unlink()
       self._path.rmdir()
@@ -162,22 +170,19 @@ class SnapshotDirectory:
   def _file(self, group: str) -> Path:
     return self._path / f"{hashlib.sha256(group.encode()).hexdigest()[:16]}.snapshot"
 
-  def _files(self) -> Iterator[Path]:
-    """Snapshots, whole or cut short by a kill: plain files of our names where we marked."""
-    if self._path.is_symlink() or not self._path.is_dir() or not claim.is_ours(self._path):
-      return
-    for path in self._path.iterdir():
-      partial = re.fullmatch(rf"\.({_NAME.pattern})\.\w+\.partial", path.name)
-      if (_NAME.fullmatch(path.name) or partial) and path.is_file() and not path.is_symlink():
-        yield path
+  def _files(self, name: re.Pattern[str]) -> list[Path]:
+    """What we made: plain files of our names, in a directory that we marked."""
+    if self._path.is_symlink() or not claim.is_ours(self._path):
+      return []
+    ours = lambda path: name.fullmatch(path.name) and path.is_file() and not path.is_symlink()
+    return [path for path in self._path.iterdir() if ours(path)]
 
-  def _check(self, there: dict[str, Any]) -> None:
-    here = self._config
-    changed = [f"variants: {sorted(there)} there, {sorted(here)} here"] * (
-      here.keys() != there.keys()
-    )
-    for name in here.keys() & there.keys():
-      changed += identity.differences(here[name], there[name])
+  def _check(self, here: dict[str, Any], there: dict[str, Any]) -> None:
+    changed = []
+    if list(here) != list(there):  # their order is that of an axis
+      changed.append(f"variants: {list(there)} there, {list(here)} here")
+    for name in here:
+      changed += identity.differences(here[name], there.get(name, here[name]))
     if changed:
       raise settings.ConfigMismatchError(
         f"{self._path} holds unfinished episodes of another config or other data "
@@ -195,7 +200,8 @@ def _pack(config: dict[str, Any], snapshot: Snapshot) -> bytes:
       names.append([int(step), name])
       arrays.append(np.asarray(value))
   about = {
-    "config": config,
+    "config": {name: config[name] for name in snapshot.runs or config},
+    "runs": snapshot.runs,
     "group": snapshot.group,
     "episodes": [int(episode) for episode in snapshot.episodes],
     "step": int(snapshot.step),
@@ -235,5 +241,6 @@ def _unpack(content: bytes) -> tuple[dict[str, Any], Snapshot]:
   for (step, name), value in zip(about["evaluations"], arrays[about["leaves"] :], strict=True):
     evaluations.setdefault(step, {})[name] = value
   leaves = arrays[: about["leaves"]]
-  snapshot = Snapshot(about["group"], tuple(about["episodes"]), about["step"], leaves, evaluations)
-  return about["config"], snapshot
+  about["episodes"], about["runs"] = tuple(about["episodes"]), tuple(about["runs"])
+  fixed = {field: about[field] for field in ("group", "episodes", "step", "runs")}
+  return about["config"], Snapshot(leaves=leaves, evaluations=evaluations, **fixed)

@@ -9,6 +9,7 @@ from mdtrap_jax import config as settings
 from mdtrap_jax import experiments
 from mdtrap_jax.experiments import study
 from mdtrap_jax.report import comparison
+from mdtrap_jax.statistics import mean_and_ci
 from tests.episodes import small_config
 
 
@@ -88,3 +89,15 @@ def test_a_mistake_in_any_cell_shows_at_once(tmp_path):
   assert not list(tmp_path.iterdir())
   with pytest.raises(ValueError, match="config.study has no cell"):
     experiments.run(small_study(domains=()), tmp_path)
+
+
+def test_one_episode_has_no_interval(tmp_path):
+  one = mean_and_ci([0.3])
+  row = comparison.Row("vlm", None, 1, 0, one, one, None)
+  table = {study.Cell("satellite", 0.5, 1): {"vlm": row, "=svl": row._replace(difference=one)}}
+  assert study.format_markdown(table).splitlines()[2].split("|")[-2].strip() == "+30.00 ± –"
+  study.write_csv(tmp_path / "study.csv", table)
+  with open(tmp_path / "study.csv", newline="", encoding="utf-8") as file:
+    first, second = csv.DictReader(file)
+  assert (first["difference_mean"], first["accuracy_ci95"]) == ("0.0", "")
+  assert (second["method"], second["difference_ci95"]) == ("'=svl", "")

@@ -38,8 +38,8 @@ def write_run(folder, rows, domains=None, seed=0, marked=True):
   return folder
 
 
-def difference(tmp_path, *runs):
-  return comparison.compare(runs)[1].difference
+def report(paths, form="text"):
+  return comparison.FORMATS[form](comparison.compare(comparison.find_runs(paths)))
 
 
 def test_paired_differences_by_hand(tmp_path):
@@ -111,12 +111,14 @@ def test_domains_have_a_row_each(tmp_path):
 
 def test_processes_and_snapshots_are_no_runs_of_their_own(tmp_path):
   run = write_run(tmp_path / "runs" / "one", [0.5])
+  old = write_run(tmp_path / "runs" / "old", [0.5], marked=False)
+  write_run(old / "process-1", [0.5], marked=False)
   for inside in ("process-1", "process-1/vlm", "snapshots/a", "events", "figures/a"):
     write_run(run / inside, [0.5], marked=False)
   variant = write_run(tmp_path / "runs" / "two" / "vlm", [0.5])
   other = write_run(tmp_path / "process-2", [0.5])  # not in a run: the user's own name
-  assert comparison.find_runs([tmp_path]) == [other, run, variant]
-  assert comparison.find_runs([variant, tmp_path / "runs"]) == [variant, run]
+  assert comparison.find_runs([tmp_path]) == [other, old, run, variant]
+  assert comparison.find_runs([variant, tmp_path / "runs"]) == [variant, old, run]
   with pytest.raises(FileNotFoundError, match="holds no episodes.jsonl"):
     comparison.find_runs([tmp_path / "c"])
 
@@ -133,21 +135,21 @@ def test_damaged_files_are_one_line(tmp_path, text):
   run = write_run(tmp_path / "a", [0.5])
   (run / "config.json").write_text(text)
   with pytest.raises(ValueError, match=r"config\.json is damaged") as caught:
-    comparison.report([tmp_path])
+    report([tmp_path])
   assert "\n" not in str(caught.value)
   write_run(tmp_path / "a", [0.5])
   (run / "episodes.jsonl").write_text("5\n")
   with pytest.raises(ValueError, match=r"episodes\.jsonl, line 1, is no episode"):
-    comparison.report([tmp_path])
+    report([tmp_path])
 
 
 def test_names_of_any_kind_keep_the_table(tmp_path):
   name = "=cmd|'<b>'"
   write_run(tmp_path / "a", [0.1, 0.3])
   write_run(tmp_path / name, [0.2, 0.3])
-  markdown = comparison.report([tmp_path / "a", tmp_path], "markdown")
+  markdown = report([tmp_path / "a", tmp_path], "markdown")
   assert markdown.splitlines()[3].startswith(r"| =cmd\|'&lt;b&gt;' |")
-  header, first, second = comparison.report([tmp_path / "a", tmp_path], "csv").splitlines()
+  header, first, second = report([tmp_path / "a", tmp_path], "csv").splitlines()
   assert header.startswith("run,episodes,failed,zero_shot_mean,zero_shot_ci95,accuracy_mean")
   assert first.startswith("a,2,0,0.25,0.0,0.2,")
   assert first.endswith(",,,,")

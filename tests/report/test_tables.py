@@ -5,7 +5,7 @@ import io
 import math
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mdtrap_jax.report import tables
@@ -36,6 +36,7 @@ def test_a_name_is_no_html_and_no_column():
   assert row == "| &lt;b&gt;a\\|b \\| c&lt;/b&gt; &amp; \\\\\\| | 1 |".replace("| 1 |", "|   1 |")
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(st.text(max_size=8), st.text(max_size=8)), max_size=3))
 def test_any_text_stays_in_its_cell(rows):
   rows = [tuple(row) for row in rows]

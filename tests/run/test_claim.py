@@ -1,6 +1,5 @@
 """Whose directory it is: foreign ones, links, runs inside runs, names that lead elsewhere."""
 
-import json
 import os
 import tempfile
 from pathlib import Path
@@ -61,15 +60,31 @@ def test_a_run_of_before_the_marker_is_named(tmp_path):
 
 def test_a_run_of_another_layout_is_refused(tmp_path):
   claim.claim(tmp_path)
-  (tmp_path / claim.MARKER).write_text(json.dumps({"layout": claim.LAYOUT + 1}))
+  (tmp_path / claim.MARKER).write_text(f"mdtrap_jax, layout {claim.LAYOUT + 1}\n")
   with pytest.raises(ValueError, match="another version"):
     claim.claim(tmp_path)
 
 
 def test_a_kill_while_marking_costs_nothing(tmp_path):
-  (tmp_path / claim.MARKER).touch()
+  marker = tmp_path / claim.MARKER
+  marker.touch()
   claim.claim(tmp_path)
   assert claim.is_ours(tmp_path)
+  os.truncate(marker, marker.stat().st_size // 2)
+  assert claim.is_ours(tmp_path)
+
+
+def test_processes_that_start_at_once_do_not_refuse_each_other(tmp_path, monkeypatch):
+  listdir = os.listdir
+
+  def late(folder):  # the other process marks, and writes, just before this one looks
+    if claim.MARKER not in listdir(folder):
+      (tmp_path / claim.MARKER).write_text(f"mdtrap_jax, layout {claim.LAYOUT}\n")
+      (tmp_path / ".lock").touch()
+    return listdir(folder)
+
+  monkeypatch.setattr(os, "listdir", late)
+  assert claim.claim(tmp_path, process=1) == tmp_path / "process-1"
 
 
 def test_a_foreign_variant_in_a_run_of_ours(tmp_path):
@@ -137,7 +152,7 @@ _PARTS = st.sampled_from([
 _NAMES = st.one_of(st.lists(_PARTS, max_size=3).map("/".join), st.text(max_size=5))
 
 
-@settings(max_examples=40)
+@settings(max_examples=40, deadline=None)
 @given(root=_NAMES, name=_NAMES, process=st.integers(0, 1))
 def test_no_name_changes_a_decoy(root, name, process):
   with tempfile.TemporaryDirectory() as folder:

@@ -4,7 +4,7 @@ import json
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mdtrap_jax.run import identity
@@ -83,6 +83,7 @@ _CONTENT = st.dictionaries(
 )
 
 
+@settings(deadline=None)
 @given(_CONTENT, _CONTENT, st.sampled_from("uv"), st.sampled_from("uv"))
 def test_two_sources_are_told_apart_exactly_when_they_differ(one, other, weights, others):
   here, there = source(weights, **one), source(others, **other)

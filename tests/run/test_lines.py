@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mdtrap_jax.run import lines
@@ -71,6 +71,7 @@ def test_a_repeated_line_counts_once_and_a_contradiction_is_named():
     parse(FINE, FINE | {"episode": 4}, FINE | {"accuracy": 0.5})
 
 
+@settings(deadline=None)
 @given(st.recursive(
   st.none() | st.booleans() | st.integers(0, 3) | st.floats() | st.text(max_size=3),
   lambda inner: st.lists(inner, max_size=2)

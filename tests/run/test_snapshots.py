@@ -77,7 +77,7 @@ def test_every_changed_bit_is_noticed(tmp_path, directory, caplog):
   path = only_file(tmp_path)
   content = path.read_bytes()
 
-  @settings(max_examples=60)
+  @settings(max_examples=60, deadline=None)
   @given(st.integers(0, 8 * len(content) - 1))
   def flip(bit):
     changed = bytearray(content)
@@ -133,6 +133,17 @@ def test_a_snapshot_of_another_config_is_refused(tmp_path, directory):
   assert SnapshotDirectory(tmp_path / "snapshots", more).restore("vlm svl")
 
 
+def test_a_group_is_of_some_variants_and_others_may_come_and_change(tmp_path):
+  config = {name: CONFIG[""] | {"seed": i} for i, name in enumerate("ab")}
+  SnapshotDirectory(tmp_path / "snapshots", config).save(snapshot()._replace(runs=("a",)))
+  more = {"c": {}, "b": {}, "a": config["a"]}
+  assert SnapshotDirectory(tmp_path / "snapshots", more).restore("vlm svl", ["a"]).runs == ("a",)
+  with pytest.raises(ConfigMismatchError, match=r"variants: \['a'\] there, \['b', 'a'\] here"):
+    SnapshotDirectory(tmp_path / "snapshots", more).restore("vlm svl", ["b", "a"])
+  with pytest.raises(ConfigMismatchError, match="seed: 0 there, 5 here"):
+    SnapshotDirectory(tmp_path / "snapshots", {"a": CONFIG[""] | {"seed": 5}}).restore("vlm svl")
+
+
 def test_only_what_we_made_is_removed(tmp_path, directory):
   directory.save(snapshot())
   theirs, ours = decoys.plant(tmp_path / "theirs"), tmp_path / "snapshots"
@@ -183,8 +194,12 @@ def test_a_foreign_directory_or_a_link_is_refused(tmp_path):
 def test_what_a_kill_left_half_written_goes_with_the_rest(tmp_path, directory):
   directory.save(snapshot())
   path = only_file(tmp_path)
-  (path.parent / f".{path.name}.ab_1x.partial").write_bytes(b"half")
+  half = path.parent / f".{path.name}.ab_1x.partial"
+  half.write_bytes(b"half")
   assert_equal(directory.restore("vlm svl"), snapshot())
+  directory.save(snapshot())
+  assert not half.exists()
+  half.write_bytes(b"half")
   directory.remove()
   assert not path.parent.exists()
 
