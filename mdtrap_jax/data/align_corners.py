@@ -41,9 +41,8 @@ def _neighbors(length: int, size: int) -> tuple[np.ndarray, np.ndarray, np.ndarr
   scale = np.float32(length - 1) / np.float32(size - 1) if size > 1 else np.float32(0)
   place = np.arange(size, dtype=np.float32) * scale
   before = np.floor(place)
-  behind = np.minimum(np.ceil(place), length - 1)
-  # Rounding may carry the last place beyond the edge, where both neighbors are the last pixel.
-  return np.minimum(before, length - 1).astype(int), behind.astype(int), place - before
+  behind = np.minimum(np.ceil(place), length - 1)  # rounding may carry the last one over the edge
+  return before.astype(int), behind.astype(int), place - before
 
 
 def _mix(first: np.ndarray, second: np.ndarray, share: np.ndarray) -> np.ndarray:

@@ -54,7 +54,9 @@ def open_domain(config: Any, entry: str) -> FeatureSet | Source:
     return read_features(config.features.path, domain_name(entry))
   if entry.startswith(META):
     source = RecordSource(config.data.records, domain_name(entry), config.data.records_split)
-    return keep_classes(source, tuple(config.data.classes))
+    kept = keep_classes(source, tuple(config.data.classes))
+    kept.align_corners = True  # also of a subset; which has no hierarchy: its labels are others
+    return kept
   name, _, folder = entry.partition("=")
   data = ml_collections.ConfigDict(config.data.to_dict())
   data.name, data.path, data.domain = ("folder", folder, "") if "=" in entry else (name, "", "")

@@ -100,10 +100,9 @@ def store(folder: Path, features: np.ndarray, labels: np.ndarray, identity: dict
       with contextlib.suppress(FileNotFoundError):  # another process was quicker
         folder.rename(damaged)
         _remove(damaged)
-    if not os.path.lexists(folder):
-      partial.rename(folder)
+    partial.rename(folder)
   except OSError as error:
-    if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):  # in a step, another was first
+    if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):  # the latter: another was first
       raise
   finally:
     _remove(partial)

@@ -28,7 +28,8 @@ def test_shrinking_takes_single_pixels_without_antialiasing():
   np.testing.assert_array_equal(resize_align_corners(image, 3), 200)
 
 
-@pytest.mark.parametrize("shape", [(1, 1), (1, 7), (84, 84), (201, 33), (9, 400)])
+# In float32, 83 · (84/83) is more than 84 and 83 · (21/83) more than 21.
+@pytest.mark.parametrize("shape", [(1, 1), (1, 7), (84, 84), (85, 22), (9, 400)])
 def test_corners_stay_and_torch_agrees(shape):
   image = np.random.default_rng(0).integers(0, 256, (*shape, 3), dtype=np.uint8)
   out = resize_align_corners(image, 84)

@@ -87,6 +87,10 @@ def test_entries_open_their_source(tmp_path):
   assert open_domain(config, "world/source").name == "source"
   assert len(open_domain(config, "digits").labels) == 1797
   assert open_domain(config, "meta/birds").class_names == ("bird 3", "bird 4")
+  config.data.classes = ("bird 4",)
+  subset = open_domain(config, "meta/birds")
+  assert (subset.class_names, subset.align_corners) == (("bird 4",), True)
+  config.data.classes = ()
   assert open_domain(config, f"x={write_folder(tmp_path / 'x')}").class_names == ("a", "b")
   for entry, message in (
     ("world", "name a look"),

@@ -68,7 +68,32 @@ def test_domains_have_plain_names(tmp_path, entry):
 NAMES = st.one_of(st.text(max_size=8), st.sampled_from(["/", "..", "a/b", "a-b", "a b", "a" * 99]))
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=50, deadline=None)
+@given(
+  st.tuples(st.sampled_from(["", "meta/", "world/"]), NAMES, st.sampled_from(["", "=/x", "="]))
+)
+def test_any_entry_has_a_plain_name_or_is_refused(parts):
+  try:
+    name = domain_name("".join(parts)).removeprefix("world/")
+  except ValueError:
+    return
+  assert (name, name[0]) == (os.path.basename(name), name.lstrip(".")[0])
+
+
+@settings(max_examples=10, deadline=None)
+@given(NAMES, NAMES)
+def test_nothing_outside_the_cache_changes_whatever_the_names(tmp_path_factory, domain, name):
+  root = tmp_path_factory.mktemp("root")
+  user = decoys.plant(root / "user")
+  before = decoys.picture(user)
+  for shade in (0, 1):
+    make(root / "cache", domain=domain, name=name, shade=shade)
+  assert len(list((root / "cache").iterdir())) == 2
+  assert {path.name for path in root.iterdir()} == {"user", "cache"}
+  assert decoys.picture(user) == before
+
+
+@settings(max_examples=25, deadline=None)
 @given(st.lists(st.tuples(NAMES, NAMES, st.floats(), st.integers()), min_size=2, unique_by=repr))
 def test_no_two_identities_share_a_folder(identities):
   names = {
