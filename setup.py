@@ -8,6 +8,7 @@ from setuptools import find_packages, setup
 INSTALL = [
   "absl-py>=2.1",
   "flax>=0.10",
+  "google-crc32c>=1.5",
   "grain>=0.2.10",
   "huggingface_hub>=0.30",
   "importlib_resources>=6.0",  # tensorflow-datasets uses it without saying so

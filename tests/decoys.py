@@ -7,7 +7,8 @@ NAMES = (
   "config.json", "summary.json", "episodes.jsonl", ".lock", ".mdtrap_jax", ".summary.json.partial",
   "study.csv", "study.png", "model.safetensors", "snapshots/0/state", "snapshots/7/about",
   "snapshots/0123456789abcdef.snapshot", "events/events.out", "figures/a.png",
-  "process-1/config.json", "vlm/config.json", "vlm/episodes.jsonl",
+  "process-1/config.json", "vlm/config.json", "vlm/episodes.jsonl", "photos/cats/1.png",
+  "features.npy", "labels.npy", "identity.json", ".hidden",
 )  # fmt: skip
 
 
@@ -18,13 +19,16 @@ def plant(folder: Path) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(f"{name} of somebody else's\n" * (number + 1))
     path.chmod(0o640)
+  (folder / "empty").mkdir()
+  (folder / "read-only.txt").write_text("keep")
+  (folder / "read-only.txt").chmod(0o444)
   (folder / "link").symlink_to("model.safetensors")
   (folder / "nowhere").symlink_to("missing")
   return folder
 
 
 def state(folder: Path) -> dict[str, tuple]:
-  """Kind, mode and content of everything in a folder."""
+  """Kind, mode, inode and content of everything in a folder, to be compared later."""
   found = {}
   for root, folders, names in os.walk(folder):
     for name in [*folders, *names]:
@@ -34,5 +38,5 @@ def state(folder: Path) -> dict[str, tuple]:
         content = os.readlink(path)
       elif path.is_file():
         content = path.read_bytes()
-      found[str(path.relative_to(folder))] = (path.lstat().st_mode, content)
+      found[str(path.relative_to(folder))] = (path.lstat().st_mode, path.lstat().st_ino, content)
   return found

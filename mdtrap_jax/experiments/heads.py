@@ -15,7 +15,8 @@ import numpy as np
 
 from mdtrap_jax.data import tasks as task_data
 from mdtrap_jax.data.domains import domain_name, open_domain
-from mdtrap_jax.data.features import FeatureSet, cached_features
+from mdtrap_jax.data.feature_set import FeatureSet
+from mdtrap_jax.data.features import cached_features
 from mdtrap_jax.data.loader import task_batches
 from mdtrap_jax.data.sources import Source
 from mdtrap_jax.data.task import Loaded, TaskId, all_tasks

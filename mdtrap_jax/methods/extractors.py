@@ -12,7 +12,8 @@ from absl import logging
 
 from mdtrap_jax import checkpoints, models
 from mdtrap_jax.checkpoints.layouts.resnet import load_resnet18
-from mdtrap_jax.data.features import Extractor, FeatureSet
+from mdtrap_jax.data.feature_set import FeatureSet
+from mdtrap_jax.data.features import Extractor
 from mdtrap_jax.data.views import normalize
 from mdtrap_jax.models.resnet import ResNet18
 
@@ -83,7 +84,14 @@ def make_extractor(name: str, backbone: Backbone, kind: str) -> Extractor:
     )
   size = model.image_size if resnet else model.image.image_size
   if kind == "image":
-    return Extractor(f"pixels-{size}", f"resized to {size}", size, lambda pixels: pixels)
+    # The adapters take bytes as they are, and floats as the network's normalized input.
+    as_input = lambda pixels: (
+      pixels
+      if pixels.dtype == np.uint8
+      else np.asarray(normalize(pixels, model.image_mean, model.image_std))
+    )
+    settings = f"resized to {size}, {model.image_mean}, {model.image_std}"
+    return Extractor(f"pixels-{size}", settings, size, as_input, align_corners=True)
   encode = {("pooled", True): ResNet18.features, ("map", True): ResNet18.feature_maps}.get(
     (kind, resnet)
   ) or type(model).encode_image
@@ -94,7 +102,11 @@ def make_extractor(name: str, backbone: Backbone, kind: str) -> Extractor:
     return encode(model, weights, rows).astype(jnp.float32)
 
   return Extractor(
-    f"{name}-{kind}", fingerprint(backbone), size, lambda pixels: np.asarray(run(params, pixels))
+    f"{name}-{kind}",
+    fingerprint(backbone),
+    size,
+    lambda pixels: np.asarray(run(params, pixels)),
+    align_corners=resnet,
   )
 
 

@@ -5,7 +5,6 @@ import json
 import jax
 import numpy as np
 import pytest
-from mdtrap_jax.run.heads import run
 from PIL import Image
 
 from configs import copa
@@ -15,6 +14,7 @@ from mdtrap_jax.methods.extractors import Backbone
 from mdtrap_jax.models.resnet import ResNet18
 from mdtrap_jax.report import comparison
 from mdtrap_jax.run.lines import read_episodes
+from tests import decoys
 from tests.data.test_meta_dataset import write_records
 
 
@@ -57,6 +57,22 @@ def test_names_of_entries():
   ] == ["isic", "mine", "world/satellite", "mnist"]
 
 
+def test_a_path_for_a_name_is_refused_and_costs_nothing(tmp_path):
+  photos = decoys.plant(tmp_path / "photos")
+  before = decoys.state(tmp_path)
+  config = make_config(**{"data.cache_dir": str(tmp_path / "cache"), "method": "ncc"})
+  config.features.random_weights = True
+  for entry in (f"{photos}={photos}", f"../photos={photos}", f"={photos}", f"..={photos}", "."):
+    config.domains = (entry,)
+    for start in (lambda: run(config, tmp_path / "run"), lambda: open_domain(config, entry)):  # noqa: B023
+      with pytest.raises(ValueError, match=r"config\.domains, .* the name .* plain name"):
+        start()
+  for entry in (f"meta/x={photos}", f"world/x={photos}"):
+    with pytest.raises(ValueError, match="plain name"):
+      open_domain(config, entry)
+  assert decoys.state(tmp_path) == before
+
+
 def test_entries_open_their_source(tmp_path):
   config = make_config(
     **{
@@ -70,6 +86,10 @@ def test_entries_open_their_source(tmp_path):
   assert open_domain(config, "world/source").name == "source"
   assert len(open_domain(config, "digits").labels) == 1797
   assert open_domain(config, "meta/birds").class_names == ("bird 3", "bird 4")
+  config.data.classes = ("bird 4",)
+  subset = open_domain(config, "meta/birds")
+  assert (subset.class_names, subset.align_corners) == (("bird 4",), True)
+  config.data.classes = ()
   assert open_domain(config, f"x={write_folder(tmp_path / 'x')}").class_names == ("a", "b")
   for entry, message in (
     ("world", "name a look"),
@@ -127,8 +147,14 @@ def test_several_kinds_of_domains_end_in_one_table(small_resnet, tmp_path):
     ("birds", 2, 0),
     ("mine", 2, 0),
   ]
-  cached = sorted(path.parent.name for path in (tmp_path / "cache").rglob("features.npy"))
-  assert cached == ["birds", "mine"]
+  cached = sorted((tmp_path / "cache").iterdir())
+  assert [path.name.split("_")[:2] for path in cached] == [
+    ["resnet18-pooled", "birds"],
+    ["resnet18-pooled", "mine"],
+  ]
+  # The records' images came to the network as it was trained; a folder's are resized as asked.
+  made_by = [json.loads((path / "identity.json").read_text())["resize"] for path in cached]
+  assert made_by == ["align_corners", "squash"]
 
 
 @pytest.mark.parametrize("method", ["copa_transformer", "url_tsa"])
