@@ -32,7 +32,7 @@ from mdtrap_jax.methods.extractors import (
   make_extractor,
 )
 from mdtrap_jax.methods.head import Method, Representations
-from mdtrap_jax.methods.heads import METHODS, make_method
+from mdtrap_jax.methods.heads import METHODS, make_method, seen_domains
 from mdtrap_jax.report.diagnosis import diagnose
 from mdtrap_jax.report.heads import summarize
 from mdtrap_jax.run import parallel, results
@@ -125,6 +125,7 @@ def check(config: ml_collections.ConfigDict) -> None:
       raise ValueError(f"config.{field}={tuple(config[field])}: give at least one, each once.")
   if not config.episodes > 0:
     raise ValueError(f"config.episodes={config.episodes}: must be greater than 0.")
+  _seen(config)  # its names too
   needs = METHODS[config.method].needs
   if needs == "image" and config.features.path:
     raise ValueError(
@@ -237,6 +238,7 @@ def _run_domain(config, found: FeatureSet, rule, backbone, directory, todo, prog
     config.method,
     ways=sizes.ways,
     domain=found.name,
+    seen=found.name in _seen(config),
     one_shot=sizes.support == sizes.ways == 5,
     model=backbone.model if METHODS[config.method].needs == "image" else None,
     **config.head.to_dict(),
@@ -389,6 +391,10 @@ def _by_class(indices: np.ndarray, labels: np.ndarray) -> list[list[int]]:
   return [indices[labels == label].tolist() for label in np.unique(labels)]
 
 
+def _seen(config) -> frozenset[str]:
+  return seen_domains(config.seen, {domain_name(entry): entry for entry in config.domains})
+
+
 def _diagnose(config, found: FeatureSet, rule, directory) -> dict[str, Any]:
   """Diagnosis of one domain, with its figure."""
   drawn = [
@@ -396,7 +402,8 @@ def _diagnose(config, found: FeatureSet, rule, directory) -> dict[str, Any]:
     for n in range(config.diagnosis.tasks)
   ]
   first, last, count = config.diagnosis.distances
-  diagnosis = diagnose(found, drawn, np.linspace(first, last, int(count)))
+  seen = found.name in _seen(config)
+  diagnosis = diagnose(found, drawn, np.linspace(first, last, int(count)), seen)
   file = f"gap_{found.name.replace('/', '-')}.png"
   gap.draw(directory.path / "figures" / file, found.name, diagnosis)
   return diagnosis
