@@ -14,6 +14,7 @@ from mdtrap_jax.methods.heads import METHODS, Domain, make_method, seen_domains
 from mdtrap_jax.methods.linear import linear
 from mdtrap_jax.methods.ncc import Task
 from mdtrap_jax.objectives.losses import symmetric_cross_entropy, unit, unit_or_zero
+from tests.methods.reported import by_hand, reported
 
 WIDTH = 16
 
@@ -156,6 +157,20 @@ def test_single_images_and_a_single_class_have_a_defined_result(name):
     assert 0 <= predicted.accuracy <= 1
     if len(counts) == 1:
       assert predicted.accuracy == 1.0
+
+
+@pytest.mark.parametrize("name", ["url", "copa"])
+def test_a_run_says_accuracy_and_gap_before_and_after(name):
+  task = make_task((1, 2, 6), queries=8, seed=10)
+  method = make_method(name, ways=4, steps=20, learning_rate=0.02 if name == "copa" else None)
+  found = reported(method, None, pad(task, 12, 25))
+  params = jax.device_get(adapt(method, task)[0])
+  maps = [params[part] for part in (("shared", "shared") if name == "url" else ("image", "proto"))]
+  before, after = (by_hand(*task[:4], maps) for maps in (None, maps))
+  np.testing.assert_allclose((found.ncc_accuracy, found.gap_before), before, rtol=1e-4)
+  np.testing.assert_allclose((found.accuracy, found.gap_after), after, rtol=1e-4)
+  assert before[0] != after[0]
+  assert abs(after[1] - before[1]) > 0.01 * before[1]
 
 
 def test_nan_features_show_in_the_losses():
