@@ -75,9 +75,7 @@ def settled(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
   return config
 
 
-def check(
-  config: ml_collections.ConfigDict, runs: Mapping[str, ml_collections.ConfigDict]
-) -> None:
+def check(config: ml_collections.ConfigDict, runs: Mapping[str, ml_collections.ConfigDict]) -> None:
   """Refuses an objective or adapters that cannot be, before a model is loaded.
 
   Raises:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import hashlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ import numpy as np
 
 from mdtrap_jax.data import tasks as task_data
 from mdtrap_jax.data.domains import domain_name, open_domain
-from mdtrap_jax.data.feature_set import FeatureSet
+from mdtrap_jax.data.feature_set import FeatureSet, feature_content
 from mdtrap_jax.data.features import cached_features
 from mdtrap_jax.data.loader import task_batches
 from mdtrap_jax.data.sources import Source
@@ -27,11 +26,10 @@ from mdtrap_jax.methods.extractors import (
   load_backbone,
   make_extractor,
 )
-from mdtrap_jax.methods.heads import METHODS, make_method
+from mdtrap_jax.methods.heads import METHODS, make_method, seen_domains
 from mdtrap_jax.report import figures
 from mdtrap_jax.report.diagnosis import diagnose
 from mdtrap_jax.run.experiment import Experiment, Group, Ready
-from mdtrap_jax.run.identity import describe
 
 Found = Callable[[], FeatureSet]  # the features of a domain, computed when first asked for
 
@@ -53,7 +51,8 @@ def experiment(config: ml_collections.ConfigDict) -> tuple[Experiment, Mapping[s
     if isinstance(data, FeatureSet):
       check_kind(data, METHODS[config.method].needs)
   contents = {
-    name: describe(data.class_names, data.labels, _digest(data)) for name, data in domains.items()
+    name: {"class_names": list(data.class_names), "content": _content(data)}
+    for name, data in domains.items()
   }
   backbone = functools.cache(functools.partial(load_backbone, config.model, config.seed))
   found = {
@@ -86,6 +85,7 @@ def check(config: ml_collections.ConfigDict) -> None:
   names = [domain_name(entry) for entry in config.domains]
   if not names or len(set(names)) < len(names):
     raise ValueError(f"config.domains={tuple(config.domains)}: give at least one, each once.")
+  _seen(config)  # its names too
   needs = METHODS[config.method].needs
   if needs == "image" and config.data.features:
     raise ValueError(
@@ -99,6 +99,11 @@ def check(config: ml_collections.ConfigDict) -> None:
       "config.diagnosis.tasks: the gap is studied on pooled features; use the methods ncc, url "
       "or copa for it."
     )
+
+
+def _seen(config) -> frozenset[str]:
+  """The domains that the backbone was trained on."""
+  return seen_domains(config.seen, {domain_name(entry): entry for entry in config.domains})
 
 
 def make_rule(data: Any) -> task_data.Rule | task_data.Fixed:
@@ -116,12 +121,8 @@ def make_rule(data: Any) -> task_data.Rule | task_data.Fixed:
   return task_data.RULES[data.protocol]
 
 
-def _digest(data: FeatureSet | Source) -> str:
-  if not isinstance(data, FeatureSet):
-    return data.identity
-  digest = hashlib.sha256(np.ascontiguousarray(data.labels))
-  digest.update(np.ascontiguousarray(data.features))
-  return digest.hexdigest()
+def _content(data: FeatureSet | Source) -> dict[str, Any]:
+  return feature_content(data) if isinstance(data, FeatureSet) else data.content()
 
 
 def _features(config, name: str, data: FeatureSet | Source, backbone) -> FeatureSet:
@@ -149,7 +150,9 @@ def _prepare(
   # Once more, as images that cannot be read may have been left out.
   task_data.check_rule(found.name, found.labels, found.class_names, rule)
   drawn = {
-    task: task_data.sample_task(found.labels, seed=task.seed, number=task.task, rule=rule)
+    task: task_data.sample_task(
+      found.labels, seed=task.seed, number=task.task, rule=rule, hierarchy=found.hierarchy
+    )
     for task in tasks
   }
   sizes = task_data.common_sizes(list(drawn.values()))
@@ -158,6 +161,7 @@ def _prepare(
     config.method,
     ways=sizes.ways,
     domain=found.name,
+    seen=found.name in _seen(config),
     one_shot=sizes.support == sizes.ways == 5,
     model=backbone().model if adapters else None,
     **config.head.to_dict(),
@@ -208,10 +212,17 @@ def diagnoses(
   rule, results = make_rule(config.data), {}
   for name, features in found.items():
     drawn = [
-      task_data.sample_task(features().labels, seed=config.seed, number=number, rule=rule)
+      task_data.sample_task(
+        features().labels,
+        seed=config.seed,
+        number=number,
+        rule=rule,
+        hierarchy=features().hierarchy,
+      )
       for number in range(config.diagnosis.tasks)
     ]
     first, last, count = config.diagnosis.distances
-    results[name] = diagnose(features(), drawn, np.linspace(first, last, int(count)))
+    distances = np.linspace(first, last, int(count))
+    results[name] = diagnose(features(), drawn, distances, name in _seen(config))
     figures.plot_gap(folder / f"gap_{name.replace('/', '-')}.png", name, results[name])
   return results

@@ -1,7 +1,7 @@
 """The gap between prototypes and images: its size, what shifting it does, how a map bounds it.
 
 After the CoPA paper (NeurIPS 2024); the shift experiment is Liang et al.'s (2022). Functions of
-one task; legend as in `heads/ncc.py`.
+one task; legend as in `methods/ncc.py`.
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ from mdtrap_jax.methods import ncc
 from mdtrap_jax.methods.ncc import Representations
 from mdtrap_jax.objectives.losses import symmetric_cross_entropy, unit_or_zero
 
+ROUNDING = 1e-6  # a gap of unit-norm rows that is shorter is none: its direction is noise
+
 
 class ShiftCurve(NamedTuple):
   """What a task's queries say when the gap is set by hand."""
@@ -25,21 +27,28 @@ class ShiftCurve(NamedTuple):
 
 
 def _means(representations: Representations, labels: jax.Array) -> tuple[jax.Array, jax.Array]:
-  """Mean support image and mean prototype, each `[D]`; padding and absent classes left out."""
+  """Mean support image and mean prototype, each `[D]`; padding and absent classes left out.
+
+  Every image counts its own prototype, so a class weighs as much as it has images.
+  """
   ways = representations.prototypes.shape[0]
   member = ncc.membership(labels, ways, representations.support.dtype)
-  rows, present = member.sum(1), (member.sum(0) > 0).astype(member.dtype)
+  total = jnp.maximum(member.sum(), 1)
   return (
-    rows @ representations.support / jnp.maximum(rows.sum(), 1),
-    present @ representations.prototypes / jnp.maximum(present.sum(), 1),
+    member.sum(1) @ representations.support / total,
+    member.sum(0) @ representations.prototypes / total,
   )
 
 
 def gap_vector(representations: Representations, labels: jax.Array) -> jax.Array:
-  """Mean unit-norm image minus mean unit-norm prototype, `[D]`, over the support set."""
+  """Mean unit-norm image minus mean unit-norm prototype, `[D]`, over the support set.
+
+  Zeros where there is no gap but rounding, as with one image a class.
+  """
   normalized = Representations(*map(unit_or_zero, representations))
   image, prototype = _means(normalized, labels)
-  return image - prototype
+  vector = image - prototype
+  return jnp.where(jnp.linalg.norm(vector) < ROUNDING, 0, vector)
 
 
 def gap(representations: Representations, labels: jax.Array) -> jax.Array:
@@ -80,12 +89,13 @@ def shift_gap(
 def bound_scale(weight: jax.Array, delta: jax.Array) -> jax.Array:
   """`√M ‖Θ‖_F`, `[]`: the gap after a shared map is at most this times the gap before it.
 
-  `M` is the largest squared cosine between the gap of the embeddings and a column of `Θ`. The
-  gaps here are of embeddings that are not normalized.
+  `M` is the largest squared cosine between the gap and a column of `Θ`. The map is of unit-norm
+  embeddings and is not followed by another normalization. (Embeddings as they are would have no
+  gap to map: prototypes are means of images.)
 
   Args:
     weight: `Θ [D, D]`, applied as `x Θ`.
-    delta: `[D]`, from `embedding_gap`.
+    delta: `[D]`, from `gap_vector`, of embeddings that are not mapped.
   """
   cosines = unit_or_zero(delta) @ unit_or_zero(weight.T).T
   return jnp.sqrt(jnp.max(cosines**2)) * jnp.linalg.norm(weight)
@@ -94,16 +104,10 @@ def bound_scale(weight: jax.Array, delta: jax.Array) -> jax.Array:
 def gap_ratio(weight: jax.Array, delta: jax.Array) -> jax.Array:
   """The gap after a shared map in units of the gap before it, `[]`; 1 for the identity.
 
-  Never over `bound_scale`. Without a gap, as with one image a class, it is 0.
+  Never over `bound_scale`. Without a gap it is 0.
 
   Args:
     weight: `Θ [D, D]`, applied as `x Θ`.
-    delta: `[D]`, from `embedding_gap`.
+    delta: `[D]`, from `gap_vector`, of embeddings that are not mapped.
   """
   return jnp.linalg.norm(unit_or_zero(delta) @ weight)
-
-
-def embedding_gap(representations: Representations, labels: jax.Array) -> jax.Array:
-  """Mean image minus mean prototype of embeddings as they are, `[D]`."""
-  image, prototype = _means(representations, labels)
-  return image - prototype

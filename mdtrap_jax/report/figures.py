@@ -93,7 +93,7 @@ def plot_gap(path: Path, domain: str, diagnosis: Mapping[str, Any]) -> None:
   )
   right.axhline(1.0, color="black", linestyle=":", linewidth=1)
   right.set_title("gap after URL's map, in gaps before")
-  right.set_xlabel("step (gaps of embeddings as they are)")
+  right.set_xlabel("step (unit-norm embeddings, not normalized again)")
   right.legend(frameon=False, fontsize=8)
   tasks = diagnosis["tasks"]
   figure.suptitle(

@@ -12,7 +12,6 @@ from mdtrap_jax.methods.heads import METHODS
 from mdtrap_jax.report import heads as table
 from mdtrap_jax.report.comparison import compare
 from mdtrap_jax.report.heads import format_table
-from mdtrap_jax.run import place, programs
 from mdtrap_jax.run.lines import read_episodes
 
 
