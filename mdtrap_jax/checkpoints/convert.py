@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -13,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
 
-from mdtrap_jax.checkpoints.formats.arrays import Arrays, StoredArray, aligned_empty
+from mdtrap_jax.checkpoints.formats.arrays import Arrays, StoredArray, aligned_empty, nearest
 from mdtrap_jax.checkpoints.rules import Arrangement, Shape, Slot, same
 
 _PART = 2**24  # bytes read at once
@@ -121,8 +120,8 @@ def find_problems(
   if missing:
     lines = []
     for name in missing[:_SHOWN]:
-      near = difflib.get_close_matches(name, unknown, 1, 0.8)
-      lines.append(f"{name} {list(expected[name])}" + (f" (is {near[0]} it?)" if near else ""))
+      near = nearest(name, unknown)
+      lines.append(f"{name} {list(expected[name])}" + (f" (is {near} it?)" if near else ""))
     problems.append("missing arrays: " + _listed(lines, len(missing)))
   if unknown:
     lines = [f"{name} {list(arrays[name].shape)}" for name in unknown]

@@ -15,7 +15,8 @@ from safetensors.numpy import save_file
 from mdtrap_jax.checkpoints.formats.arrays import UnusableFileError
 from mdtrap_jax.checkpoints.formats.msgpack_file import open_msgpack
 from mdtrap_jax.checkpoints.formats.npz_file import open_npz
-from mdtrap_jax.checkpoints.formats.safetensors_file import open_safetensors, open_sharded
+from mdtrap_jax.checkpoints.formats.safetensors_file import open_safetensors
+from mdtrap_jax.checkpoints.formats.sharded import open_sharded
 from mdtrap_jax.checkpoints.formats.torch_file import open_torch
 
 ARRAYS = {
