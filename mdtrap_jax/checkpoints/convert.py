@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -19,6 +20,7 @@ _PART = 2**24  # bytes read at once
 _SHOWN = 6  # names listed in one message
 
 
+@functools.lru_cache(maxsize=16)
 def parameter_shapes(model: Any) -> dict[str, Shape]:
   """Shapes of a model's parameters by path, without memory for them."""
   tree = jax.eval_shape(model.init, jax.random.key(0))

@@ -177,21 +177,18 @@ def check_description(description: Description, layout: Layout, arrays: Arrays) 
   largest = max(math.prod(array.shape) for array in arrays.values())
   is_unrolled = any("{}" in module.name for module in layout.table)
   for encoder, config in (("image", description.image), ("text", description.text)):
-    sizes = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
-    for name, size in sizes.items():
-      most = len(arrays) if name == "depth" and is_unrolled else largest
-      if isinstance(size, int) and size > most:
+    for field in dataclasses.fields(config):
+      size = getattr(config, field.name)
+      most = len(arrays) if field.name == "depth" and is_unrolled else largest
+      if field.type == "int" and size > most:
         raise ValueError(
-          f"{name}={size:.6g} of the {encoder} encoder is more than the arrays can hold"
+          f"{field.name}={str(size)[:20]} of the {encoder} encoder is more than its arrays hold"
         )
     if type(epsilon := config.epsilon) not in (int, float) or not 0 <= epsilon < 1:
       raise ValueError(f"epsilon={epsilon!r:.40} of the {encoder} encoder: must be in [0, 1)")
-  end = description.text.end_token
-  if end is not None and (type(end) is not int or not 0 <= end < description.text.vocabulary_size):
-    raise ValueError(
-      f"eos_token_id={end!r:.40}: must be the id of one of the "
-      f"{description.text.vocabulary_size} tokens"
-    )
+  end, size = description.text.end_token, description.text.vocabulary_size
+  if end is not None and not 0 <= end < size:
+    raise ValueError(f"eos_token_id={str(end)[:20]}: must be the id of one of the {size} tokens")
 
 
 def find_layout(checkpoint: Checkpoint) -> Layout:

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 MOST_BYTES = 2**26  # of a pickle; tensors' data lie elsewhere
-MOST_OPERATIONS = 2**20  # a model of 2,000 tensors needs 60,000
+MOST_OPERATIONS = 2**19  # a model of 2,000 tensors needs 60,000
 _MARK = object()
 _CONSTANTS = {
   "NONE": None,

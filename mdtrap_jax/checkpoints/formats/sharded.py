@@ -53,6 +53,6 @@ def _shard_of(index: Path) -> dict[str, str]:
   with reading(index):
     shard_of = dict(content["weight_map"])
     for shard in shard_of.values():
-      if Path(shard).name != shard:
+      if not shard or Path(shard).name != shard:
         raise ValueError(f"the shard {shard!r} lies in another folder")
   return shard_of

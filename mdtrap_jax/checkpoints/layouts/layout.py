@@ -148,8 +148,10 @@ def activation(name: str) -> str:
   Raises:
     ValueError: it is none that these families use.
   """
-  if name not in ACTIVATIONS:
-    raise ValueError(f"hidden_act={name!r} in config.json: choose one of {sorted(ACTIVATIONS)}.")
+  if not isinstance(name, str) or name not in ACTIVATIONS:
+    raise ValueError(
+      f"hidden_act={name!r:.40} in config.json: choose one of {sorted(ACTIVATIONS)}."
+    )
   return ACTIVATIONS[name]
 
 
