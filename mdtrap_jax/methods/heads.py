@@ -146,7 +146,7 @@ def make_method(
   one_shot: bool = False,
   model: ResNet18 | None = None,
   **overrides: float | tuple[str, ...] | None,
-) -> Method:
+) -> HeadMethod:
   """A method with the published settings of a data set, some of them replaced.
 
   Args:
