@@ -26,6 +26,6 @@ def get_config(row="pe_core,isic,svl_ra"):
       f"--config=configs/backbones.py:{row}: give BACKBONE,TARGET or BACKBONE,TARGET,METHOD "
       f"with a backbone of {sorted(BACKBONES)} and a target of {sorted(TARGETS)}."
     )
-  config = importlib.import_module(f"configs.{target}").get_config(*method)
+  config = importlib.import_module(f".{target}", __package__).get_config(*method)
   config.model.name = BACKBONES[backbone]
   return config

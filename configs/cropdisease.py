@@ -1,6 +1,6 @@
 """CropDisease (PlantVillage): 38 plant diseases. Paper: 87.20 % (5-way 1-shot, SVL + RA)."""
 
-from configs import default
+from . import default
 
 
 def get_config(method="svl_ra"):

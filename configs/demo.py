@@ -7,7 +7,7 @@ what was better for cross-entropy alone, and SVL + RA was not looked at.
 
 from ml_collections import ConfigDict
 
-from configs import default
+from . import default
 
 
 def get_config():

@@ -1,6 +1,6 @@
 """EuroSAT: 10 land uses seen from a satellite. Paper: 85.02 % (5-way 1-shot, SVL + RA)."""
 
-from configs import default
+from . import default
 
 
 def get_config(method="svl_ra"):

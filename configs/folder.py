@@ -1,6 +1,6 @@
 """One's own images: `--config.data.path=DIR`, with one subfolder of images per class."""
 
-from configs import default
+from . import default
 
 
 def get_config(method="svl_ra"):

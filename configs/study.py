@@ -6,7 +6,7 @@ take a part of it, as the README shows: `--config.study.domains="('radiograph',)
 
 from ml_collections import ConfigDict
 
-from configs import default
+from . import default
 
 
 def get_config():
@@ -22,6 +22,6 @@ def get_config():
   config.study = study = ConfigDict()
   # Domains of the generated world, and "digits" (scikit-learn's, real, without severity).
   study.domains = ("radiograph", "satellite", "dermoscopy", "closeup", "digits")
-  study.severities = (0.5, 0.75, 1.0)
-  study.shots = (1, 5)
+  study.severities = (0.5, 0.75, 1.0)  # of each generated domain
+  study.shots = (1, 5)  # a cell for each
   return config

@@ -1,13 +1,16 @@
-"""From a config as written to one that is complete, checked and comparable."""
+"""From a config as written to one that is complete, checked, comparable and not changed again."""
 
 from __future__ import annotations
 
-import difflib
 import json
-from collections.abc import Iterator
+import unicodedata
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import ml_collections
+
+from mdtrap_jax import files
+from mdtrap_jax.fields import KINDS, complaint, nearest, one_of, real, unknown
 
 # How a run is carried out, not what it computes: free to differ when a run is resumed.
 RUNTIME_FIELDS = (
@@ -16,28 +19,12 @@ RUNTIME_FIELDS = (
   "weight_shards",
   "data.threads",
   "data.cache_dir",
+  "data.max_pixels",
+  "model.batch_size",
   "adapt.chunk",
-  "features.batch_size",
   "diagnosis.tasks",
   "diagnosis.distances",
-)
-CHOICES = {
-  "model.dtype": ("auto", "float32", "bfloat16"),
-  "data.resize": ("squash", "crop", "family"),
-  "data.unreadable": ("error", "skip"),
-  "data.small_classes": ("error", "drop"),
-}
-POSITIVE = (
-  "episodes",
-  "weight_shards",
-  "data.ways",
-  "data.shots",
-  "data.queries",
-  "data.threads",
-  "adapt.views",
-  "adapt.steps",
-  "lora.rank",
-  "optimizer.learning_rate",
+  "checkpoint_every",
 )
 
 
@@ -46,62 +33,147 @@ class ConfigMismatchError(ValueError):
 
 
 def resolve(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
-  """A complete copy of `config`: what was left as `None` gets the paper's value.
+  """A complete and checked copy of a config of any kind, before anything is computed.
 
   Args:
     config: from a file of `configs/`, with the command line's overrides.
 
   Returns:
-    A locked copy: `adapt.steps` and `episodes` are numbers.
+    A locked copy, not to be changed (`replace` makes another). Paths have no `~`; what was left
+    as `None` and follows from other fields has the paper's value.
 
   Raises:
-    ValueError: a value that cannot be right; the message names field, value and choices.
+    ValueError: a field that is unknown, missing or cannot be right; the message shows it as
+      typed on the command line and says what it must be.
   """
   config = config.copy_and_resolve_references()
-  with config.unlocked():
-    if config.adapt.steps is None:
-      config.adapt.steps = config.adapt.steps_per_shot * config.data.shots
-    if config.episodes is None:
-      config.episodes = 800 if config.data.shots == 1 else 400
-    if config.objective.svl.weight is None:
-      config.objective.svl.weight = 0.001 if config.lora.encoder == "text" else 0.1
-  for field, choices in CHOICES.items():
-    if (value := get(config, field)) not in choices:
-      raise ValueError(f"config.{field}={value!r}: choose one of {list(choices)}.")
-  for field in POSITIVE:
-    if not (value := get(config, field)) > 0:
-      raise ValueError(f"config.{field}={value!r}: must be greater than 0.")
-  for field in ("adapt.batch_size", "adapt.chunk", "episodes_per_device", "seed"):
-    if (value := get(config, field)) < 0:
-      raise ValueError(f"config.{field}={value!r}: must not be negative.")
+  kind = config.get("experiment")
+  _check(one_of(lambda: KINDS), "experiment", kind)
+  known, given = KINDS[kind], dict(flatten(config))
+  for field in sorted(known.keys() - given.keys()):
+    if not field.startswith("objective."):  # of a term that this config does without
+      raise ValueError(
+        f"config.{field} is absent: start from configs/default.py or configs/copa.py"
+      )
+  for field, value in given.items():
+    if not field.startswith("variants."):
+      _put(config, field, _check(_rule(known, field, given), field, value))
+  for term, options in config.get("objective", {}).items():
+    for field in sorted({"weight", "window"}.difference(options)):
+      raise ValueError(f"config.objective.{term}.{field} is absent: a term has weight and window.")
+  if "seeds" in config:
+    _check(known["seed"], "seed", config.seed + config.seeds - 1)  # the last one, too
+  _check_variants(config)
+  {"finetune": _complete, "pretrain": _check_steps}.get(kind, id)(config)
+  config.lock()
   return config
 
 
+def replace(
+  config: ml_collections.ConfigDict, fields: Mapping[str, Any]
+) -> ml_collections.ConfigDict:
+  """A locked copy of a config with other values of some (dotted) fields."""
+  config = config.copy_and_resolve_references()
+  for field, value in fields.items():
+    _put(config, field, value)
+  config.lock()
+  return config
+
+
+def _rule(known, field: str, given):
+  """What a field must be; the options of a term of one's own are the term's to check."""
+  if field in known:
+    return known[field]
+  section, _, rest = field.partition(".")
+  term, _, option = rest.partition(".")
+  if section == "objective" and option and "objective.*.weight" in known:
+    return known.get(f"objective.*.{option}", lambda value: value)
+  raise unknown(field, [*given.keys() & known.keys()])
+
+
+def _check(rule, field: str, value: Any) -> Any:
+  try:
+    return rule(value)
+  except ValueError as error:
+    raise complaint(field, value, str(error)) from None
+
+
+def _put(config: ml_collections.ConfigDict, field: str, value: Any) -> None:
+  section, _, name = field.rpartition(".")
+  section = get(config, section) if section else config
+  with section.unlocked(), section.ignore_type():
+    section[name] = value
+
+
+def _complete(config: ml_collections.ConfigDict) -> None:
+  """The paper's values of what was left open."""
+  if config.adapt.steps is None:
+    _put(config, "adapt.steps", config.adapt.steps_per_shot * config.data.shots)
+  if config.episodes is None:
+    _put(config, "episodes", 800 if config.data.shots == 1 else 400)
+  if "svl" in config.objective and config.objective.svl.weight is None:
+    _put(config, "objective.svl.weight", 0.001 if config.lora.encoder == "text" else 0.1)
+  if config.adapt.steps < 5:
+    raise complaint("adapt.steps", config.adapt.steps, "an episode needs at least 5 steps")
+
+
+def _check_variants(config: ml_collections.ConfigDict) -> None:
+  """Names that can be folders, and contents that are weights of terms of the objective."""
+  same = {}
+  for name, weights in config.get("variants", {}).items():
+    field = f"variants.{name}"
+    files.check_name(name, f"config.{field}")
+    if files.is_reserved(name):
+      raise ValueError(
+        f"config.{field}: a run keeps files of that name; name the variant otherwise."
+      )
+    if (other := same.setdefault(unicodedata.normalize("NFC", name).casefold(), name)) != name:
+      raise ValueError(f"config.{field}: some disks take {name!r} and {other!r} for one folder.")
+    if not isinstance(weights, dict | ml_collections.ConfigDict):
+      raise complaint(field, weights, "must be weights of terms, as in {'svl': 0.0, 'ra': 0.0}")
+    for term, weight in weights.items():
+      if term not in config.objective:
+        raise complaint(
+          f"{field}.{term}",
+          weight,
+          "the objective has no such term" + nearest(term, list(config.objective)),
+        )
+      _put(config, f"{field}.{term}", _check(real(), f"{field}.{term}", weight))
+
+
+def _check_steps(config: ml_collections.ConfigDict) -> None:
+  """What the numbers of steps of pretraining must be to each other."""
+  for field in ("steps", "evaluate_every", "checkpoint_every"):
+    if config[field] % config.segment:
+      raise complaint(
+        field,
+        config[field],
+        f"must be a multiple of config.segment={config.segment}, the steps of one compiled call",
+      )
+  if config.warmup_steps >= config.steps:
+    raise complaint(
+      "warmup_steps", config.warmup_steps, f"must be below config.steps={config.steps}"
+    )
+
+
 def variants(config: ml_collections.ConfigDict) -> dict[str, ml_collections.ConfigDict]:
-  """The runs that a config asks for, by the name of their subdirectory.
+  """The runs that a resolved config asks for, by the name of their subdirectory.
 
   Returns:
     `{"": config}`, or for each entry of `config.variants` a config of its own, with the
     entry's term weights and without variants: what would do the same run alone. The one
     with the fewest terms comes first; it is what the others are compared with.
-
-  Raises:
-    ValueError: a variant sets the weight of a term that the objective does not have.
   """
-  if not config.variants:
+  if not config.get("variants"):
     return {"": config}
-  runs = {}
-  for name, weights in config.variants.items():
-    run = runs[name] = config.copy_and_resolve_references()
-    with run.unlocked():
-      run.variants = ml_collections.ConfigDict()
-    for term, weight in weights.items():
-      if term not in run.objective:
-        raise ValueError(
-          f"config.variants.{name}.{term}: the objective has no such term."
-          + nearest(term, list(run.objective))
-        )
-      run.objective[term].weight = float(weight)
+  runs = {
+    name: replace(
+      config,
+      {"variants": ml_collections.ConfigDict()}
+      | {f"objective.{term}.weight": float(weight) for term, weight in weights.items()},
+    )
+    for name, weights in config.variants.items()
+  }
   terms = lambda name: sum(term.weight != 0 for term in runs[name].objective.values())
   return {name: runs[name] for name in sorted(runs, key=lambda name: (terms(name), name))}
 
@@ -139,9 +211,3 @@ def differences(ours: dict[str, Any], theirs: dict[str, Any]) -> list[str]:
     for field in sorted(here.keys() | there.keys())
     if field not in RUNTIME_FIELDS and here.get(field) != there.get(field)
   ]
-
-
-def nearest(name: str, known: list[str]) -> str:
-  """A clause that suggests the known name most like `name`, or nothing."""
-  close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-  return f" Did you mean {close[0]}?" if close else ""

@@ -1,16 +1,19 @@
 """Small made-up episodes that several tests share."""
 
+from pathlib import Path
+
 import jax
 import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
 from configs import default
-from mdtrap_jax import models
+from mdtrap_jax import experiments, models
 from mdtrap_jax.data.task import Task
 from mdtrap_jax.experiments import finetune
 from mdtrap_jax.report import summary
 from mdtrap_jax.run import loop
+from mdtrap_jax.run.lines import read_object
 
 WAYS, SHOTS, QUERIES, STEPS = 3, 1, 4, 10
 
@@ -97,3 +100,9 @@ def run_finetune(config, workdir, pace=loop.PACE, devices=None):
     name: summary.write(directory, finished.rate)
     for name, directory in finished.directories.items()
   }
+
+
+def run_heads(config, workdir):
+  """A whole run of heads; what its `summary.json` says."""
+  experiments.run(config, workdir)
+  return read_object(Path(workdir) / "summary.json")

@@ -50,8 +50,8 @@ def open_domain(config: Any, entry: str) -> FeatureSet | Source:
       name cannot be one.
   """
   domain_name(entry)  # checked before anything is opened
-  if config.features.path:
-    return read_features(config.features.path, domain_name(entry))
+  if config.data.features:
+    return read_features(config.data.features, domain_name(entry))
   if entry.startswith(META):
     source = RecordSource(config.data.records, domain_name(entry), config.data.records_split)
     kept = keep_classes(source, tuple(config.data.classes))

@@ -64,15 +64,15 @@ def settled(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
     FileNotFoundError, ValueError: a value that cannot be right, or an unknown model.
   """
   config = configs.resolve(config)
-  with config.unlocked():
-    if config.model.dtype == "auto":  # settled here, so that a resumed run keeps it
-      config.model.dtype = "float32" if jax.default_backend() == "cpu" else "bfloat16"
-    if config.data.template is None or config.data.resize == "family":
-      family = models.FAMILIES[_family(config.model)]
-      config.data.template = config.data.template or family.prompt
-      if config.data.resize == "family":
-        config.data.resize = family.resize
-  return config
+  settings: dict[str, Any] = {}
+  if config.model.dtype == "auto":  # settled here, so that a resumed run keeps it
+    settings["model.dtype"] = "float32" if jax.default_backend() == "cpu" else "bfloat16"
+  if config.data.template is None or config.data.resize == "family":
+    family = models.FAMILIES[_family(config.model)]
+    settings["data.template"] = config.data.template or family.prompt
+    if config.data.resize == "family":
+      settings["data.resize"] = family.resize
+  return configs.replace(config, settings)
 
 
 def check(config: ml_collections.ConfigDict, runs: Mapping[str, ml_collections.ConfigDict]) -> None:

@@ -85,6 +85,7 @@ def experiment(config: ml_collections.ConfigDict) -> Experiment:
   Raises:
     ValueError, OSError: input that cannot be right, in any cell.
   """
+  config = configs.resolve(config)
   load = functools.cache(functools.partial(finetune.load_model, finetune.settled(config)))
   runs, sources, groups = {}, {}, []
   for cell in cells(config):

@@ -26,25 +26,24 @@ class Backbone(NamedTuple):
 
 
 def check_backbone(config: Any) -> None:
-  """Refuses a config without weights; `config` is that of `load_backbone`.
+  """Refuses a `config.model` without weights.
 
   Raises:
     ValueError: says what to set.
   """
-  if config.model == "resnet18" and not (config.checkpoint or config.random_weights):
+  if config.name == "resnet18" and not (config.checkpoint or config.random_weights):
     raise ValueError(
-      "--config.features.model=resnet18 needs weights: set "
-      "--config.features.checkpoint= to URL's model_best.pth.tar, or "
-      "--config.features.random_weights=True to try things out."
+      "--config.model.name=resnet18 needs weights: set --config.model.checkpoint= to URL's "
+      "model_best.pth.tar, or --config.model.random_weights=true to try things out."
     )
 
 
 def load_backbone(config: Any, seed: int) -> Backbone:
-  """The model of `config.features`.
+  """The model of `config.model`.
 
   Args:
-    config: has `model` (`resnet18`, or any name that `checkpoints.load` takes), `checkpoint`
-      (of the ResNet-18) and `random_weights`.
+    config: has `name` (`resnet18`, or any that `checkpoints.load` takes), `checkpoint` (of the
+      ResNet-18) and `random_weights`.
     seed: of random weights.
 
   Raises:
@@ -52,16 +51,12 @@ def load_backbone(config: Any, seed: int) -> Backbone:
   """
   check_backbone(config)
   if config.random_weights:
-    logging.warning("%s has random weights: its accuracy means little.", config.model)
-  if config.model == "resnet18":
-    if config.random_weights:
-      model = ResNet18()
-      return Backbone(model, jax.jit(model.init)(jax.random.key(seed)))
-    return Backbone(*load_resnet18(config.checkpoint))
-  if config.random_weights:
-    model = models.build(config.model)
+    logging.warning("%s has random weights: its accuracy means little.", config.name)
+    model = ResNet18() if config.name == "resnet18" else models.build(config.name)
     return Backbone(model, jax.jit(model.init)(jax.random.key(seed)))
-  return Backbone(*checkpoints.load(config.model))
+  if config.name == "resnet18":
+    return Backbone(*load_resnet18(config.checkpoint))
+  return Backbone(*checkpoints.load(config.name))
 
 
 def make_extractor(name: str, backbone: Backbone, kind: str) -> Extractor:
@@ -80,7 +75,7 @@ def make_extractor(name: str, backbone: Backbone, kind: str) -> Extractor:
   if kind != "pooled" and not resnet:
     raise ValueError(
       f"{name} gives one feature vector an image; this method needs the "
-      "ResNet-18: set --config.features.model=resnet18."
+      "ResNet-18: set --config.model.name=resnet18."
     )
   size = model.image_size if resnet else model.image.image_size
   if kind == "image":

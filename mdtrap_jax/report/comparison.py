@@ -11,6 +11,7 @@ from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Seq
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from mdtrap_jax import files
 from mdtrap_jax.report import tables
 from mdtrap_jax.run import claim
 from mdtrap_jax.run.identity import data_of
@@ -116,7 +117,7 @@ def _runs_below(path: Path) -> Iterator[Path]:
   """Directories with episodes; those of a run's own business are passed over."""
   for folder, subfolders, names in os.walk(path):
     if "episodes.jsonl" in names or claim.is_ours(Path(folder)):
-      subfolders[:] = [name for name in subfolders if not claim.is_reserved(name)]
+      subfolders[:] = [name for name in subfolders if not files.is_reserved(name)]
     subfolders.sort()
     if "episodes.jsonl" in names:
       yield Path(folder)

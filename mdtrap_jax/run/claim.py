@@ -17,11 +17,6 @@ from mdtrap_jax import files
 
 MARKER = ".mdtrap_jax"
 LAYOUT = 1  # of the files of a run; another one is another version's
-# Names in a run's directory that no variant may take, whatever the file system makes of case.
-RESERVED = frozenset({
-  "snapshots", "events", "figures", "config.json", "episodes.jsonl", "summary.json", "study.csv",
-  "study.png",
-})  # fmt: skip
 _PROCESS = re.compile(r"process-\d+", re.IGNORECASE)
 _HEAD = "mdtrap_jax, layout "
 _ABOUT = "This directory is a run's, which replaces and removes its own files here.\n"
@@ -35,7 +30,7 @@ def check_variant(name: str) -> str:
   """
   for part in name.split("/"):
     files.check_name(part, "variant")
-    if is_reserved(part):
+    if files.is_reserved(part):
       raise ValueError(f"variant: the name {name!r} is one of the run's own files: give another.")
   return name
 
@@ -132,11 +127,6 @@ def is_ours(folder: Path) -> bool:
       "version only: give another --workdir."
     )
   return True
-
-
-def is_reserved(name: str) -> bool:
-  """Whether a name in a run's directory is one of the run's own."""
-  return name.casefold() in RESERVED or _PROCESS.fullmatch(name) is not None
 
 
 def is_process(folder: Path) -> bool:

@@ -1,0 +1,296 @@
+"""The command line: `mdtrap COMMAND …` or `python -m mdtrap_jax COMMAND …`."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import os
+import signal
+import sys
+import textwrap
+import threading
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NoReturn
+
+USAGE, INTERRUPTED = 2, 130  # exit codes, beside 0 and 1
+OVERRIDES = """\
+Any field of the config can be set, as in --config.data.shots=5; --help-config lists them with
+their values and meaning. The same command again resumes a run that was stopped."""
+
+
+class Parser(argparse.ArgumentParser):
+  """Says what is wrong in one line."""
+
+  def __init__(self, **options):
+    super().__init__(
+      allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter, **options
+    )
+
+  def error(self, message: str) -> NoReturn:
+    """Ends the program."""
+    self.exit(USAGE, f"error: {message} ({self.prog} --help lists what there is).\n")
+
+
+def make_parser() -> Parser:
+  """All commands; each names in `action` the function that does it."""
+  parser = Parser(
+    prog="mdtrap",
+    description="Cross-domain few-shot learning with vision-language models.",
+    epilog="`mdtrap COMMAND --help` says more. First try: mdtrap run --config=demo "
+    "--workdir=runs/demo",
+  )
+  parser.add_argument("--version", action="store_true", help="print the version")
+  commands = parser.add_subparsers(metavar="COMMAND", parser_class=Parser)
+
+  def add(name: str, action: Callable[..., int], purpose: str, epilog: str | None = None):
+    command = commands.add_parser(name, help=purpose, description=purpose, epilog=epilog)
+    command.set_defaults(action=action, takes_fields=False, prog=f"mdtrap {name}")
+    return command
+
+  for name, config, purpose in (
+    ("run", None, "run the experiment of a config, or go on with it"),
+    ("pretrain", "miniature", "pretrain the small model that comes with the library"),
+  ):
+    command = add(name, run, purpose, OVERRIDES)
+    command.set_defaults(takes_fields=True)
+    command.add_argument(
+      "--config", required=config is None, default=config, metavar="FILE[:METHOD]",
+      help="what to run: a file, or the name of a config that comes with the library "
+      "(`mdtrap config` lists them)" + (f"; {config} if not given" if config else ""),
+    )  # fmt: skip
+    command.add_argument("--workdir", metavar="DIR", help="of the run's files; made, or resumed")
+    command.add_argument(
+      "--help-config", action="store_true", help="print every field of the config and end"
+    )
+    command.add_argument(
+      "--distributed", action="store_true",
+      help="share the run with the other processes that run this same command: on all hosts of "
+      "a TPU pod, or under Slurm",
+    )  # fmt: skip
+    command.add_argument("--coordinator", metavar="HOST:PORT", help="elsewhere: of process 0")
+    command.add_argument("--num_processes", type=int, metavar="N", help="elsewhere: how many")
+    command.add_argument("--process_id", type=int, metavar="I", help="elsewhere: this one, from 0")
+    command.add_argument(
+      "--traceback", action="store_true", help="show where in the code an error was raised"
+    )
+
+  command = add("compare", compare, "compare runs, pair by pair on their common episodes")
+  command.add_argument("paths", nargs="+", metavar="DIR", help="work directories of runs")
+  command.add_argument("--format", choices=("text", "markdown", "csv"), default="text")
+
+  command = add(
+    "prepare", prepare, "write a target domain to disk, once",
+    "isic and chestx read the unpacked official release in --manual_dir; eurosat and cropdisease "
+    "download it,\nor read its class folders in --manual_dir if given.",
+  )  # fmt: skip
+  command.add_argument("name", help="isic, chestx, eurosat or cropdisease")
+  command.add_argument("--data_dir", help="where to write; TFDS's default folder if not given")
+  command.add_argument("--manual_dir", help="folder of the official release, unpacked")
+
+  command = add("inspect", inspect, "say what checkpoints are and what is wrong with them")
+  command.add_argument("paths", nargs="+", metavar="PATH", help="file, folder, size or hub name")
+
+  command = add("config", show_config, "print every field of a config, or the configs there are")
+  command.set_defaults(takes_fields=True)
+  command.add_argument("config", nargs="?", metavar="FILE[:METHOD]")
+
+  add("models", show_models, "list the named sizes of models")
+  return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+  """Runs one command; returns the exit code.
+
+  Input errors and Ctrl-C are one line on standard error, with code 1 and 130.
+  """
+  for stream in (sys.stdout, sys.stderr):
+    if hasattr(stream, "reconfigure"):
+      stream.reconfigure(errors="replace")  # a terminal without "±" must not end a long run
+  numbers = (signal.SIGTERM, signal.SIGHUP)
+  if threading.current_thread() is not threading.main_thread():
+    numbers = ()  # Python delivers signals to the main thread alone
+  before = {number: signal.getsignal(number) for number in numbers}
+  for number, handler in before.items():
+    if handler is signal.SIG_DFL:  # under nohup the second one is ignored, and stays so
+      signal.signal(number, _interrupt)
+  options = None
+  try:
+    options = _parse(sys.argv[1:] if arguments is None else arguments)
+    code = options.action(options)
+    sys.stdout.flush()
+    return code
+  except KeyboardInterrupt as stopped:
+    return _end(f"stopped by {stopped or 'SIGINT'}", INTERRUPTED)
+  except BrokenPipeError:  # the reader of a pipe has enough
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 0
+  except Exception as error:
+    line = _explain(error)
+    if line is None or getattr(options, "traceback", False):
+      raise
+    return _end(f"error: {' '.join(line.split())}", 1)
+  finally:
+    for number, handler in before.items():
+      signal.signal(number, handler)
+
+
+def _interrupt(number: int, frame: object) -> NoReturn:
+  raise KeyboardInterrupt(signal.Signals(number).name)
+
+
+def _explain(error: Exception) -> str | None:
+  """What to say of an error that the user can repair; nothing of one that is ours."""
+  if "RESOURCE_EXHAUSTED" in str(error) or (isinstance(error, MemoryError) and not str(error)):
+    return (
+      "out of memory: lower config.episodes_per_device, config.adapt.chunk or the model's size."
+    )
+  if isinstance(error, ModuleNotFoundError) and not str(error.name).startswith("mdtrap_jax"):
+    return f"{error}; install it with pip."
+  return str(error) if isinstance(error, ValueError | OSError | MemoryError) else None
+
+
+def _end(line: str, code: int) -> int:
+  print(line, file=sys.stderr, flush=True)
+  return code
+
+
+def _parse(arguments: Sequence[str]) -> argparse.Namespace:
+  """The options of a command; `options.fields` are the config's fields that were set."""
+  parser = make_parser()
+  options, rest = parser.parse_known_args(arguments)
+  if options.version:
+    options.action = show_version
+  elif not hasattr(options, "action"):
+    parser.error("give a command, such as run")
+  options.fields = []
+  while rest:
+    flag, given, text = rest.pop(0).partition("=")
+    if not (flag.startswith("--config.") and options.takes_fields):
+      _refuse(parser, options, flag)
+    if not given:  # `--config.FIELD VALUE`, or a flag alone: true
+      text = rest.pop(0) if rest and not rest[0].startswith("--") else "true"
+    options.fields.append((flag.removeprefix("--config."), text))
+  return options
+
+
+def _refuse(parser: Parser, options: argparse.Namespace, flag: str) -> NoReturn:
+  parser.prog = getattr(options, "prog", parser.prog)
+  if not flag.startswith("-"):
+    parser.error(f"unexpected argument {flag!r}; fields are set as --config.NAME=VALUE")
+  known = [f"--{name}" for name in vars(options)]
+  close = difflib.get_close_matches(flag.replace("-", "_").replace("__", "--", 1), known, 1)
+  parser.error(f"unknown flag {flag}" + (f"; did you mean {close[0]}?" if close else ""))
+
+
+def run(options: argparse.Namespace) -> int:
+  """`mdtrap run`: checks, runs, prints the table."""
+  from mdtrap_jax import config as settings
+  from mdtrap_jax import config_files
+
+  if options.help_config:
+    return show_config(options)
+  if not options.workdir:
+    return _end("error: --workdir=DIR is missing: where the run's files go.", USAGE)
+  config = settings.resolve(config_files.load(options.config, options.fields))
+
+  import jax
+  from absl import logging
+
+  from mdtrap_jax import experiments, files
+  from mdtrap_jax.run import devices, hosts
+  from mdtrap_jax.run.stop import PreemptedError
+
+  logging.use_absl_handler()
+  logging.set_verbosity(logging.WARNING)
+  if "JAX_COMPILATION_CACHE_DIR" not in os.environ:  # "" there: not kept
+    jax.config.update("jax_compilation_cache_dir", str(files.cache_directory() / "programs"))
+  devices.use_cpu_cores()
+  processes = (options.coordinator, options.num_processes, options.process_id)
+  try:
+    if options.distributed or any(given is not None for given in processes):
+      hosts.initialize(*processes)
+    workdir = options.workdir if "://" in options.workdir else Path(options.workdir).expanduser()
+    table = experiments.run(config, workdir)
+  except PreemptedError as stopped:
+    print(stopped)
+    return 0
+  if jax.process_index() == 0:
+    print(f"{table}\nwritten to {options.workdir}")
+  return 0
+
+
+def compare(options: argparse.Namespace) -> int:
+  """`mdtrap compare`."""
+  from mdtrap_jax.report import comparison
+
+  rows = comparison.compare(comparison.find_runs([os.path.expanduser(p) for p in options.paths]))
+  print(comparison.FORMATS[options.format](rows))
+  return 0
+
+
+def prepare(options: argparse.Namespace) -> int:
+  """`mdtrap prepare`."""
+  from mdtrap_jax.data import prepare as module
+
+  if options.name not in module.TARGETS:
+    raise ValueError(f"prepare {options.name}: choose one of {', '.join(sorted(module.TARGETS))}.")
+  home = lambda path: path and os.path.expanduser(path)
+  print(
+    f"Prepared {module.prepare(options.name, home(options.data_dir), home(options.manual_dir))}"
+  )
+  return 0
+
+
+def inspect(options: argparse.Namespace) -> int:
+  """`mdtrap inspect`: 1 if any of the checkpoints cannot be used."""
+  from mdtrap_jax.checkpoints.__main__ import main as report
+
+  return report(["inspect", *map(os.path.expanduser, options.paths)])
+
+
+def show_config(options: argparse.Namespace) -> int:
+  """`mdtrap config` and `mdtrap run --help-config`."""
+  from mdtrap_jax import config_files
+
+  if options.config is None:
+    for name, path in config_files.packaged().items():
+      print(f"{name:<12} {config_files.purpose(path)}")
+    return 0
+  for name, value, comment in config_files.fields(options.config, options.fields):
+    shown = value if isinstance(value, str) else repr(value)
+    print(f"--config.{name}={shown}")
+    print(textwrap.fill(comment, 96, initial_indent="    ", subsequent_indent="    "))
+  return 0
+
+
+def show_models(options: argparse.Namespace) -> int:
+  """`mdtrap models`."""
+  del options
+  from mdtrap_jax import models
+
+  tower = lambda part: f"{part.depth} × {part.width}"
+  rows = [("name", "family", "image", "patch", "vision blocks", "text blocks", "embedding")] + [
+    (
+      name, size.family, f"{size.image.image_size} px", f"{size.image.patch_size} px",
+      tower(size.image), tower(size.text), str(size.image.embed_dim),
+    )
+    for name, size in models.MODELS.items()
+  ]  # fmt: skip
+  widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+  for row in rows:
+    print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+  return 0
+
+
+def show_version(options: argparse.Namespace) -> int:
+  """`mdtrap --version`."""
+  del options
+  from mdtrap_jax import __version__
+
+  print(__version__)
+  return 0
+
+
+if __name__ == "__main__":
+  sys.exit(main())

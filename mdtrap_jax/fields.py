@@ -1,0 +1,345 @@
+"""What every field of a config must be: one table for all kinds of experiment.
+
+A rule takes a value and returns it as it is kept, or raises ValueError saying what it must be.
+Choices come from the module that owns them, imported when they are first asked for.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+import numbers
+import os
+import shlex
+from collections.abc import Callable, Iterable, Sequence
+from importlib import import_module
+from typing import Any
+
+from mdtrap_jax import files
+
+Rule = Callable[[Any], Any]
+
+MOST = 2**31 - 1  # of a count: an int32
+DTYPES = ("auto", "float32", "bfloat16")
+SMALL_CLASSES = ("error", "drop")
+# What fields were called before; looked at for a field that is unknown.
+RENAMED = {
+  **{f"tasks.{name}": f"data.{name}" for name in ("protocol", "ways", "shots", "queries")},
+  "features.path": "data.features",
+  "features.model": "model.name",
+  "features.checkpoint": "model.checkpoint",
+  "features.random_weights": "model.random_weights",
+  "features.batch_size": "model.batch_size",
+  "data.name": "domains",  # of heads, which take many data sets
+}
+
+
+def whole(least: int, most: int = MOST) -> Rule:
+  """An integer, of Python's or NumPy's."""
+  upper = "" if most == MOST else f" to {most}"
+
+  def rule(value):
+    integral = isinstance(value, numbers.Integral) and not isinstance(value, bool)
+    if not integral or not least <= value <= most:
+      raise ValueError(f"must be a whole number from {least}{upper}")
+    return int(value)
+
+  return rule
+
+
+def real(
+  least: float = -math.inf,
+  most: float = math.inf,
+  *,
+  above: float = -math.inf,
+  below: float = math.inf,
+) -> Rule:
+  """A finite number; `above` and `below` are bounds that it does not reach."""
+  bounds = [
+    text
+    for text, bound in (
+      (f"from {least:g}", least), (f"greater than {above:g}", above),
+      (f"up to {most:g}", most), (f"below {below:g}", below),
+    )
+    if math.isfinite(bound)
+  ]  # fmt: skip
+
+  def rule(value):
+    try:
+      number = math.nan if isinstance(value, bool | str | bytes) else float(value)
+    except (TypeError, ValueError, OverflowError):
+      number = math.nan
+    if not (math.isfinite(number) and least <= number <= most and above < number < below):
+      raise ValueError(" ".join(["must be a finite number", " and ".join(bounds)]).rstrip())
+    return number
+
+  return rule
+
+
+def flag(value: Any) -> bool:
+  """True or false."""
+  if not isinstance(value, bool):
+    raise ValueError("must be true or false")
+  return value
+
+
+def text(value: Any) -> str:
+  """Any words, or none."""
+  if not isinstance(value, str) or "\0" in value:
+    raise ValueError("must be text")
+  return value
+
+
+def path(value: Any) -> str:
+  """A place on the disk, or "" for none; `~` is the home folder."""
+  return os.path.expanduser(text(value))
+
+
+def one_of(choices: Callable[[], Iterable[str]]) -> Rule:
+  """One of a few words."""
+
+  def rule(value):
+    known = list(choices())
+    if not isinstance(value, str) or value not in known:
+      raise ValueError(f"choose one of {', '.join(known)}")
+    return value
+
+  return rule
+
+
+def owned(module: str, name: str, *more: str) -> Rule:
+  """One of the words in `mdtrap_jax.MODULE.NAME`, or of `more`."""
+  return one_of(lambda: [*more, *getattr(import_module(f"mdtrap_jax.{module}"), name)])
+
+
+def several(rule: Rule, example: str, *, least: int = 0, most: float = math.inf) -> Rule:
+  """A tuple of what another rule takes; `example` shows one."""
+
+  def check(value):
+    shown = example
+    if isinstance(value, str) and "," in value and example.startswith("('"):
+      shown = "({})".format(",".join(repr(part.strip()) for part in value.split(",")))
+    if not isinstance(value, list | tuple) or not least <= len(value) <= most:
+      raise ValueError(f'must be a tuple, as in "{shown}"')
+    return tuple(rule(item) for item in value)
+
+  return check
+
+
+def distinct(rule: Rule) -> Rule:
+  """What another rule takes, each item once."""
+
+  def check(value):
+    value = rule(value)
+    if len(set(value)) < len(value):
+      raise ValueError("names one thing twice; give each once")
+    return value
+
+  return check
+
+
+def optional(rule: Rule) -> Rule:
+  """What another rule takes, or `None`: the published value."""
+  return lambda value: None if value is None else rule(value)
+
+
+def increasing(rule: Rule) -> Rule:
+  """What another rule takes; the second item is greater than the first."""
+
+  def check(value):
+    value = rule(value)
+    if len(value) > 1 and not value[0] < value[1]:
+      raise ValueError("the first number must be below the second")
+    return value
+
+  return check
+
+
+def _template(value: Any) -> str | tuple[str, ...]:
+  texts = (value,) if isinstance(value, str) else value
+  if not isinstance(texts, list | tuple) or not texts:
+    raise ValueError("must be a prompt or a tuple of prompts, {} the class name")
+  if any(not isinstance(item, str) or "{}" not in item for item in texts):
+    raise ValueError("each prompt must hold {} for the class name, as in 'a photo of a {}.'")
+  return value if isinstance(value, str) else tuple(texts)
+
+
+def _seeds(value: Any) -> int:
+  if isinstance(value, list | tuple):
+    raise ValueError(
+      "is now how many seeds; give --config.seed= the first and --config.seeds= how many"
+    )
+  return whole(1)(value)
+
+
+def _window(value: Any) -> tuple[float, ...]:
+  value = increasing(several(real(), "(0,4095)", most=2))(value)
+  if len(value) == 1:
+    raise ValueError('must be () or two numbers, as in "(0,4095)"')
+  return value
+
+
+def _projections(value: Any) -> tuple[str, ...]:
+  from mdtrap_jax.models.lora import PROJECTIONS
+
+  rule = several(one_of(lambda: PROJECTIONS), "('q','k','v')", least=1)
+  chosen = distinct(rule)(value)
+  return tuple(name for name in PROJECTIONS if name in chosen)
+
+
+def _position(value: Any) -> str:
+  blocks = text(value).split(",")
+  if not all(block.strip().isdecimal() for block in blocks if block.strip()) or not value.strip(
+    ", "
+  ):
+    owned("models.lora", "POSITIONS")(value)
+  return value
+
+
+def _domain(value: Any) -> str:
+  name, equals, folder = text(value).partition("=")
+  if equals:
+    files.check_name(name, "a data set")
+    return f"{name}={path(folder)}"
+  if not name:
+    raise ValueError("a data set has a name")
+  return name
+
+
+def _distances(value: Any) -> tuple[float, float, int]:
+  first, last, count = several(real(), "(-2.0,2.0,41)", least=3, most=3)(value)
+  return *increasing(tuple)((first, last)), whole(2)(value[2])
+
+
+NAMES = several(text, "('MEL','NV')")
+COMMON: dict[str, Rule] = {
+  "experiment": text,
+  "seed": whole(0, 2**63 - 1),
+  "seeds": _seeds,
+  "episodes": optional(whole(1)),
+  "episodes_per_device": whole(0),
+  "weight_shards": whole(1),
+  "data.severity": real(0, 1),
+  "data.images_per_class": whole(1),
+  "data.data_dir": path,
+  "data.split": text,
+  "data.files": path,
+  "data.classes": distinct(NAMES),
+  "data.small_classes": one_of(lambda: SMALL_CLASSES),
+  "data.unreadable": owned("data.loader", "UNREADABLE"),
+  "data.ways": whole(2),
+  "data.shots": whole(1),
+  "data.queries": whole(1),
+  "data.resize": owned("data.images", "RESIZE_MODES", "family"),
+  "data.background": several(whole(0, 255), "(255,255,255)", least=3, most=3),
+  "data.window": _window,
+  "data.max_pixels": whole(0, 2**63 - 1),
+  "data.threads": whole(1, 1024),
+  "data.cache_dir": path,
+  "model.name": path,
+  "model.checkpoint": path,
+  "model.random_weights": flag,
+  "model.dtype": one_of(lambda: DTYPES),
+  "model.batch_size": whole(1),
+}
+FINETUNE = COMMON | {
+  "data.name": text,
+  "data.path": path,
+  "data.class_names": NAMES,
+  "data.domain": text,
+  "data.template": optional(_template),
+  "lora.encoder": owned("models.lora", "ENCODERS"),
+  "lora.position": _position,
+  "lora.projections": _projections,
+  "lora.rank": whole(1),
+  "lora.alpha": real(),
+  "lora.scale": owned("models.lora", "SCALES"),
+  "lora.dropout": real(0, below=1),
+  "objective.*.weight": real(),
+  "objective.*.window": increasing(several(whole(0, 5), "(0,3)", least=2, most=2)),
+  "objective.svl.weight": optional(real()),
+  "objective.ra.divergence": owned("objectives.losses", "DIVERGENCES"),
+  "adapt.views": whole(1),
+  "adapt.steps_per_shot": whole(1),
+  "adapt.steps": optional(whole(1)),
+  "adapt.batch_size": whole(0),
+  "adapt.chunk": whole(0),
+  "optimizer.learning_rate": real(above=0),
+  "optimizer.floor": real(0),
+  "optimizer.periods": real(above=0),
+  "optimizer.weight_decay": real(0),
+  "optimizer.b1": real(0, below=1),
+  "optimizer.b2": real(0, below=1),
+  "optimizer.eps": real(above=0),
+}
+HEADS = COMMON | {
+  "seed": whole(0, MOST),
+  "method": owned("methods.heads", "METHODS"),
+  "domains": several(_domain, "('isic','eurosat')", least=1),
+  "seen": text,
+  "data.protocol": owned("data.tasks", "RULES", "fixed"),
+  "data.records": path,
+  "data.records_split": one_of(lambda: ("train", "valid", "test")),
+  "data.features": path,
+  "head.steps": optional(whole(0)),
+  "head.learning_rate": optional(real(above=0)),
+  "head.l2": optional(real(0)),
+  "head.adapter_ratio": optional(real(0)),
+  "diagnosis.tasks": whole(0),
+  "diagnosis.distances": _distances,
+}
+STUDY = FINETUNE | {
+  "study.domains": distinct(several(text, "('radiograph','digits')", least=1)),
+  "study.severities": distinct(several(real(0, 1), "(0.5,1.0)", least=1)),
+  "study.shots": distinct(several(whole(1), "(1,5)", least=1)),
+}
+PRETRAIN: dict[str, Rule] = {
+  "experiment": text,
+  "seed": whole(0, 2**63 - 1),
+  **{f"model.{name}": whole(1) for name in (
+    "width", "image_depth", "text_depth", "heads", "mlp_width", "embed_dim", "patch_size",
+  )},
+  "model.activation": owned("models.transformer", "ACTIVATIONS"),
+  **{name: whole(1) for name in (
+    "steps", "batch_size", "segment", "evaluate_every", "evaluate_episodes", "checkpoint_every",
+  )},
+  "warmup_steps": whole(0),
+  "learning_rate": real(above=0),
+  "weight_decay": real(0),
+  "b1": real(0, below=1),
+  "b2": real(0, below=1),
+  "clip_norm": real(above=0),
+  "max_scale": real(above=0),
+}  # fmt: skip
+KINDS = {"finetune": FINETUNE, "heads": HEADS, "study": STUDY, "pretrain": PRETRAIN}
+
+
+def complaint(field: str, value: Any, must: str) -> ValueError:
+  """What is wrong with a field, as it is typed on the command line."""
+  shown = value if isinstance(value, str) else repr(value)
+  if isinstance(value, float):
+    shown = f"{value:.12g}"
+  if len(shown) > 100:
+    shown = f"{shown[:100]}…"
+  return ValueError(f"--config.{field}={shlex.quote(shown)}: {must}.")
+
+
+def unknown(field: str, known: Sequence[str]) -> ValueError:
+  """What to write in place of a field that there is not."""
+  if field in RENAMED and RENAMED[field] in known:
+    return ValueError(f"config.{field} is now config.{RENAMED[field]}.")
+  leaf = lambda name: name.rpartition(".")[2]
+  close = [name for name in sorted(known) if leaf(name) == leaf(field)]
+  if not 1 <= len(close) <= 2:
+    close = difflib.get_close_matches(field, known, 1, 0.7)
+  if not close:
+    leaves = difflib.get_close_matches(leaf(field), sorted(map(leaf, known)), 1, 0.6)
+    close = [name for name in known if leaf(name) in leaves][:1]
+  meant = f" Did you mean {' or '.join(f'--config.{name}' for name in close)}?" if close else ""
+  return ValueError(f"--config.{field}: there is no such field.{meant}")
+
+
+def nearest(name: str, known: Sequence[str]) -> str:
+  """A clause that suggests the known name most like `name`, or nothing."""
+  close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+  return f" (did you mean {close[0]}?)" if close else ""
