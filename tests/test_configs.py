@@ -10,7 +10,7 @@ from configs import backbones, default
 from mdtrap_jax import config as settings
 from mdtrap_jax import models
 from mdtrap_jax.objectives import chain
-from mdtrap_jax.run import finetune as runner
+from mdtrap_jax.experiments import finetune
 from tests.episodes import small_config
 from tests.paths import ROOT
 
@@ -21,7 +21,9 @@ FINETUNE = ["chestx", "isic", "eurosat", "cropdisease", "folder"]
 @pytest.mark.parametrize("name", FINETUNE)
 def test_every_file_and_method_builds_its_adaptation(name, method):
   config = settings.resolve(importlib.import_module(f"configs.{name}").get_config(method))
-  adaptation = runner.make_adaptation(config, models.build("clip-vit-b16"), 100.0)
+  adaptation = finetune.make_method(
+    config, config.objective.to_dict(), models.build("clip-vit-b16"), 100.0
+  )
   shapes = jax.eval_shape(
     lambda: adaptation.init(adaptation.model.init_lora(jax.random.key(0), adaptation.lora))
   )
@@ -104,27 +106,24 @@ def test_wrong_values(overrides, message):
   ],
 )
 def test_the_family_settles_what_is_left_to_it(overrides, template, resize):
-  config = settings.resolve(
+  config = finetune.settled(
     small_config(model__random_weights=False, **{"model__name": "clip-vit-b16", **overrides})
   )
-  runner.follow_family(config)
   assert (config.data.template, config.data.resize) == (template, resize)
-  again = settings.resolve(config)  # as at a resume from what was stored
-  runner.follow_family(again)
+  again = finetune.settled(config)  # as at a resume from what was stored
   assert settings.to_json(again) == settings.to_json(config)
 
 
 def test_a_family_that_cannot_be_known():
-  config = settings.resolve(small_config(model__name="clip-vit-b61"))
   with pytest.raises(ValueError, match="clip-vit-b16"):
-    runner.follow_family(config)
+    finetune.settled(small_config(model__name="clip-vit-b61"))
 
 
 @pytest.mark.parametrize("backbone", sorted(backbones.BACKBONES))
 def test_every_backbone_is_adapted_alike(backbone):
   config = settings.resolve(backbones.get_config(f"{backbone},chestx"))
   model = models.build(config.model.name)
-  adaptation = runner.make_adaptation(config, model, 100.0)
+  adaptation = finetune.make_method(config, config.objective.to_dict(), model, 100.0)
   factors = jax.eval_shape(lambda: model.init_lora(jax.random.key(0), adaptation.lora))["image"]
   assert factors.a.shape == (12, 3, 768, 16)
   assert config.adapt.steps == 125
@@ -143,5 +142,5 @@ def test_unknown_method():
 
 def test_adaptation_follows_the_config():
   config = settings.resolve(small_config(lora__position="0, 1", lora__projections=("q", "v")))
-  lora = runner.make_lora(config)
+  lora = finetune.make_lora(config)
   assert (lora.position, lora.projections) == ((0, 1), ("q", "v"))
