@@ -38,6 +38,7 @@ def load_episode(
   unreadable: str = "error",
   *,
   resize: str = "squash",
+  interpolation: str = "bilinear",
   episode: int = 0,
   cache: ImageCache | None = None,
 ) -> EpisodeBatch:
@@ -50,6 +51,7 @@ def load_episode(
     unreadable: "error" raises at an image that cannot be read; "skip" warns and takes the
       class's next spare image in its place, so the same episode always gets the same images.
     resize: How images come to that size, see `images.resize`.
+    interpolation: By which filter, see `images.resize`.
     episode: The episode's number.
     cache: Images resized in the same way are taken from and put into it.
 
@@ -65,7 +67,7 @@ def load_episode(
   def read(index: int) -> np.ndarray:
     image = None if cache is None else cache.get(index)
     if image is None:
-      image = images.resize(source.image(index), size, resize)
+      image = images.resize(source.image(index), size, resize, interpolation)
       if cache is not None:
         cache.put(index, image)
     return image
@@ -114,6 +116,7 @@ def episode_batches(
   queries: int,
   size: int,
   resize: str = "squash",
+  interpolation: str = "bilinear",
   unreadable: str = "error",
   threads: int = 8,
   cache: ImageCache | None = None,
@@ -133,6 +136,7 @@ def episode_batches(
     queries: Query images per class `Q`.
     size: Image side `S`.
     resize: How images come to that size, see `images.resize`.
+    interpolation: By which filter, see `images.resize`.
     unreadable: What to do about an image that cannot be read, see `load_episode`.
     threads: How many threads decode; 0 decodes in the caller's.
     cache: Of images resized in the same way.
@@ -156,7 +160,14 @@ def episode_batches(
   def load(episode: int) -> EpisodeBatch:
     indices = sample(episode=episode)
     return load_episode(
-      source, indices, size, unreadable, resize=resize, episode=episode, cache=cache
+      source,
+      indices,
+      size,
+      unreadable,
+      resize=resize,
+      interpolation=interpolation,
+      episode=episode,
+      cache=cache,
     )
 
   read_options = grain.ReadOptions(

@@ -171,9 +171,18 @@ def test_other_data_size_or_resizing_has_other_files(source, tmp_path):
   assert open_cache(source, tmp_path / "cache").get(3)[0, 0, 0] == 7
   assert open_cache(source, tmp_path / "cache", size=4).get(3) is None
   assert open_cache(source, tmp_path / "cache", resize="crop").get(3) is None
-  os.utime(source.describe(3), (1, 1))
+  os.replace(source.describe(4), source.describe(3))
   changed = sources.FolderSource(source.name)
   assert open_cache(changed, tmp_path / "cache").get(3) is None
+
+
+@pytest.mark.parametrize("interpolation", images.INTERPOLATIONS)
+def test_the_filter_of_resizing_reaches_the_pixels(interpolation, source):
+  options = {**OPTIONS, "interpolation": interpolation}
+  batch = next(loader.episode_batches(source, [0], 1, **options))
+  whole = source.image(batch.support_index.reshape(-1)[0])
+  expected = images.resize(whole, 8, interpolation=interpolation)
+  np.testing.assert_array_equal(batch.support[0, 0], expected)
 
 
 def test_cache_refuses_what_does_not_fit(source, tmp_path):
