@@ -56,6 +56,7 @@ def common():
   # "squash": both sides alike, as the papers do it; "crop": the short side, then the center;
   # "family": as the model family's originals do it (CLIP crops, the others squash).
   data.resize = "squash"  # how an image becomes the model's square
+  data.interpolation = "bilinear"  # by which filter, or "bicubic"; resize="family" has its own
   data.background = (255, 255, 255)  # color behind transparent pixels
   data.window = ()  # (low, high): values of 16-bit images that become black and white; (): as used
   data.max_pixels = 0  # of one image, so that none fills the memory; 0: Pillow's own limit

@@ -231,6 +231,7 @@ COMMON: dict[str, Rule] = {
   "data.shots": whole(1),
   "data.queries": whole(1),
   "data.resize": owned("data.images", "RESIZE_MODES", "family"),
+  "data.interpolation": owned("data.images", "INTERPOLATIONS"),
   "data.background": several(whole(0, 255), "(255,255,255)", least=3, most=3),
   "data.window": _window,
   "data.max_pixels": whole(0, 2**63 - 1),

@@ -9,8 +9,8 @@ import pytest
 from configs import backbones, default
 from mdtrap_jax import config as settings
 from mdtrap_jax import models
-from mdtrap_jax.objectives import chain
 from mdtrap_jax.experiments import finetune
+from mdtrap_jax.objectives import chain
 from tests.episodes import small_config
 from tests.paths import ROOT
 

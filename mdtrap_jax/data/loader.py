@@ -14,9 +14,10 @@ from absl import logging
 
 from mdtrap_jax.data import images
 from mdtrap_jax.data.cache import ImageCache
-from mdtrap_jax.data.sampler import EpisodeIndices
+from mdtrap_jax.data.prompts import Prompts
+from mdtrap_jax.data.sampler import EpisodeIndices, sample_episode
 from mdtrap_jax.data.sources import Source
-from mdtrap_jax.data.task import Loaded, TaskBatch, TaskId
+from mdtrap_jax.data.task import Loaded, Task, TaskBatch, TaskId
 
 UNREADABLE = ("error", "skip")
 
@@ -37,6 +38,7 @@ def load_episode(
   unreadable: str = "error",
   *,
   resize: str = "squash",
+  interpolation: str = "bilinear",
   episode: int = 0,
   cache: ImageCache | None = None,
 ) -> EpisodeImages:
@@ -49,6 +51,7 @@ def load_episode(
     unreadable: "error" raises at an image that cannot be read; "skip" warns and takes the
       class's next spare image in its place, so the same episode always gets the same images.
     resize: How images come to that size, see `images.resize`.
+    interpolation: By which filter, see `images.resize`.
     episode: The episode's number.
     cache: Images resized in the same way are taken from and put into it.
 
@@ -64,7 +67,7 @@ def load_episode(
   def read(index: int) -> np.ndarray:
     image = None if cache is None else cache.get(index)
     if image is None:
-      image = images.resize(source.image(index), size, resize)
+      image = images.resize(source.image(index), size, resize, interpolation)
       if cache is not None:
         cache.put(index, image)
     return image
@@ -99,6 +102,74 @@ def load_episode(
   support, support_index = read_all(indices.support)
   query, query_index = read_all(indices.query)
   return EpisodeImages(support, query, support_index, query_index)
+
+
+def episode_loader(
+  source: Source,
+  *,
+  ways: int,
+  shots: int,
+  queries: int,
+  size: int,
+  resize: str = "squash",
+  interpolation: str = "bilinear",
+  unreadable: str = "error",
+  cache: ImageCache | None = None,
+  prompts: Prompts | None = None,
+) -> Callable[[TaskId], Loaded]:
+  """What reads an episode: a function of its identity, to be called from many threads.
+
+  Args:
+    source: Where the images are; see `check_feasible`.
+    ways: Classes per episode `C`.
+    shots: Support images per class `K`.
+    queries: Query images per class `Q`.
+    size: Image side `S`.
+    resize: How images come to that size, see `images.resize`.
+    interpolation: By which filter, see `images.resize`.
+    unreadable: What to do about an image that cannot be read, see `load_episode`.
+    cache: Of images resized in the same way.
+    prompts: Of the source's classes, for methods that use texts.
+
+  Raises:
+    ValueError: If there is no such way with an unreadable image.
+  """
+  if unreadable not in UNREADABLE:
+    raise ValueError(f"unreadable={unreadable!r} is none of {', '.join(UNREADABLE)}.")
+  labels = lambda count: np.repeat(np.arange(ways, dtype=np.int32), count)
+
+  def load(task: TaskId) -> Loaded:
+    indices = sample_episode(
+      source.labels, seed=task.seed, episode=task.task, ways=ways, shots=shots, queries=queries
+    )
+    read = load_episode(
+      source,
+      indices,
+      size,
+      unreadable,
+      resize=resize,
+      interpolation=interpolation,
+      episode=task.task,
+      cache=cache,
+    )
+    arrays = Task(
+      support=read.support,
+      support_labels=labels(shots),
+      query=read.query,
+      query_labels=labels(queries),
+      seed=np.int32(task.seed),
+      number=np.int32(task.task),
+      token_ids=None if prompts is None else prompts.token_ids[indices.classes],
+      text=None if prompts is None else prompts.text[indices.classes],
+    )
+    about = {
+      "class_names": [source.class_names[label] for label in indices.classes],
+      "support": read.support_index.tolist(),
+      "query": read.query_index.tolist(),
+    }
+    return Loaded(arrays, about)
+
+  return load
 
 
 def task_batches(

@@ -7,15 +7,23 @@
 """
 
 import argparse
+import contextlib
+import errno
+import fcntl
+import os
 import pathlib
+import signal
 import sys
 import zipfile
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import tensorflow_datasets as tfds
+from absl import logging
 
-from mdtrap_jax.data.tfds_source import TARGETS
+from mdtrap_jax.data import images
+from mdtrap_jax.data.names import is_printable, listed, nfc, shown
+from mdtrap_jax.data.tfds_source import TARGETS, open_builder
 
 
 class Release(NamedTuple):
@@ -50,21 +58,58 @@ def prepare(name: str, data_dir: str | None = None, manual_dir: str | None = Non
   Raises:
     ValueError: If a needed `manual_dir` is not given, or its files are not as they should be.
     FileNotFoundError: If `manual_dir` or a file of the release is missing.
+    OSError: If it cannot be written, or is being prepared by another process; what was written
+      so far is removed.
   """
-  builder = tfds.builder(TARGETS[name].builder, data_dir=data_dir, file_format="array_record")
+  builder = open_builder(TARGETS[name].builder, data_dir, file_format="array_record")
   if manual_dir is None and builder.MANUAL_DOWNLOAD_INSTRUCTIONS:
     raise ValueError(f"{name} needs --manual_dir. {builder.MANUAL_DOWNLOAD_INSTRUCTIONS}")
   if manual_dir is not None and not pathlib.Path(manual_dir).is_dir():
     raise FileNotFoundError(f"--manual_dir={manual_dir}: no such folder.")
   if name in RELEASES:
     builder._split_generators = lambda dl_manager: {
-      "train": _examples(builder, _release_folder(RELEASES[name], dl_manager, manual_dir))
+      "train": _examples(name, builder, _release_folder(RELEASES[name], dl_manager, manual_dir))
     }
-  builder.download_and_prepare(
-    download_config=tfds.download.DownloadConfig(manual_dir=manual_dir),
-    file_format="array_record",
-  )
+  try:
+    with _alone(pathlib.Path(builder.data_dir_root) / builder.name):
+      builder.download_and_prepare(
+        download_config=tfds.download.DownloadConfig(manual_dir=manual_dir),
+        file_format="array_record",
+      )
+  except (ValueError, OSError) as error:
+    if getattr(error, "errno", None) is None:
+      raise  # It says itself what is wrong.
+    raise _unwritten(builder, error) from error
+  except Exception as error:  # The writer of records raises RuntimeError, TFDS what it meets.
+    raise _unwritten(builder, error) from error
   return str(builder.data_path)
+
+
+def _unwritten(builder: tfds.core.DatasetBuilder, error: Exception) -> OSError:
+  reason = " ".join(str(error).split()) or type(error).__name__
+  return OSError(
+    f"Could not prepare {builder.data_path}: {reason}. Nothing of it was kept; see that the "
+    "release can be read and --data_dir be written and has space, then start again."
+  )
+
+
+@contextlib.contextmanager
+def _alone(folder: pathlib.Path) -> Iterator[None]:
+  """Holds a lock on the folder of a data set, which ends with the process and leaves no file."""
+  folder.mkdir(parents=True, exist_ok=True)
+  descriptor = os.open(folder, os.O_RDONLY)
+  try:
+    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+  except OSError as error:  # Others: a file system that has no locks.
+    if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
+      os.close(descriptor)
+      raise OSError(
+        f"Another process is preparing {folder}. Wait for it, or give another --data_dir."
+      ) from error
+  try:
+    yield
+  finally:
+    os.close(descriptor)
 
 
 def _release_folder(
@@ -82,34 +127,61 @@ def _release_folder(
       f"and give the folder that holds {release.folder} as --manual_dir."
     ) from error
   unpacked = archive.parent / f"{archive.name}-unpacked"
-  with zipfile.ZipFile(archive) as file:
-    file.extractall(unpacked)
+  try:
+    with zipfile.ZipFile(archive) as file:
+      file.extractall(unpacked)
+  except zipfile.BadZipFile as error:
+    raise ValueError(
+      f"{archive}, downloaded from {release.url}, is no whole zip archive. Delete it and start "
+      "again."
+    ) from error
   return unpacked / release.folder
 
 
 def _examples(
-  builder: tfds.core.DatasetBuilder, folder: pathlib.Path
+  name: str, builder: tfds.core.DatasetBuilder, folder: pathlib.Path
 ) -> Iterator[tuple[str, dict[str, Any]]]:
   """Examples of a release with one folder per label, keyed as TFDS keys them."""
   features = builder.info.features
   file_feature = "filename" if "filename" in features else "image/filename"
   present = {_plain(entry.name): entry for entry in folder.iterdir() if entry.is_dir()}
   labels = features["label"].names
-  if absent := [label for label in labels if _plain(label) not in present]:
+  prompts = TARGETS[name].class_names or {}  # What copies of PlantVillage name their folders.
+  folders = {
+    label: present.get(_plain(label), present.get(_plain(prompts.get(label, label))))
+    for label in labels
+  }
+  if absent := [label for label in labels if folders[label] is None]:
     raise FileNotFoundError(
       f"{folder} has no folder {', '.join(absent)}; it must hold one per class of "
       f"{builder.name}: {', '.join(labels)}."
     )
+  others = []
   for label in labels:
-    for file in sorted(present[_plain(label)].iterdir()):
-      if file.suffix.lower() in (".jpg", ".jpeg"):
-        example = {"image": file.read_bytes(), "label": label, file_feature: file.name}
-        yield f"{label}/{file.name}", example
+    files = sorted(folders[label].iterdir())
+    photos = [file for file in files if file.suffix.lower() in images.SUFFIXES]
+    others += (rest := [file for file in files if file.suffix.lower() not in images.SUFFIXES])
+    if not photos:
+      raise FileNotFoundError(
+        f"{folders[label]} holds no images, {_seen(rest)}. It must hold those of {label}, such "
+        "as .jpg or .png files."
+      )
+    for file in photos:
+      if not is_printable(file.name):
+        raise ValueError(f"The name of {shown(file)} is not UTF-8 text of one line. Rename it.")
+      example = {"image": images.read_file(file), "label": label, file_feature: file.name}
+      yield f"{label}/{file.name}", example
+  if others:
+    logging.warning("%s: passed over files that are not images, %s.", folder, _seen(others))
+
+
+def _seen(files: list[pathlib.Path]) -> str:
+  return f"but {listed(files, 3)}" + images.readers(file.suffix.lower() for file in files)
 
 
 def _plain(label: str) -> str:
   # Copies of PlantVillage differ in how they write spaces and commas.
-  return label.replace(" ", "_").replace(",", "_")
+  return nfc(label).replace(" ", "_").replace(",", "_")
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -121,10 +193,18 @@ def main(arguments: list[str] | None = None) -> None:
   parser.add_argument("--data_dir", help="where to write; TFDS's default folder if not given")
   parser.add_argument("--manual_dir", help="folder of the official release, unpacked")
   options = parser.parse_args(arguments)
+  stopping = signal.SIGTERM, signal.SIGHUP  # As Ctrl-C: TFDS removes what is half written.
+  before = [signal.signal(number, signal.default_int_handler) for number in stopping]
   try:
     print(f"Prepared {prepare(options.name, options.data_dir, options.manual_dir)}")
-  except (ValueError, FileNotFoundError) as error:
-    sys.exit(f"error: {error}")
+  except (ValueError, OSError) as error:
+    sys.exit(f"error: {' '.join(str(error).split())}")
+  except KeyboardInterrupt:
+    print(f"Stopped; nothing of {options.name} was kept.", file=sys.stderr)
+    sys.exit(130)
+  finally:
+    for number, handler in zip(stopping, before, strict=True):
+      signal.signal(number, handler)
 
 
 if __name__ == "__main__":

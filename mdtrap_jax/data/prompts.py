@@ -4,11 +4,19 @@ from __future__ import annotations
 
 import unicodedata
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 
 DEFAULT_TEMPLATE = "a photo of a {}."
 _SHOWN = 5  # groups of names in one message
+
+
+class Prompts(NamedTuple):
+  """All classes of a source as the text encoder sees them."""
+
+  token_ids: np.ndarray  # [n, L] int32; [n, P, L] for P templates
+  text: np.ndarray  # [n, D] float32, embeddings by the base model, the mean over templates
 
 
 def make_prompts(

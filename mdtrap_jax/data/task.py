@@ -31,7 +31,8 @@ class Task(NamedTuple):
   query_labels: jax.Array  # [Q] int32, likewise
   seed: jax.Array | int = 0  # [] int32
   number: jax.Array | int = 0  # [] int32; with the seed, the identity of all randomness
-  token_ids: jax.Array | None = None  # [C, L] int32, the classes' prompts, where texts are used
+  # [C, L] int32, or [C, P, L] for P templates: the classes' prompts, where texts are used
+  token_ids: jax.Array | None = None
   text: jax.Array | None = None  # [C, D] float32, their embeddings by the base model
 
 

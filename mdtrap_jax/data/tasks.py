@@ -227,7 +227,8 @@ def gather(features: np.ndarray, tasks: Sequence[TaskIndices], sizes: Sizes) -> 
   support, support_labels, query, query_labels = (
     np.stack(column) for column in zip(*columns, strict=True)
   )
-  return Task(features[support], support_labels, features[query], query_labels)
+  none = np.zeros(len(tasks), np.int32)
+  return Task(features[support], support_labels, features[query], query_labels, none, none)
 
 
 def _indices(classes, support, query) -> TaskIndices:

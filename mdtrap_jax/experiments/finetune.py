@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,27 +15,19 @@ from absl import logging
 from mdtrap_jax import checkpoints, models
 from mdtrap_jax import config as configs
 from mdtrap_jax.data.cache import ImageCache
-from mdtrap_jax.data.class_selection import check_feasible
-from mdtrap_jax.data.loader import load_episode, task_batches
-from mdtrap_jax.data.prompts import make_prompts
-from mdtrap_jax.data.sampler import sample_episode
+from mdtrap_jax.data.class_selection import check_feasible, describe_classes
+from mdtrap_jax.data.loader import episode_loader, task_batches
+from mdtrap_jax.data.prompts import Prompts, check_distinct, make_prompts
 from mdtrap_jax.data.sources import Source, make_source
-from mdtrap_jax.data.task import Loaded, Task, TaskId, all_tasks
-from mdtrap_jax.methods.finetune import FineTuning
+from mdtrap_jax.data.task import Task, all_tasks
+from mdtrap_jax.methods.finetune import FineTuning, template_mean
 from mdtrap_jax.models.lora import LoraConfig
+from mdtrap_jax.models.text_batches import encode_texts
 from mdtrap_jax.models.vlm import Params, VisionLanguageModel
 from mdtrap_jax.objectives import chain
 from mdtrap_jax.run.experiment import Experiment, Group, Ready
-from mdtrap_jax.run.identity import describe
 
 Load = Callable[[], tuple[VisionLanguageModel, Params]]
-
-
-class Prompts(NamedTuple):
-  """All classes of a source as the text encoder sees them."""
-
-  token_ids: np.ndarray  # [n, L] int32
-  text: np.ndarray  # [n, D] float32, embeddings by the base model
 
 
 def experiment(config: ml_collections.ConfigDict) -> Experiment:
@@ -54,6 +46,7 @@ def experiment(config: ml_collections.ConfigDict) -> Experiment:
     sources=dict.fromkeys(runs, identity(config, source)),
     groups=[make_group("episodes", config, runs, source, load)],
     placing=placing(config),
+    about=about(config, source),
   )
 
 
@@ -71,7 +64,7 @@ def settled(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
     family = models.FAMILIES[_family(config.model)]
     settings["data.template"] = config.data.template or family.prompt
     if config.data.resize == "family":
-      settings["data.resize"] = family.resize
+      settings |= {"data.resize": family.resize, "data.interpolation": family.interpolation}
   return configs.replace(config, settings)
 
 
@@ -92,6 +85,12 @@ def _family(model: ml_collections.ConfigDict) -> str:
   return checkpoints.family_of(model.name)
 
 
+def about(config: ml_collections.ConfigDict, source: Source) -> str:
+  """What was understood: model, classes, counts, and what the first class's prompt is."""
+  prompt = make_prompts(source.class_names[:1], config.data.template)[0]
+  return f"{describe_classes(source)}\nprompts such as {prompt!r} to {config.model.name}"
+
+
 def placing(config: ml_collections.ConfigDict) -> dict[str, Any]:
   """What a config says of placing tasks on devices."""
   return {
@@ -109,8 +108,12 @@ def load_source(config: ml_collections.ConfigDict) -> Source:
 
 def identity(config: ml_collections.ConfigDict, source: Source) -> dict[str, Any]:
   """What the indices and numbers in a run's lines refer to; see `run.identity`."""
-  domain = describe(source.class_names, source.labels, source.identity)
-  return {"weights": None, "domains": {config.data.name: domain}}
+  random = config.model.random_weights  # these follow from the config
+  domain = {"class_names": list(source.class_names), "content": source.content()}
+  return {
+    "weights": None if random else checkpoints.fingerprint(config.model.name),
+    "domains": {config.data.name: domain},
+  }
 
 
 def load_model(config: ml_collections.ConfigDict) -> tuple[VisionLanguageModel, Params]:
@@ -147,15 +150,28 @@ def make_group(
     model, params = load()
     objective = shared_objective(runs)
     method = make_method(config, objective, model, float(model.logit_scale(params)))
-    prompts = encode_prompts(model, params, source.class_names, config.data.template)
-    cache = _image_cache(config, source, model)
-    load_task = _loader(config, source, prompts, model.image.image_size, cache)
+    prompts = encode_prompts(
+      model, params, source.class_names, config.data.template, config.model.batch_size
+    )
+    data = config.data
+    load_task = episode_loader(
+      source,
+      ways=data.ways,
+      shots=data.shots,
+      queries=data.queries,
+      size=model.image.image_size,
+      resize=data.resize,
+      interpolation=data.interpolation,
+      unreadable=data.unreadable,
+      cache=_image_cache(config, source, model),
+      prompts=prompts,
+    )
     return Ready(
       method=method,
       params=params,
       weights=make_weights(runs),
       task=task_shape(config, model),
-      batches=functools.partial(task_batches, load_task, threads=config.data.threads),
+      batches=functools.partial(task_batches, load_task, threads=data.threads),
     )
 
   return Group(name, list(runs), tasks, prepare)
@@ -242,12 +258,32 @@ def make_method(
 
 
 def encode_prompts(
-  model: VisionLanguageModel, params: Params, class_names: tuple[str, ...], template: str
+  model: VisionLanguageModel,
+  params: Params,
+  class_names: Sequence[str],
+  template: str | Sequence[str],
+  batch_size: int = 256,
 ) -> Prompts:
-  """Tokens and base-model embeddings of every class of a source, computed once."""
+  """Tokens and base-model embeddings of every class of a source, computed once.
+
+  Args:
+    model: whose texts they are.
+    params: of the model.
+    class_names: `n` of them.
+    template: one, or several, `P`, over which normalized embeddings are averaged.
+    batch_size: prompts encoded at once.
+
+  Raises:
+    ValueError: classes that are the same to the text encoder, or a template without `{}`.
+  """
   token_ids = model.tokenize(make_prompts(class_names, template))
-  text = jax.jit(model.encode_text)(params, token_ids)
-  return Prompts(token_ids, np.asarray(text.astype(jnp.float32)))
+  check_distinct(token_ids, class_names)
+  text = encode_texts(model, params, token_ids, batch_size)
+  count = len(class_names)
+  if len(token_ids) > count:  # several templates
+    token_ids = token_ids.reshape(count, -1, token_ids.shape[-1])
+    text = np.asarray(template_mean(text.reshape(count, -1, text.shape[-1])))
+  return Prompts(token_ids, text)
 
 
 def task_shape(config: ml_collections.ConfigDict, model: VisionLanguageModel) -> Task:
@@ -256,6 +292,8 @@ def task_shape(config: ml_collections.ConfigDict, model: VisionLanguageModel) ->
   images = lambda count: jax.ShapeDtypeStruct((count, size, size, 3), jnp.uint8)
   integers = lambda *shape: jax.ShapeDtypeStruct(shape, jnp.int32)
   support, query = data.ways * data.shots, data.ways * data.queries
+  several = not isinstance(data.template, str) and len(data.template) > 1
+  templates = (len(data.template),) if several else ()
   return Task(
     support=images(support),
     support_labels=integers(support),
@@ -263,7 +301,7 @@ def task_shape(config: ml_collections.ConfigDict, model: VisionLanguageModel) ->
     query_labels=integers(query),
     seed=integers(),
     number=integers(),
-    token_ids=integers(data.ways, model.text.context_length),
+    token_ids=integers(data.ways, *templates, model.text.context_length),
     text=jax.ShapeDtypeStruct((data.ways, model.text.embed_dim), jnp.float32),
   )
 
@@ -277,37 +315,5 @@ def _image_cache(config, source: Source, model: VisionLanguageModel) -> ImageCac
     len(source.labels),
     model.image.image_size,
     config.data.resize,
+    config.data.interpolation,
   )
-
-
-def _loader(
-  config, source: Source, prompts: Prompts, size: int, cache: ImageCache | None
-) -> Callable[[TaskId], Loaded]:
-  """What reads an episode: its images, and its classes' prompts."""
-  data = config.data
-  sizes = {"ways": data.ways, "shots": data.shots, "queries": data.queries}
-  labels = lambda count: np.repeat(np.arange(data.ways, dtype=np.int32), count)
-
-  def load(task: TaskId) -> Loaded:
-    indices = sample_episode(source.labels, seed=task.seed, episode=task.task, **sizes)
-    read = load_episode(
-      source, indices, size, data.unreadable, resize=data.resize, episode=task.task, cache=cache
-    )
-    arrays = Task(
-      support=read.support,
-      support_labels=labels(data.shots),
-      query=read.query,
-      query_labels=labels(data.queries),
-      seed=np.int32(task.seed),
-      number=np.int32(task.task),
-      token_ids=prompts.token_ids[indices.classes],
-      text=prompts.text[indices.classes],
-    )
-    about = {
-      "class_names": [source.class_names[label] for label in indices.classes],
-      "support": read.support_index.tolist(),
-      "query": read.query_index.tolist(),
-    }
-    return Loaded(arrays, about)
-
-  return load

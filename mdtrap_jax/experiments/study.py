@@ -98,8 +98,6 @@ def experiment(config: ml_collections.ConfigDict) -> Experiment:
       sources |= dict.fromkeys(own, finetune.identity(cell_config, source))
       name = f"{cell.name}, program {number}"
       groups.append(finetune.make_group(name, cell_config, own, source, load))
-  if not groups:
-    raise ValueError("config.study has no cell: give domains, severities and shots.")
   return Experiment(runs, sources, groups, finetune.placing(config))
 
 

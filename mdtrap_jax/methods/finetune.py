@@ -38,7 +38,7 @@ class Prepared(NamedTuple):
   batch: Batch  # rows of `tokens`
   query_tokens: jax.Array  # [C·Q, S, W]
   query_labels: jax.Array  # [C·Q] int32
-  token_ids: jax.Array  # [C, L] int32
+  token_ids: jax.Array  # [C, L] int32, or [C, P, L] for P templates
   text: jax.Array  # [C, D] float32
 
 
@@ -279,7 +279,15 @@ class FineTuning:
     """`[C, D]`, recomputed where the text encoder is trained."""
     if "text" not in factors:
       return prepared.text
-    return _float32(self.model.encode_text(params, prepared.token_ids, self.lora, factors, key))
+    ids = prepared.token_ids
+    rows = ids.reshape(-1, ids.shape[-1])
+    text = _float32(self.model.encode_text(params, rows, self.lora, factors, key))
+    return text if ids.ndim == 2 else template_mean(text.reshape(*ids.shape[:2], -1))
+
+
+def template_mean(text: jax.Array) -> jax.Array:
+  """`[C, D]` from the embeddings `[C, P, D]` of `P` templates: the mean of unit vectors."""
+  return unit(jnp.asarray(text)).mean(axis=1)
 
 
 def in_chunks(fn: Callable[..., jax.Array], size: int | None, *rows: jax.Array) -> jax.Array:

@@ -37,4 +37,5 @@ class Experiment(NamedTuple):
   runs: Mapping[str, ml_collections.ConfigDict]  # by subdirectory; "" is the directory itself
   sources: Mapping[str, Mapping[str, Any]]  # by run, what its data and weights are
   groups: Sequence[Group]
-  placing: Mapping[str, Any]  # `shards`, `each` and `fixed` of `place.place`
+  placing: dict[str, Any]  # `shards`, `each`, `fixed` and `devices` of `place.place`
+  about: str = ""  # what was understood, for the person at the terminal

@@ -12,31 +12,13 @@ where a class's digest covers whatever decides its images and their order.
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
-
 from mdtrap_jax import config as settings
+from mdtrap_jax.data.content import describe_changes
 
 _LISTED = 5  # changes of a source, in one message
-
-
-def describe(class_names: Sequence[str], labels: np.ndarray, digest: str) -> dict[str, Any]:
-  """A domain that is known by one digest as a whole.
-
-  Args:
-    class_names: of the domain.
-    labels: `[n]` into them; negative ones are left out.
-    digest: of all images or features.
-  """
-  content = {}
-  for label, name in enumerate(class_names):
-    index = np.flatnonzero(labels == label).astype(np.int64)
-    own = hashlib.sha256(digest.encode() + index.tobytes()).hexdigest()
-    content[name] = [len(index), own]
-  return {"class_names": list(class_names), "content": content}
 
 
 def differences(here: Mapping[str, Any], there: Mapping[str, Any]) -> list[str]:
@@ -63,7 +45,12 @@ def source_changes(here: Any, there: Any) -> list[str]:
     if name not in old or name not in new:
       changed.append(f"domain {name}: only {'there' if name in old else 'here'}")
     else:
-      changed += (f"{name}: {change}" for change in _class_changes(new[name], old[name]))
+      changes = describe_changes(old[name]["content"], new[name]["content"])
+      if not changes and old[name] != new[name]:
+        changes = [
+          f"class names: {old[name]['class_names']} there, {new[name]['class_names']} here"
+        ]
+      changed += (f"{name}: {change}" for change in changes)
   return changed or ["the images or weights are others"]
 
 
@@ -94,32 +81,3 @@ def _domains(source: Any) -> dict[str, Any] | None:
     return domains
   except (TypeError, KeyError, ValueError, AttributeError):
     return None
-
-
-def _class_changes(here: dict[str, Any], there: dict[str, Any]) -> Iterator[str]:
-  new, old = here["content"], there["content"]
-  gone = [name for name in old if name not in new]
-  added = [name for name in new if name not in old]
-  for name in list(gone):
-    if renamed := [other for other in added if new[other] == old[name]]:
-      yield f"class {name} is called {renamed[0]} here"
-      gone.remove(name)
-      added.remove(renamed[0])
-  yield from (f"class {name}: {old[name][0]} images there, none here" for name in gone)
-  yield from (f"class {name}: none there, {new[name][0]} images here" for name in added)
-  changed = [name for name in old if name in new and old[name] != new[name]]
-  while changed:
-    name = changed.pop(0)
-    swapped = [o for o in changed if new[o] == old[name] and new[name] == old[o]]
-    if swapped:
-      changed.remove(swapped[0])
-      yield f"classes {name} and {swapped[0]} exchanged their images"
-    elif old[name][0] != new[name][0]:
-      yield f"class {name}: {old[name][0]} images there, {new[name][0]} here"
-    else:
-      yield f"class {name}: {old[name][0]} images, but not the same ones"
-  if here["class_names"] != there["class_names"] and sorted(new) == sorted(old):
-    if sorted(here["class_names"]) == sorted(there["class_names"]):
-      yield "the classes are in another order"
-    else:
-      yield f"class names: {there['class_names']} there, {here['class_names']} here"

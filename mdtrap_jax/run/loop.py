@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -64,6 +65,8 @@ def run(experiment: Experiment, workdir: str | Path, pace: Pace = PACE) -> Finis
     PreemptedError: it was asked to stop; all is saved.
   """
   workdir = claim.claim_root(workdir)
+  if experiment.about and jax.process_index() == 0:
+    print(experiment.about, file=sys.stderr, flush=True)
   with contextlib.ExitStack() as stack:
     directories = {
       name: stack.enter_context(
@@ -136,7 +139,7 @@ class _Adapting(NamedTuple):
     programs = make_programs(method, mesh, bool(ready.weights))
     on_devices = lambda batch: spread(_filled(batch.tasks, size), mesh)
     lengths = _Lengths(self.pace.segment)
-    for tasks, left in _parts(todo, self.snapshots.restore(self.group.name)):
+    for tasks, left in _parts(todo, self.snapshots.restore(self.group.name, self.group.runs)):
       with contextlib.closing(ahead(on_devices, ready.batches(tasks, size))) as loaded:
         for batch, arrays in loaded:
           prepared, state = programs.prepare(params, arrays, ready.weights)
@@ -174,7 +177,9 @@ class _Adapting(NamedTuple):
         (jax.tree.leaves(state), {mark: _arrays(e) for mark, e in evaluations.items()}),
       )
       numbers = tuple(task.episode for task in batch.ids)
-      self.snapshots.save(Snapshot(self.group.name, numbers, step, leaves, kept))
+      self.snapshots.save(
+        Snapshot(self.group.name, numbers, step, leaves, kept, self.group.runs)
+      )
     asked.check()
 
   def _append(self, batch: TaskBatch, outcome: Outcome) -> None:

@@ -1,8 +1,12 @@
 """scikit-learn's handwritten digits as a real target domain that needs no download."""
 
+import functools
+import hashlib
+
 import numpy as np
 from PIL import Image
 
+from mdtrap_jax.data.content import Content, identity_of
 from mdtrap_jax.world import render, scenes
 
 
@@ -13,7 +17,7 @@ class DigitsSource:
     name: "digits".
     class_names: "digit zero" to "digit nine".
     labels: [1797] int32.
-    identity: the data and how it is enlarged.
+    identity: hex digest of the images as enlarged, and their classes.
   """
 
   def __init__(self):
@@ -32,7 +36,6 @@ class DigitsSource:
     self.name = "digits"
     self.class_names = tuple(f"digit {word}" for word in scenes.DIGITS)
     self.labels = data.target.astype(np.int32)
-    self.identity = f"sklearn.load_digits/bilinear-{render.SIZE}"
     gray = np.round(data.images * (255 / 16)).astype(np.uint8)
     self._images = np.stack(
       [
@@ -40,6 +43,19 @@ class DigitsSource:
         for digit in gray
       ]
     )
+
+  @functools.cached_property
+  def identity(self) -> str:
+    """Hex digest of the content and the order of the images."""
+    return identity_of(self.class_names, self.content(), self.labels.tolist())
+
+  def content(self) -> Content:
+    """Number of images and a digest of their pixels for each class."""
+    members = [self._images[self.labels == label] for label in range(len(self.class_names))]
+    return {
+      name: (len(pixels), hashlib.sha256(pixels.tobytes()).hexdigest())
+      for name, pixels in zip(self.class_names, members, strict=True)
+    }
 
   def __len__(self) -> int:
     return len(self.labels)

@@ -7,11 +7,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from mdtrap_jax.data.content import Content, digest_of, identity_of
 from mdtrap_jax.world import captions, domains, scenes
 from mdtrap_jax.world.domains import BLOCK
 
 # Folded into the seed, so that no scene of an evaluation is drawn by pretraining.
 _EVALUATION, _PRETRAINING = 1, 2
+_VERSION = 1  # Of the images; raise it when drawing or rendering changes them.
 
 
 def _classes(**choices: tuple[str, ...]) -> tuple[scenes.Attributes, ...]:
@@ -84,7 +86,7 @@ class WorldSource:
     name: the domain and its severity.
     class_names: `C` names, in the words of `captions.VOCABULARY`.
     labels: [n] int32.
-    identity: everything the images depend on, as text.
+    identity: hex digest of everything the images depend on.
     attributes: `n` rows, the attributes of each class, -1 where the class leaves them free.
   """
 
@@ -113,10 +115,10 @@ class WorldSource:
       raise ValueError(f"{images_per_class=} must be at least 1.")
     self.domain, self.severity, self.seed = domain, float(severity), seed
     self.name = domain if domain == "source" else f"{domain}-{severity:g}"
-    self.identity = f"world:1/{domain}/severity={severity:g}/{images_per_class}/seed={seed}"
     classes = CLASSES[domain]
     self.class_names = tuple(captions.phrase(attributes) for attributes in classes)
     self.labels = np.repeat(np.arange(len(classes), dtype=np.int32), images_per_class)
+    self._images_per_class = images_per_class
     self._copies = np.tile(np.arange(images_per_class, dtype=np.int32), len(classes))
     rows = zip(self.labels, self._copies, strict=True)
     self._wanted = _stack([self._complete(label, copy) for label, copy in rows])
@@ -129,6 +131,19 @@ class WorldSource:
     if attributes.shape < 0:
       return attributes._replace(shape=np.int32((label + copy) % len(scenes.OUTLINES)))
     return attributes
+
+  def content(self) -> Content:
+    """Number of images and a digest of what they are drawn from for each class."""
+    drawn_from = _VERSION, self.domain, self.severity, self.seed
+    return {
+      name: (self._images_per_class, digest_of((*drawn_from, label)))
+      for label, name in enumerate(self.class_names)
+    }
+
+  @property
+  def identity(self) -> str:
+    """Hex digest of the content."""
+    return identity_of(self.class_names, self.content())
 
   def __len__(self) -> int:
     return len(self.labels)

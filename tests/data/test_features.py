@@ -114,7 +114,7 @@ def test_every_kind_of_features_of_the_image_towers():
   from mdtrap_jax import models
 
   backbone = Backbone(models.build("miniature"), None)
-  with pytest.raises(ValueError, match="features.model=resnet18"):
+  with pytest.raises(ValueError, match="model.name=resnet18"):
     make_extractor("miniature", backbone, "map")
   model = backbone.model
   params = jax.jit(model.init)(jax.random.key(0))

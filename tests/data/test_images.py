@@ -1,10 +1,13 @@
 import io
+import os
+import zlib
 
+import ml_collections
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, TiffImagePlugin
 
 from mdtrap_jax.data import images
 
@@ -32,50 +35,52 @@ def test_grey_becomes_three_equal_channels():
   np.testing.assert_array_equal(decoded, np.repeat(RGB[..., :1], 3, -1))
 
 
-@pytest.mark.parametrize("kind", ["png", "tiff"])
-def test_16_bit_grey_is_scaled_not_clipped(kind):
-  values = np.array([[0, 128, 129, 257, 32768, 65406, 65407, 65535]], np.uint16)
-  decoded = images.decode(encode(Image.fromarray(values), kind), "deep")
-  assert decoded[0, :, 0].tolist() == [0, 0, 1, 1, 128, 254, 255, 255]
-  assert decoded.shape == (1, 8, 3)
-
-
 def test_one_bit():
   bits = RGB[..., 0] > 127
   decoded = images.decode(encode(Image.fromarray(bits)), "bits")
   np.testing.assert_array_equal(decoded[..., 1], np.where(bits, 255, 0))
 
 
-@pytest.mark.parametrize("transparency", [None, 3, bytes([0, 255, 128])])
-def test_palette_keeps_its_colors_whatever_is_transparent(transparency):
-  image = Image.fromarray(RGB).quantize(16)
-  expected = np.asarray(image.convert("RGB"))
-  options = {} if transparency is None else {"transparency": transparency}
-  decoded = images.decode(encode(image, **options), "palette")
-  np.testing.assert_array_equal(decoded, expected)
+def over(rgb, alpha, background):
+  """Composited by hand, in integers, half up."""
+  rgb, alpha = rgb.astype(np.int64), alpha.astype(np.int64)
+  return (rgb * alpha + np.array(background) * (255 - alpha) + 127) // 255
 
 
-def test_gif_palette():
+@pytest.mark.parametrize("background", [(255, 255, 255), (200, 0, 10)])
+def test_transparency_shows_the_background(background):
+  alpha = np.random.default_rng(1).integers(0, 256, (13, 17, 1), dtype=np.uint8)
+  alpha[0, :3, 0] = 0, 255, 128
+  decoding = images.Decoding(background=background)
+  rgba = encode(Image.fromarray(np.concatenate([RGB, alpha], -1)))
+  decoded = images.decode(rgba, "rgba", decoding)
+  np.testing.assert_allclose(decoded, over(RGB, alpha, background), atol=1)
+  assert decoded[0, :2].tolist() == [list(background), RGB[0, 1].tolist()]
+  grey = Image.merge("LA", [Image.fromarray(RGB[..., 0]), Image.fromarray(alpha[..., 0])])
+  decoded = images.decode(encode(grey), "la", decoding)
+  np.testing.assert_allclose(decoded, over(RGB[..., :1], alpha, background), atol=1)
+
+
+@pytest.mark.parametrize("kind", ["png", "gif"])
+def test_a_palette_with_a_transparent_entry(kind):
   image = Image.fromarray(RGB).quantize(16)
-  decoded = images.decode(encode(image, "gif", transparency=2), "gif")
-  np.testing.assert_array_equal(decoded, np.asarray(image.convert("RGB")))
+  entries, colors = np.asarray(image), np.asarray(image.convert("RGB"))
+  decoded = images.decode(encode(image, kind), "opaque")
+  np.testing.assert_array_equal(decoded, colors)
+  decoded = images.decode(encode(image, kind, transparency=3), "keyed")
+  np.testing.assert_array_equal(decoded, np.where((entries == 3)[..., None], 255, colors))
 
 
 @pytest.mark.parametrize("mode", ["L", "RGB"])
-def test_a_transparent_color_of_a_plain_image_is_dropped(mode):
+def test_a_transparent_color_of_a_plain_image(mode):
   image = Image.fromarray(RGB).convert(mode)
-  color = 7 if mode == "L" else tuple(int(value) for value in RGB[0, 0])
+  pixels = np.asarray(image.convert("RGB"))
+  key = tuple(pixels[0, 0].tolist())
+  color = key[0] if mode == "L" else key
   decoded = images.decode(encode(image, transparency=color), "keyed")
-  np.testing.assert_array_equal(decoded, np.asarray(image.convert("RGB")))
-
-
-def test_transparency_shows_the_color_beneath():
-  alpha = np.zeros_like(RGB[..., :1])
-  decoded = images.decode(encode(Image.fromarray(np.concatenate([RGB, alpha], -1))), "rgba")
-  np.testing.assert_array_equal(decoded, RGB)
-  grey_alpha = Image.merge("LA", [Image.fromarray(RGB[..., 0]), Image.new("L", (17, 13), 0)])
-  decoded = images.decode(encode(grey_alpha), "la")
-  np.testing.assert_array_equal(decoded[..., 2], RGB[..., 0])
+  expected = np.where((pixels == key).all(-1, keepdims=True), 255, pixels)
+  np.testing.assert_array_equal(decoded, expected)
+  assert decoded[0, 0].tolist() == [255, 255, 255]
 
 
 @pytest.mark.parametrize("kind", ["jpeg", "tiff"])
@@ -89,23 +94,113 @@ def test_cmyk(kind):
     np.testing.assert_array_equal(decoded, RGB)
 
 
-def test_exif_orientation_is_not_applied():
+# How a stored picture is turned to be seen upright (EXIF 2.3, tag 0x0112).
+UPRIGHT = {
+  1: lambda x: x,
+  2: lambda x: x[:, ::-1],
+  3: lambda x: x[::-1, ::-1],
+  4: lambda x: x[::-1],
+  5: lambda x: x.swapaxes(0, 1),
+  6: lambda x: np.rot90(x, -1),
+  7: lambda x: np.rot90(x, 2).swapaxes(0, 1),
+  8: np.rot90,
+}
+
+
+@pytest.mark.parametrize("kind", ["png", "tiff", "webp"])
+@pytest.mark.parametrize("orientation", UPRIGHT)
+def test_exif_orientation_is_applied(orientation, kind, caplog):
   exif = Image.Exif()
-  exif[0x0112] = 6  # Turned by 90 degrees.
-  decoded = images.decode(encode(Image.fromarray(RGB), "jpeg", exif=exif.tobytes()), "turned")
-  assert decoded.shape == RGB.shape
+  exif[0x0112] = orientation
+  options = {"exif": exif.tobytes()} | ({"lossless": True} if kind == "webp" else {})
+  encoded = encode(Image.fromarray(RGB), kind, **options)
+  decoded = images.decode(encoded, "turned", notes=images.Notes("photos"))
+  np.testing.assert_array_equal(decoded, UPRIGHT[orientation](RGB))
+  assert ("photos: turned was taken with the camera turned" in caplog.text) == (orientation > 1)
 
 
-def test_floats_have_no_meaning_as_rgb():
-  values = Image.fromarray(np.ones((3, 3), np.float32))
-  with pytest.raises(images.UnreadableImageError, match="deep.tif: it holds floats"):
-    images.decode(encode(values, "tiff"), "deep.tif")
+def test_damaged_metadata_do_not_cost_the_picture():
+  exif = Image.Exif()
+  exif[0x0112] = 6
+  encoded = encode(Image.fromarray(RGB), exif=exif.tobytes()[:9])
+  np.testing.assert_array_equal(images.decode(encoded, "odd"), RGB)
 
 
-def test_32_bit_values_are_not_guessed():
-  values = Image.fromarray(np.array([[0, 70000]], np.int32))
-  with pytest.raises(images.UnreadableImageError, match="0 to 70000, are not 16-bit"):
-    images.decode(encode(values, "tiff"), "wide.tif")
+def test_a_note_is_said_once_a_kind(caplog):
+  notes = images.Notes("photos")
+  clear = encode(Image.new("RGBA", (2, 2)))
+  for name in ("first", "second"):
+    images.decode(clear, name, notes=notes)
+  assert caplog.text.count("is transparent") == 1
+  assert "photos: first is transparent" in caplog.text
+
+
+EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\nshowpage\n"
+
+
+def test_postscript_starts_no_program(tmp_path, monkeypatch):
+  started = tmp_path / "started"
+  for name in ("gs", "gswin64c"):
+    (tmp_path / name).write_text(f"#!/bin/sh\n: > {started}\n")
+    (tmp_path / name).chmod(0o755)
+  monkeypatch.setenv("PATH", str(tmp_path))
+  with pytest.raises(images.UnreadableImageError, match=r"a\.png: it is PostScript, a program"):
+    images.decode(EPS, "a.png")
+  assert not started.exists()
+
+
+def test_only_photographs_are_opened():
+  """Whatever Pillow has a decoder for; these would have been read."""
+  for kind in ("ico", "pcx", "tga", "icns", "sgi", "dds", "msp"):
+    image = Image.fromarray(RGB).convert("1" if kind == "msp" else "RGB")
+    with pytest.raises(images.UnreadableImageError, match="not an image, or"):
+      images.decode(encode(image, kind), "odd.png")
+
+
+@pytest.mark.parametrize(
+  ("encoded", "reason"),
+  [
+    (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic", "it is HEIC, which the package pillow-heif reads"),
+    (bytes(128) + b"DICM" + bytes(20), "it is DICOM, which the package pydicom reads"),
+    (b"version https://git-lfs.github.com/spec/v1\noid sha256:0", "git lfs pull"),
+    (b"<!DOCTYPE html><html>", "the web page of a failed download"),
+    pytest.param(
+      b"II*\0\x08\0\0\0",
+      "a TIFF whose first bytes are damaged",
+      marks=pytest.mark.filterwarnings("ignore:Corrupt EXIF"),
+    ),
+  ],
+)
+def test_other_kinds_are_named(encoded, reason):
+  with pytest.raises(images.UnreadableImageError, match=reason):
+    images.decode(encoded, "odd.jpg")
+
+
+def test_a_tiff_of_many_bands_is_named():
+  tags = TiffImagePlugin.ImageFileDirectory_v2()
+  values = {256: 4, 257: 4, 258: (16,) * 13, 259: 1, 262: 1, 273: 400, 277: 13, 279: 416}
+  for tag, value in values.items():
+    tags[tag] = value
+  stream = io.BytesIO()
+  stream.write(b"II*\0\x08\0\0\0")
+  tags.save(stream)
+  with pytest.raises(images.UnreadableImageError, match="TIFF of 13 bands of 16 bits, a kind that"):
+    images.decode(stream.getvalue() + bytes(900), "sentinel.tif")
+
+
+@pytest.mark.parametrize("kind", ["pipe", "folder"])
+def test_what_is_no_file_is_not_opened(kind, tmp_path):
+  path = tmp_path / "a.png"
+  os.mkfifo(path) if kind == "pipe" else path.mkdir()
+  with pytest.raises(images.UnreadableImageError, match="is a pipe, device or folder, not a file"):
+    images.decode(path, "a.png")
+
+
+def test_names_of_many_lines_are_shown_on_one():
+  with pytest.raises(images.UnreadableImageError) as caught:
+    images.decode(b"", "a\nb\udcff.png")
+  assert r"image a\nb\udcff.png: the file is empty" in str(caught.value)
+  str(caught.value).encode()
 
 
 @pytest.mark.parametrize("kind", ["jpeg", "png", "gif", "bmp", "tiff", "webp"])
@@ -124,10 +219,31 @@ def test_empty_strange_and_missing_files_are_named(tmp_path):
     images.decode(tmp_path / "gone.png", "gone.png")
 
 
-def test_a_bomb_is_refused(monkeypatch):
-  monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 50)
-  with pytest.raises(images.UnreadableImageError, match="decompression bomb"):
-    images.decode(encode(Image.fromarray(RGB)), "bomb.png")
+def test_the_limit_of_pixels_is_the_sources_own():
+  encoded = encode(Image.fromarray(RGB))
+  assert images.decode(encoded, "fits", images.Decoding(max_pixels=13 * 17)).shape == RGB.shape
+  with pytest.raises(images.UnreadableImageError, match=r"17x13 pixels are more than 220, .*max_p"):
+    images.decode(encoded, "bomb.png", images.Decoding(max_pixels=220))
+  header = bytearray(encode(Image.new("1", (1, 1))))
+  header[16:24] = (20000).to_bytes(4) * 2  # Pillow alone would refuse, or warn, by its header.
+  header[29:33] = zlib.crc32(header[12:29]).to_bytes(4)
+  with pytest.raises(images.UnreadableImageError, match="20000x20000 pixels are more than 17895"):
+    images.decode(bytes(header), "bomb.png")
+  with pytest.raises(images.UnreadableImageError, match="truncated"):  # So its header was let in.
+    images.decode(bytes(header), "large.png", images.Decoding(max_pixels=400_000_000))
+
+
+def test_decoding_of_a_config():
+  bare = ml_collections.ConfigDict({"name": "folder"})
+  assert images.decoding_of(bare) == images.Decoding((255, 255, 255), None, None)
+  fields = {"background": (0, 1, 2), "window": (-5.0, 300.0), "max_pixels": 7}
+  assert images.decoding_of(ml_collections.ConfigDict(fields)) == tuple(fields.values())
+  for field, value in (
+    ("background", (0, 0)), ("background", (0, 0, 256)), ("window", (5,)), ("window", (9, 9)),
+    ("window", (0, float("nan"))), ("max_pixels", 0),
+  ):  # fmt: skip
+    with pytest.raises(ValueError, match=rf"config\.data\.{field}="):
+      images.decoding_of(ml_collections.ConfigDict({field: value}))
 
 
 @settings(max_examples=200, deadline=None, derandomize=True)
@@ -164,6 +280,41 @@ def test_crop_is_torchvisions_short_side_and_center(height, width):
 def test_a_square_image_is_resized_alike():
   square = np.random.default_rng(0).integers(0, 256, (30, 30, 3), np.uint8)
   np.testing.assert_array_equal(images.resize(square, 8, "crop"), images.resize(square, 8))
+
+
+@pytest.mark.parametrize(("height", "width"), [(1, 60000), (60000, 1), (3, 9000), (9000, 2)])
+def test_of_a_strip_the_center_alone_is_enlarged(height, width, monkeypatch):
+  made, original = [], Image.Image.resize
+  record = lambda picture, size, *args: made.append(size) or original(picture, size, *args)
+  monkeypatch.setattr(Image.Image, "resize", record)
+  image = np.random.default_rng(0).integers(0, 256, (height, width, 3), np.uint8)
+  cropped = images.resize(image, 224, "crop")
+  assert made == [(224, 224)]  # The whole would be up to 224 by 13 million pixels.
+  # By hand: what the enlarged whole would show in its middle 224 columns are these few pixels.
+  side, length = sorted((height, width))
+  long = image if width > height else image.swapaxes(0, 1)
+  middle = long[:, length // 2 - 2 * side - 8 : length // 2 + 2 * side + 8]
+  expected = images.resize(middle, 224, "crop")
+  expected = expected if width > height else expected.swapaxes(0, 1)
+  assert np.abs(cropped.astype(int) - expected).max() <= 2
+
+
+def test_the_strips_way_gives_the_pixels_of_the_other(monkeypatch):
+  image = np.random.default_rng(0).integers(0, 256, (50, 300, 3), np.uint8)
+  whole = images.resize(image, 32, "crop")
+  monkeypatch.setattr(images, "_LARGE", 0)
+  assert np.abs(images.resize(image, 32, "crop").astype(int) - whole).max() <= 1
+
+
+@pytest.mark.parametrize("mode", images.RESIZE_MODES)
+def test_interpolation_is_pils(mode):
+  square = RGB[:, :13]
+  expected = Image.fromarray(square).resize((32, 32), Image.Resampling.BICUBIC)
+  resized = images.resize(square, 32, mode, "bicubic")
+  np.testing.assert_array_equal(resized, np.asarray(expected))
+  assert (resized != images.resize(square, 32, mode)).any()
+  with pytest.raises(ValueError, match="interpolation='lanczos' is none of bilinear, bicubic"):
+    images.resize(square, 32, mode, "lanczos")
 
 
 def test_unknown_way_of_resizing():

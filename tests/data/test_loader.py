@@ -4,12 +4,14 @@ import multiprocessing
 import os
 import threading
 
+import jax
 import numpy as np
 import pytest
 from PIL import Image
 
 from mdtrap_jax.data import cache as cache_lib
 from mdtrap_jax.data import images, loader, sampler, sources
+from mdtrap_jax.data.task import TaskBatch, TaskId
 
 SIZES = {"ways": 2, "shots": 1, "queries": 3}
 OPTIONS = {"seed": 5, "size": 8, "threads": 4, **SIZES}
@@ -26,40 +28,58 @@ def source(tmp_path):
   return sources.FolderSource(tmp_path / "data")
 
 
+def batches_of(source, episodes, count, *, seed, threads, **options):
+  """The batches of some episodes."""
+  load = loader.episode_loader(source, **options)
+  tasks = [TaskId(number, "", seed, number) for number in episodes]
+  return loader.task_batches(load, tasks, count, threads=threads)
+
+
+def numbers(batch):
+  return [task.episode for task in batch.ids]
+
+
+def index(batch, kind):
+  return np.stack([about[kind] for about in batch.about])
+
+
 def assert_same(first, second):
-  for name, one, other in zip(first._fields, first, second, strict=True):
-    np.testing.assert_array_equal(one, other, err_msg=name)
+  assert first.about == second.about
+  jax.tree.map(np.testing.assert_array_equal, first.tasks, second.tasks)
 
 
 def test_shapes_types_and_content(source):
-  batches = list(loader.episode_batches(source, [4, 9, 2], 2, **OPTIONS))
-  assert [batch.episode.tolist() for batch in batches] == [[4, 9], [2]]
+  batches = list(batches_of(source, [4, 9, 2], 2, **OPTIONS))
+  assert [numbers(batch) for batch in batches] == [[4, 9], [2]]
   batch = batches[0]
-  assert (batch.episode.dtype, batch.classes.dtype) == (np.int64, np.int32)
-  assert (batch.support.dtype, batch.query.dtype) == (np.uint8, np.uint8)
-  assert (batch.support_index.dtype, batch.query_index.dtype) == (np.int64, np.int64)
-  assert batch.classes.shape == (2, 2)
-  assert batch.support.shape == (2, 2, 8, 8, 3)
-  assert batch.query.shape == (2, 6, 8, 8, 3)
+  tasks = batch.tasks
+  assert (tasks.support.dtype, tasks.query.dtype) == (np.uint8, np.uint8)
+  assert (tasks.seed.tolist(), tasks.number.tolist()) == ([5, 5], [4, 9])
+  assert tasks.support.shape == (2, 2, 8, 8, 3)
+  assert tasks.query.shape == (2, 6, 8, 8, 3)
+  assert tasks.support_labels[1].tolist() == [0, 1]
+  assert tasks.query_labels[1].tolist() == [0, 0, 0, 1, 1, 1]
   drawn = sampler.sample_episode(source.labels, seed=5, episode=9, **SIZES)
-  np.testing.assert_array_equal(batch.support_index[1], drawn.support)
-  np.testing.assert_array_equal(batch.query_index[1], drawn.query)
-  np.testing.assert_array_equal(source.labels[batch.query_index[1]][:, 0], batch.classes[1])
-  for pixels, index in zip(batch.query[1], drawn.query.reshape(-1), strict=True):
-    np.testing.assert_array_equal(pixels, images.resize(source.image(index), 8))
+  np.testing.assert_array_equal(index(batch, "support")[1], drawn.support)
+  np.testing.assert_array_equal(index(batch, "query")[1], drawn.query)
+  assert batch.about[1]["class_names"] == [source.class_names[c] for c in drawn.classes]
+  np.testing.assert_array_equal(source.labels[drawn.query][:, 0], drawn.classes)
+  for pixels, image in zip(tasks.query[1], drawn.query.reshape(-1), strict=True):
+    np.testing.assert_array_equal(pixels, images.resize(source.image(image), 8))
 
 
 def test_episodes_do_not_depend_on_batches_or_threads(source):
-  together = list(loader.episode_batches(source, range(7), 7, **OPTIONS))[0]
+  together = list(batches_of(source, range(7), 7, **OPTIONS))[0]
   for batch_size, threads in ((1, 0), (2, 1), (3, 8)):
     options = {**OPTIONS, "threads": threads}
-    batches = list(loader.episode_batches(source, range(7), batch_size, **options))
-    columns = (np.concatenate(column) for column in zip(*batches, strict=True))
-    assert_same(loader.EpisodeBatch(*columns), together)
+    batches = list(batches_of(source, range(7), batch_size, **options))
+    tasks = jax.tree.map(lambda *leaves: np.concatenate(leaves), *(b.tasks for b in batches))
+    about = [each for batch in batches for each in batch.about]
+    assert_same(TaskBatch([], tasks, about), together)
 
 
 def test_no_episodes_no_batches(source):
-  assert list(loader.episode_batches(source, [], 4, **OPTIONS)) == []
+  assert list(batches_of(source, [], 4, **OPTIONS)) == []
 
 
 def test_decoding_runs_ahead_in_parallel(source):
@@ -72,8 +92,8 @@ def test_decoding_runs_ahead_in_parallel(source):
     return plain(index)
 
   source.image = image
-  batches = loader.episode_batches(source, range(4), 4, **OPTIONS)
-  assert len(next(batches).episode) == 4
+  batches = batches_of(source, range(4), 4, **OPTIONS)
+  assert len(next(batches).ids) == 4
 
 
 def break_images(source, indices):
@@ -86,7 +106,7 @@ def test_an_unreadable_image_stops_with_its_own_message(source):
   drawn = sampler.sample_episode(source.labels, seed=5, episode=3, **SIZES)
   broken = drawn.query[1, 2]
   break_images(source, [broken])
-  batches = loader.episode_batches(source, [3], 1, **OPTIONS)
+  batches = batches_of(source, [3], 1, **OPTIONS)
   with pytest.raises(images.UnreadableImageError) as caught:
     next(batches)
   assert str(caught.value).startswith(f"Cannot read the image {source.describe(broken)}: not an")
@@ -94,49 +114,43 @@ def test_an_unreadable_image_stops_with_its_own_message(source):
 
 def test_skipped_images_are_replaced_in_drawn_order(source, caplog):
   drawn = sampler.sample_episode(source.labels, seed=5, episode=3, **SIZES)
-  before = list(loader.episode_batches(source, [3], 1, **OPTIONS))[0]
+  before = list(batches_of(source, [3], 1, **OPTIONS))[0]
   break_images(source, [drawn.support[0, 0], drawn.query[0, 1], drawn.spare[0][1]])
-  after = list(loader.episode_batches(source, [3], 1, unreadable="skip", **OPTIONS))[0]
+  after = list(batches_of(source, [3], 1, unreadable="skip", **OPTIONS))[0]
   spare = drawn.spare[0]
-  assert after.support_index[0].tolist() == [[spare[0]], drawn.support[1].tolist()]
+  assert index(after, "support")[0].tolist() == [[spare[0]], drawn.support[1].tolist()]
   query = drawn.query.copy()
   query[0, 1] = spare[2]
-  np.testing.assert_array_equal(after.query_index[0], query)
-  np.testing.assert_array_equal(after.query[0, 1], images.resize(source.image(spare[2]), 8))
-  np.testing.assert_array_equal(after.query[0, 3:], before.query[0, 3:])
+  np.testing.assert_array_equal(index(after, "query")[0], query)
+  np.testing.assert_array_equal(after.tasks.query[0, 1], images.resize(source.image(spare[2]), 8))
+  np.testing.assert_array_equal(after.tasks.query[0, 3:], before.tasks.query[0, 3:])
   for broken in (drawn.support[0, 0], drawn.query[0, 1], spare[1]):
     assert source.describe(broken) in caplog.text
   again = loader.load_episode(source, drawn, 8, "skip", episode=3)
-  assert_same(again, loader.EpisodeBatch(*(column[0] for column in after)))
+  np.testing.assert_array_equal(again.query, after.tasks.query[0])
+  np.testing.assert_array_equal(again.query_index, query)
 
 
 def test_running_out_of_spares_names_the_class(source):
   break_images(source, range(8))
-  batches = loader.episode_batches(
+  batches = batches_of(
     sources.keep_classes(source, ["a"]), [0], 1, unreadable="skip", **{**OPTIONS, "ways": 1}
   )
   with pytest.raises(images.UnreadableImageError, match=r"Class 'a' of .* too few readable"):
     next(batches)
 
 
-@pytest.mark.parametrize(
-  ("change", "message"),
-  [
-    ({"unreadable": "ignore"}, "unreadable='ignore' is none of error, skip"),
-    ({"batch_size": 0}, "batch_size=0 must be at least 1"),
-    ({"threads": -1}, "threads=-1"),
-  ],
-)
-def test_bad_options(source, change, message):
-  with pytest.raises(ValueError, match=message):
-    loader.episode_batches(source, **{"episodes": [0], "batch_size": 1, **OPTIONS, **change})
+def test_an_unknown_way_with_unreadable_images(source):
+  with pytest.raises(ValueError, match="unreadable='ignore' is none of error, skip"):
+    batches_of(source, [0], 1, unreadable="ignore", **OPTIONS)
 
 
 def test_kept_classes_report_the_sources_indices(source):
   kept = sources.keep_classes(source, ["b", "c"])
-  batch = next(loader.episode_batches(kept, range(6), 6, **OPTIONS))
-  assert batch.query_index.min() >= 8
-  np.testing.assert_array_equal(source.labels[batch.query_index][..., 0], batch.classes + 1)
+  batch = next(batches_of(kept, range(6), 6, **OPTIONS))
+  assert index(batch, "query").min() >= 8
+  names = np.array(source.class_names)[source.labels[index(batch, "query")][..., 0]]
+  assert names.tolist() == [about["class_names"] for about in batch.about]
 
 
 def open_cache(source, folder, size=8, resize="squash"):
@@ -144,12 +158,12 @@ def open_cache(source, folder, size=8, resize="squash"):
 
 
 def test_cached_images_are_the_images(source, tmp_path):
-  plain = list(loader.episode_batches(source, range(5), 2, **OPTIONS))
+  plain = list(batches_of(source, range(5), 2, **OPTIONS))
   cache = open_cache(source, tmp_path / "cache" / "new")
-  first = list(loader.episode_batches(source, range(5), 2, cache=cache, **OPTIONS))
+  first = list(batches_of(source, range(5), 2, cache=cache, **OPTIONS))
   source.image = None  # From here on, nothing may be decoded.
   cache = open_cache(source, tmp_path / "cache" / "new")
-  second = list(loader.episode_batches(source, range(5), 2, cache=cache, **OPTIONS))
+  second = list(batches_of(source, range(5), 2, cache=cache, **OPTIONS))
   for one, two, three in zip(plain, first, second, strict=True):
     assert_same(one, two)
     assert_same(one, three)
@@ -158,7 +172,7 @@ def test_cached_images_are_the_images(source, tmp_path):
 def test_images_are_resized_as_asked(source, tmp_path):
   for cache in (None, open_cache(source, tmp_path / "cache", resize="crop")):
     options = {**OPTIONS, "resize": "crop", "cache": cache}
-    batch = next(loader.episode_batches(source, [0], 1, **options))
+    batch = next(batches_of(source, [0], 1, **options))
     index = batch.support_index.reshape(-1)[0]
     expected = images.resize(source.image(index), 8, "crop")
     np.testing.assert_array_equal(batch.support[0, 0], expected)
@@ -171,9 +185,18 @@ def test_other_data_size_or_resizing_has_other_files(source, tmp_path):
   assert open_cache(source, tmp_path / "cache").get(3)[0, 0, 0] == 7
   assert open_cache(source, tmp_path / "cache", size=4).get(3) is None
   assert open_cache(source, tmp_path / "cache", resize="crop").get(3) is None
-  os.utime(source.describe(3), (1, 1))
+  os.replace(source.describe(4), source.describe(3))
   changed = sources.FolderSource(source.name)
   assert open_cache(changed, tmp_path / "cache").get(3) is None
+
+
+@pytest.mark.parametrize("interpolation", images.INTERPOLATIONS)
+def test_the_filter_of_resizing_reaches_the_pixels(interpolation, source):
+  options = {**OPTIONS, "interpolation": interpolation}
+  batch = next(batches_of(source, [0], 1, **options))
+  whole = source.image(batch.support_index.reshape(-1)[0])
+  expected = images.resize(whole, 8, interpolation=interpolation)
+  np.testing.assert_array_equal(batch.support[0, 0], expected)
 
 
 def test_cache_refuses_what_does_not_fit(source, tmp_path):
@@ -214,7 +237,7 @@ def test_full_disk_reaches_the_caller(source, tmp_path, monkeypatch):
 
   monkeypatch.setattr(os, "pwrite", full)
   with pytest.raises(OSError, match="No space left"):
-    next(loader.episode_batches(source, [0], 1, cache=cache, **OPTIONS))
+    next(batches_of(source, [0], 1, cache=cache, **OPTIONS))
 
 
 def test_cache_folder_that_cannot_be(source, tmp_path):

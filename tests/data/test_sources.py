@@ -1,30 +1,16 @@
-import os
+import unicodedata
 from types import SimpleNamespace
 
 import ml_collections
 import numpy as np
 import pytest
-from PIL import Image
 
-from mdtrap_jax.data import images, sources
+from mdtrap_jax.data import sources
+from mdtrap_jax.world.digits import DigitsSource
+from mdtrap_jax.world.source import WorldSource
+from tests.data.folders import write_image
 
 RANDOM = np.random.default_rng(0)
-
-
-def write_image(file, shape=(6, 5)):
-  file.parent.mkdir(parents=True, exist_ok=True)
-  pixels = RANDOM.integers(0, 256, (*shape, 3), dtype=np.uint8)
-  Image.fromarray(pixels).save(file)
-  return pixels
-
-
-@pytest.fixture
-def folder(tmp_path):
-  """Three classes with 3, 2 and 1 images."""
-  for name, count in (("cat", 3), ("bird", 2), ("ant_hill", 1)):
-    for number in range(count):
-      write_image(tmp_path / name / f"{number}.png")
-  return tmp_path
 
 
 def config(**changes):
@@ -39,85 +25,6 @@ def config(**changes):
   return ml_collections.ConfigDict({**fields, **changes})
 
 
-def test_folder_is_sorted_and_read(folder):
-  source = sources.FolderSource(folder)
-  assert source.class_names == ("ant_hill", "bird", "cat")
-  assert source.labels.tolist() == [0, 1, 1, 2, 2, 2]
-  assert source.labels.dtype == np.int32
-  assert source.describe(3) == str(folder / "cat" / "0.png")
-  np.testing.assert_array_equal(source.image(3), Image.open(folder / "cat" / "0.png"))
-
-
-def test_folder_names_for_prompts(folder):
-  source = sources.FolderSource(folder, {"cat": "house cat"})
-  assert source.class_names == ("ant_hill", "bird", "house cat")
-  with pytest.raises(ValueError, match="no subfolder dog to name; it has ant_hill, bird, cat"):
-    sources.FolderSource(folder, {"dog": "x"})
-  with pytest.raises(ValueError, match="two classes have the same name"):
-    sources.FolderSource(folder, {"cat": "bird"})
-
-
-def test_folder_passes_over_what_is_no_image(folder, caplog):
-  write_image(folder / "cat" / ".hidden.png")
-  write_image(folder / ".cache" / "x.png")
-  (folder / "cat" / "notes.txt").write_text("text")
-  (folder / "readme.md").write_text("text")
-  source = sources.FolderSource(folder)
-  assert len(source.labels) == 6
-  assert "passed over 1 files that are not images" in caplog.text
-  assert "notes.txt" in caplog.text
-
-
-def test_folder_recursion_links_and_loops(folder, tmp_path_factory):
-  elsewhere = tmp_path_factory.mktemp("elsewhere")
-  write_image(elsewhere / "deep" / "1.JPG")
-  os.symlink(elsewhere, folder / "dog")
-  os.symlink(folder / "dog", elsewhere / "deep" / "loop")
-  os.symlink(folder / "cat" / "0.png", folder / "dog" / "linked.png")
-  source = sources.FolderSource(folder)
-  assert source.class_names[-1] == "dog"
-  files = [os.path.relpath(source.describe(index), folder) for index in (6, 7)]
-  assert files == ["dog/deep/1.JPG", "dog/linked.png"]
-  assert len(source.labels) == 8
-
-
-def test_folder_identity_follows_the_files(folder):
-  before = sources.FolderSource(folder).identity
-  assert sources.FolderSource(folder).identity == before
-  os.utime(folder / "cat" / "0.png", (1, 1))
-  touched = sources.FolderSource(folder).identity
-  (folder / "cat" / "0.png").rename(folder / "cat" / "00.png")
-  assert len({before, touched, sources.FolderSource(folder).identity}) == 3
-
-
-def test_no_such_folder(tmp_path):
-  with pytest.raises(FileNotFoundError, match=r"no such folder\. Set --config\.data\.path="):
-    sources.FolderSource(tmp_path / "gone")
-  (tmp_path / "file").write_text("")
-  with pytest.raises(FileNotFoundError, match="not a folder"):
-    sources.FolderSource(tmp_path / "file")
-
-
-def test_folder_without_classes(tmp_path):
-  write_image(tmp_path / "a.png")
-  with pytest.raises(ValueError, match=r"no images in subfolders \(subfolders: none\)"):
-    sources.FolderSource(tmp_path)
-
-
-def test_dead_link_is_named_when_read(folder):
-  os.symlink(folder / "gone.png", folder / "ant_hill" / "1.png")
-  source = sources.FolderSource(folder)
-  with pytest.raises(images.UnreadableImageError, match=r"ant_hill/1\.png: .*No such file"):
-    source.image(1)
-
-
-def test_corrupt_file_is_named(folder):
-  (folder / "bird" / "0.png").write_bytes(b"")
-  source = sources.FolderSource(folder)
-  with pytest.raises(images.UnreadableImageError, match=r"bird/0\.png: the file is empty"):
-    source.image(1)
-
-
 def make_arrays(counts=(3, 5, 8)):
   labels = np.repeat(np.arange(len(counts)), counts)
   pixels = RANDOM.integers(0, 256, (len(labels), 4, 4, 3), dtype=np.uint8)
@@ -129,7 +36,11 @@ def test_arrays():
   assert source.labels.dtype == np.int32
   assert source.describe(2) == "image 2"
   assert source.image(2).shape == (4, 4, 3)
-  assert source.identity != make_arrays().identity  # Drawn anew.
+  other = make_arrays()  # Drawn anew.
+  assert source.identity != other.identity
+  assert sources.describe_changes(source.content(), other.content()) == [
+    f"class 'class {label}': other images" for label in range(3)
+  ]
   ragged = [np.zeros((2, 3, 3), np.uint8), np.zeros((4, 2, 3), np.uint8)]
   assert sources.ArraySource(ragged, np.array([0, 0]), ["a"]).image(1).shape == (4, 2, 3)
 
@@ -171,9 +82,15 @@ def test_feasible():
   with pytest.raises(ValueError, match=r"1 \+ 4 = 5 images in class 0 \(3\)\. Ask for fewer"):
     sources.check_feasible(source, ways=2, shots=1, queries=4)
   with pytest.raises(ValueError, match=r"6 images in class 0 \(3\), class 1 \(5\)\. .*=drop"):
-    sources.check_feasible(source, ways=1, shots=1, queries=5)
+    sources.check_feasible(source, ways=2, shots=1, queries=5)
   with pytest.raises(ValueError, match=r"4 ways .* there are 3 \(class 0, .*data\.ways="):
     sources.check_feasible(source, ways=4, shots=1, queries=1)
+
+
+@pytest.mark.parametrize("ways", [1, 0, -3])
+def test_an_episode_has_several_classes(ways):
+  with pytest.raises(ValueError, match=rf"ways={ways}: with a single class every answer is right"):
+    sources.check_feasible(make_arrays(), ways=ways, shots=1, queries=1)
 
 
 def test_small_classes_dropped(caplog):
@@ -233,3 +150,111 @@ def test_unprepared_target_tells_the_command(name, manual, tmp_path):
   command = f"python -m mdtrap_jax.data.prepare {name} --data_dir={tmp_path}"
   assert command in str(caught.value)
   assert ("--manual_dir=" in str(caught.value)) == bool(manual)
+
+
+NFC, NFD = (unicodedata.normalize(form, "café") for form in ("NFC", "NFD"))
+
+
+def test_names_are_compared_in_one_form():
+  assert NFC != NFD
+  for typed, asked in ((NFC, NFD), (NFD, NFC)):
+    source = sources.ArraySource(np.zeros((2, 1, 1, 3), np.uint8), np.arange(2), [typed, "tea"])
+    assert source.class_names == (NFC, "tea")
+    assert sources.keep_classes(source, [asked]).class_names == (NFC,)
+
+
+def test_classes_are_described():
+  lines = sources.describe_classes(sources.keep_classes(make_arrays(), ["class 2", "class 1"]))
+  assert lines.splitlines() == [
+    "arrays: 2 classes, 13 images (3 more are left out)", "  class 1: 5", "  class 2: 8"
+  ]  # fmt: skip
+
+
+@pytest.fixture
+def listing(tmp_path):
+  return tmp_path / "list.txt"
+
+
+def kept_files(folder, listing, lines, **changes):
+  listing.write_text("\n".join(lines), encoding="utf-8")
+  options = config(path=str(folder), files=str(listing), **changes)
+  return sources.make_source(options)
+
+
+def test_a_pool_of_listed_files(folder, listing):
+  whole = sources.FolderSource(folder)
+  lines = ["cat/2.png", "/data/plants/train/bird/0.png", "", "./cat/0.png\r", "cat\\0.png"]
+  kept = kept_files(folder, listing, lines)
+  assert kept.labels.tolist() == [-1, 1, -1, 2, -1, 2]
+  assert kept.class_names == whole.class_names
+  assert kept.describe(5) == whole.describe(5)
+  assert kept.identity != whole.identity
+  # The order of lines and how they are spelt is no other pool; another file is.
+  again = kept_files(folder, listing, ["bird/0.png", "cat/0.png", "cat/2.png"])
+  assert again.identity == kept.identity
+  other = kept_files(folder, listing, ["bird/0.png", "cat/0.png", "cat/1.png"])
+  assert other.identity != kept.identity
+  assert sources.describe_changes(kept.content(), other.content()) == [
+    "class 'files of list.txt': other images"
+  ]
+
+
+def test_a_pool_of_some_classes(folder, listing):
+  kept = kept_files(folder, listing, ["cat/2.png", "bird/0.png"], classes=("cat",))
+  assert kept.labels.tolist() == [-1] * 5 + [0]
+
+
+def test_listed_files_by_the_name_in_prompts(folder, listing):
+  names = ("ants", "birds", "cats")
+  kept = kept_files(folder, listing, ["cats/1.png", "bird/1.png"], class_names=names)
+  assert kept.labels.tolist() == [-1, -1, 1, -1, 2, -1]
+
+
+@pytest.mark.parametrize(
+  ("lines", "message"),
+  [
+    (["cat/9.png", "cat/0.png"], r"1 of its 2 files are not in .*, the first is cat/9\.png"),
+    (["0.png"], r"Its names are written like ant_hill/0\.png"),
+    (["dog/0.png"], "1 of its 1 files"),
+    (["", " "], "0 of its 0 files are not in"),
+  ],
+)
+def test_listed_files_that_are_not_there(folder, listing, lines, message):
+  with pytest.raises(ValueError, match=message):
+    kept_files(folder, listing, lines)
+
+
+def test_lists_that_are_none(folder, listing):
+  source = sources.FolderSource(folder)
+  with pytest.raises(FileNotFoundError, match=r"data\.files=.*gone: no such file"):
+    sources.keep_files(source, folder / "gone")
+  listing.write_bytes(b"caf\xe9")
+  with pytest.raises(ValueError, match="is no UTF-8 text"):
+    sources.keep_files(source, listing)
+  with pytest.raises(ValueError, match="arrays has no files"):
+    sources.keep_files(make_arrays(), listing)
+
+
+def test_decoding_travels_from_the_config(folder):
+  pixels = np.zeros((3, 3, 4), np.uint8)
+  write_image(folder / "cat" / "0.png", pixels)
+  source = sources.make_source(config(path=str(folder), background=(1, 2, 3)))
+  assert source.image(3)[0, 0].tolist() == [1, 2, 3]
+  assert source.identity != sources.FolderSource(folder).identity
+  with pytest.raises(ValueError, match=r"config\.data\.window=\(5, 1\)"):
+    sources.make_source(config(path=str(folder), window=(5, 1)))
+
+
+def test_generated_content_is_what_decides_the_pixels():
+  make = lambda severity=0.25, **options: WorldSource("satellite", severity, **options)
+  same, identities = make(), [make().identity]
+  assert same.identity == identities[0]
+  for other in (make(0.75), make(0.2500001), make(images_per_class=20), make(seed=1)):
+    identities.append(other.identity)
+  assert len(set(identities)) == 5
+  changes = sources.describe_changes(same.content(), make(images_per_class=20).content())
+  assert changes[0] == f"class {same.class_names[0]!r}: 40 images there, 20 here"
+  assert len(changes) == len(same.class_names)
+  digits = DigitsSource()
+  assert digits.content()["digit zero"][0] == 178
+  assert digits.identity == DigitsSource().identity

@@ -87,7 +87,7 @@ def test_a_mistake_in_any_cell_shows_at_once(tmp_path):
   with pytest.raises(ValueError, match="sattelite"):
     experiments.run(small_study(domains=("satellite", "sattelite")), tmp_path)
   assert not list(tmp_path.iterdir())
-  with pytest.raises(ValueError, match="config.study has no cell"):
+  with pytest.raises(ValueError, match="config.study.domains"):
     experiments.run(small_study(domains=()), tmp_path)
 
 

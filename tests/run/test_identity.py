@@ -25,25 +25,28 @@ BASE = source(crow=[12, "c"], gull=[9, "g"], wren=[9, "w"])
     (BASE | {"weights": "b" * 10}, ["the weights were replaced: aaaaaaaa there, bbbbbbbb here"]),
     (
       source(crow=[13, "d"], gull=[9, "g"], wren=[9, "w"]),
-      ["birds: class crow: 12 images there, 13 here"],
+      ["birds: class 'crow': 12 images there, 13 here"],
     ),
     (
       source(crow=[12, "d"], gull=[9, "g"], wren=[9, "w"]),
-      ["birds: class crow: 12 images, but not the same ones"],
+      ["birds: class 'crow': other images"],
     ),
     (
       source(crow=[12, "c"], gull=[9, "w"], wren=[9, "g"]),
-      ["birds: classes gull and wren exchanged their images"],
+      [
+        "birds: class 'gull': the images that class 'wren' had there",
+        "birds: class 'wren': the images that class 'gull' had there",
+      ],
     ),
     (
       source(raven=[12, "c"], gull=[9, "g"], wren=[9, "w"]),
-      ["birds: class crow is called raven here"],
+      ["birds: class 'raven': was called 'crow' there"],
     ),
     (
       source(gull=[9, "g"], wren=[9, "w"], dodo=[1, "d"]),
       [
-        "birds: class crow: 12 images there, none here",
-        "birds: class dodo: none there, 1 images here",
+        "birds: class 'crow': 12 images there, no such class here",
+        "birds: class 'dodo': no such class there, 1 images here",
       ],
     ),
     (

@@ -107,10 +107,11 @@ def read_labels(release: pathlib.Path) -> list[tuple[pathlib.Path, str]]:
   if not kept:
     raise ValueError(f"{table} lists no image with exactly one of {', '.join(CLASS_NAMES)}.")
   folders = [*release.glob("images_*/images"), release / "images"]
-  files = {file.name: file for folder in folders for file in folder.glob("*.png")}
-  if absent := [name for name, _ in kept if name not in files]:
+  files = images.by_stem(folders)
+  stem = lambda name: pathlib.PurePath(name).stem
+  if absent := [name for name, _ in kept if stem(name) not in files]:
     raise FileNotFoundError(
       f"{len(absent)} images listed in {table.name} are not in {release}/images_*/images or "
       f"{release}/images, the first is {absent[0]}. Unpack all twelve archives."
     )
-  return [(files[name], label) for name, label in kept]
+  return [(files[stem(name)], label) for name, label in kept]

@@ -7,6 +7,8 @@ from typing import Any
 
 import tensorflow_datasets as tfds
 
+from mdtrap_jax.data import images
+
 CLASS_NAMES = {
   "MEL": "Melanoma",
   "NV": "Melanocytic Nevus",
@@ -55,19 +57,18 @@ class Isic2018(tfds.core.GeneratorBasedBuilder):
     return {"train": self._generate_examples(pathlib.Path(dl_manager.manual_dir))}
 
   def _generate_examples(self, path: pathlib.Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    for name, label in read_labels(path):
-      file = path / _IMAGES / f"{name}.jpg"
-      yield name, {"image": file.read_bytes(), "label": label, "filename": file.name}
+    for file, label in read_labels(path):
+      yield file.stem, {"image": images.read_file(file), "label": label, "filename": file.name}
 
 
-def read_labels(release: pathlib.Path) -> list[tuple[str, str]]:
+def read_labels(release: pathlib.Path) -> list[tuple[pathlib.Path, str]]:
   """Reads which image shows what.
 
   Args:
     release: Folder of the unpacked official release.
 
   Returns:
-    Image names without suffix, and their class names.
+    Image files, of whatever kind they were exported as, and their class names.
 
   Raises:
     FileNotFoundError: If the csv, or an image that it lists, is missing.
@@ -92,10 +93,10 @@ def read_labels(release: pathlib.Path) -> list[tuple[str, str]]:
     if len(found) != 1:
       raise ValueError(f"{table}: image {row['image']} has {len(found)} classes instead of one.")
     labels.append((row["image"], CLASS_NAMES[found[0]]))
-  present = {file.stem for file in (release / _IMAGES).glob("*.jpg")}
-  if absent := [name for name, _ in labels if name not in present]:
+  files = images.by_stem([release / _IMAGES])
+  if absent := [name for name, _ in labels if name not in files]:
     raise FileNotFoundError(
       f"{len(absent)} images listed in {table.name} are not in {release / _IMAGES}, the first "
       f"is {absent[0]}.jpg. Unpack {_IMAGES}.zip again."
     )
-  return labels
+  return [(files[name], label) for name, label in labels]

@@ -11,6 +11,7 @@ class Family(NamedTuple):
   image_mean: tuple[float, float, float]  # of images in [0, 1]
   image_std: tuple[float, float, float]
   resize: str  # in the original's own evaluation, of `data.images.RESIZE_MODES`
+  interpolation: str  # there, of `data.images.INTERPOLATIONS`
   prompt: str  # "{}" is the class name
 
 
@@ -19,9 +20,10 @@ FAMILIES = {
     (0.48145466, 0.4578275, 0.40821073),
     (0.26862954, 0.26130258, 0.27577711),
     "crop",
+    "bicubic",
     "a photo of a {}.",
   ),
-  "siglip": Family((0.5, 0.5, 0.5), (0.5, 0.5, 0.5), "squash", "a photo of a {}."),
-  "siglip2": Family((0.5, 0.5, 0.5), (0.5, 0.5, 0.5), "squash", "a photo of a {}."),
-  "pe-core": Family((0.5, 0.5, 0.5), (0.5, 0.5, 0.5), "squash", "a photo of a {}."),
+  "siglip": Family((0.5, 0.5, 0.5), (0.5, 0.5, 0.5), "squash", "bicubic", "a photo of a {}."),
+  "siglip2": Family((0.5, 0.5, 0.5), (0.5, 0.5, 0.5), "squash", "bilinear", "a photo of a {}."),
+  "pe-core": Family((0.5, 0.5, 0.5), (0.5, 0.5, 0.5), "squash", "bilinear", "a photo of a {}."),
 }
