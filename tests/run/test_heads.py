@@ -18,7 +18,7 @@ from mdtrap_jax.run.heads import run
 def features(tmp_path_factory):
   rng = np.random.default_rng(0)
   arrays = {}
-  for domain, ways in (("one", 6), ("look/two", 9)):
+  for domain, ways in (("one", 6), ("world/two", 9)):
     labels = np.repeat(np.arange(ways), rng.integers(14, 40, ways))
     centers = rng.standard_normal((ways, 16))
     arrays[f"{domain}/labels"] = labels
@@ -45,7 +45,7 @@ def make_config(features, method="copa", **fields):
 def finished(features, tmp_path_factory):
   """A run over two domains and two seeds: its summary and its directory."""
   workdir = tmp_path_factory.mktemp("finished")
-  return run(make_config(features, domains=("one", "look/two")), workdir), workdir
+  return run(make_config(features, domains=("one", "world/two")), workdir), workdir
 
 
 def test_tasks_that_do_not_fit_are_refused(features, tmp_path, monkeypatch):
@@ -58,10 +58,10 @@ def test_a_run_writes_one_table_over_domains_and_seeds(finished):
   summary, workdir = finished
   assert (summary["method"], summary["episodes"], summary["failed"]) == ("copa", 12, 0)
   rows = {row["domain"]: row for row in summary["domains"]}
-  assert list(rows) == ["one", "look/two"]
+  assert list(rows) == ["one", "world/two"]
   lines = results.read_episodes(workdir)
   assert sorted((line["domain"], line["seed"], line["task"]) for line in lines) == sorted(
-    itertools.product(("one", "look/two"), (41, 42), range(3))
+    itertools.product(("one", "world/two"), (41, 42), range(3))
   )
   for domain, row in rows.items():
     own = [line for line in lines if line["domain"] == domain]
@@ -137,12 +137,12 @@ def test_diagnosis_goes_into_the_summary_and_a_figure(features, tmp_path):
   config = make_config(
     features,
     "ncc",
-    **{"domains": ("look/two",), "diagnosis.tasks": 2, "diagnosis.distances": (-1, 1, 3)},
+    **{"domains": ("world/two",), "diagnosis.tasks": 2, "diagnosis.distances": (-1, 1, 3)},
   )
   summary = run(config, tmp_path)
-  assert set(summary["diagnosis"]) == {"look/two"}
-  assert summary["diagnosis"]["look/two"]["distances"] == [-1.0, 0.0, 1.0]
-  assert (tmp_path / "figures" / "gap_look-two.png").exists()
+  assert set(summary["diagnosis"]) == {"world/two"}
+  assert summary["diagnosis"]["world/two"]["distances"] == [-1.0, 0.0, 1.0]
+  assert (tmp_path / "figures" / "gap_world-two.png").exists()
 
 
 def test_a_task_that_fails_is_counted_apart(features, tmp_path):
@@ -165,7 +165,7 @@ def test_a_task_that_fails_is_counted_apart(features, tmp_path):
     ({"tasks.ways": 7}, "at least 7 classes, but only 6"),
     ({"tasks.ways": 1}, "nothing to tell apart"),
     ({"tasks.shots": 30}, "fewer than 34 images"),
-    ({"domains": ("three",)}, "domains look/two, one"),
+    ({"domains": ("three",)}, "domains one, world/two"),
     ({"features.path": "nowhere.npz"}, "features.path"),
     ({"method": "copa_tsa"}, "cannot run on stored features"),
     ({"method": "copa_transformer", "diagnosis.tasks": 1}, "pooled features"),
