@@ -1,13 +1,17 @@
 """Meta-Dataset's records as others write them: tensorboardX the files, protobuf the examples."""
 
+import contextlib
 import io
 import json
 import os
+import shutil
 
 import numpy as np
 import pytest
 from absl import logging
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 from tensorboardX.record_writer import RecordWriter
 
@@ -180,6 +184,28 @@ def test_a_damaged_image_is_found_when_it_is_read(tmp_path, place):
   record.path.write_bytes(b"")  # a file that was cut short after it was indexed
   with pytest.raises(UnreadableImageError, match="checksum"):
     source.image(1)
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.data())
+def test_no_damage_to_a_file_gives_another_image(records, tmp_path_factory, data):
+  folder = tmp_path_factory.mktemp("damaged")
+  shutil.copytree(records / "birds", folder / "birds")
+  content = bytearray((folder / "birds" / "3.tfrecords").read_bytes())
+  place = data.draw(st.integers(0, len(content) - 1))
+  if data.draw(st.booleans()):
+    del content[place:]
+  else:
+    content[place] ^= data.draw(st.integers(1, 255))
+  (folder / "birds" / "3.tfrecords").write_bytes(content)
+  try:
+    source = RecordSource(folder, "birds")
+  except ValueError as error:
+    assert "3.tfrecords" in str(error)  # noqa: PT017 (either outcome is right)
+    return
+  for index in np.flatnonzero(source.labels == 0):
+    with contextlib.suppress(UnreadableImageError):
+      np.testing.assert_array_equal(source.image(index), pixels(3, index))
 
 
 def test_records_without_an_image_are_named(tmp_path):
