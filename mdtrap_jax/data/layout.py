@@ -39,6 +39,7 @@ _MASKS = frozenset(
     "segmentationobject",
   )
 )  # fmt: skip
+_DEEPEST = 8  # folders around folders around the classes
 
 
 class ClassFiles(NamedTuple):
@@ -86,6 +87,12 @@ def class_folders(root: str, confirmed: Sequence[str] = ()) -> tuple[str, list[s
   below = {name: _look(os.path.join(root, name)) for name in level.folders}
   if reason := _no_classes(root, below) or _doubtful(root, below, confirmed):
     raise ValueError(f"{shown(root)}: {reason}")
+  if len(below) > 1 and all(len(deep.folders) > 1 and not deep.images for deep in below.values()):
+    inside = (name for deep in below.values() for name in deep.folders)
+    logging.warning(
+      "%s: the folders %s are taken as the classes, not those in them (%s).",
+      shown(root), listed(below), listed(dict.fromkeys(inside)),
+    )  # fmt: skip
   return root, level.folders
 
 
@@ -135,10 +142,11 @@ def class_files(folder: str) -> ClassFiles:
 
 def _enter(root: str) -> tuple[str, _Level]:
   """Goes down while there is but one folder, if several lie at the end."""
-  level, path, entered = _look(root), root, set()
-  lower = level
-  while len(lower.folders) == 1 and not lower.images and os.path.realpath(path) not in entered:
-    entered.add(os.path.realpath(path))
+  level = _look(root)
+  path, lower = root, level
+  for _ in range(_DEEPEST):
+    if len(lower.folders) != 1 or lower.images:
+      break
     path = os.path.join(path, lower.folders[0])
     lower = _look(path)
   if path == root or len(lower.folders) < 2 or lower.images:

@@ -1,5 +1,7 @@
+import inspect
 import os
 import re
+import sys
 
 import pytest
 
@@ -163,27 +165,53 @@ def test_links_to_themselves(tmp_path):
     FolderSource(tmp_path / "around")
 
 
-@pytest.mark.parametrize(("name", "depth"), [("n", 1100), ("nested", 700)])
-def test_deeply_nested_folders(name, depth, tmp_path):
-  """Deeper than Python recurses; with long names, deeper than a path can say."""
-  write_tree(tmp_path, "cat/1.png", "dog/1.png")
-  here = os.open(tmp_path / "cat", os.O_RDONLY)
+def nest(folder, name, depth):
+  here = os.open(folder, os.O_RDONLY)
   for _ in range(depth):
     os.mkdir(name, dir_fd=here)
     below = os.open(name, os.O_RDONLY, dir_fd=here)
     os.close(here)
     here = below
   os.close(here)
+
+
+def test_nesting_takes_no_recursion(tmp_path):
+  write_tree(tmp_path, "cat/1.png", "dog/1.png", "alone/1/2/3.png")
+  nest(tmp_path / "cat", "n", 300)
+  nest(tmp_path / "alone" / "1" / "2", "n", 300)
+  before = sys.getrecursionlimit()
+  sys.setrecursionlimit(len(inspect.stack(0)) + 100)
   try:
-    if name == "n":
-      assert FolderSource(tmp_path).labels.tolist() == [0, 1]
-    else:
-      with pytest.raises(
-        OSError, match=r"Cannot list .*… \(\d+ folders deep\): File name too long"
-      ):
-        FolderSource(tmp_path)
+    assert FolderSource(tmp_path).files == ["alone/1/2/3.png", "cat/1.png", "dog/1.png"]
+    assert FolderSource(tmp_path / "alone").files == ["1/2/3.png"]
   finally:
-    os.system(f"rm -r {tmp_path}/cat")  # shutil.rmtree recurses.
+    sys.setrecursionlimit(before)
+
+
+def test_folders_deeper_than_a_path_can_say(tmp_path):
+  write_tree(tmp_path, "cat/1.png", "dog/1.png")
+  nest(tmp_path / "cat", "n" * 200, 25)
+  with pytest.raises(OSError, match=r"Cannot list .*… \(\d+ folders deep\): File name too long"):
+    FolderSource(tmp_path)
+
+
+def test_entering_has_an_end(tmp_path, monkeypatch):
+  nest(tmp_path, "n", 60)
+  looked = []
+  monkeypatch.setattr(layout, "_entries", lambda path, own=layout._entries: (
+    looked.append(path) or own(path)))  # fmt: skip
+  with pytest.raises(ValueError, match="no images in subfolders"):
+    FolderSource(tmp_path)
+  assert len(looked) < 80
+
+
+def test_images_of_subfolders_alone_are_pointed_out(tmp_path, caplog):
+  source = FolderSource(write_tree(tmp_path, "a/x/1.png", "a/y/1.png", "b/z/1.png", "b/w/1.png"))
+  assert source.class_names == ("a", "b")
+  assert "the folders a, b are taken as the classes, not those in them (x, y, w, z)" in caplog.text
+  caplog.clear()
+  FolderSource(write_tree(tmp_path, "b/1.png"))
+  assert not caplog.text
 
 
 def test_a_folder_that_went_away(tmp_path):
