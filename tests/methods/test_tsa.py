@@ -28,11 +28,11 @@ def test_the_recorded_backbone_in_float32():
   with np.load(RECORDING) as file:
     recorded = dict(file)
   model, params = from_torchvision(random_weights(int(recorded["seed"])))
-  images = recorded["support_12x12"][:2].repeat(7, 2).repeat(7, 3).transpose(0, 2, 3, 1)
+  images = recorded["support_12x12"][:1].repeat(7, 2).repeat(7, 3).transpose(0, 2, 3, 1)
   adapters = init_adapters(layers=("layer2", "layer3"))
   features = jax.jit(model.features)(params, images.astype(np.float32), adapters)
   np.testing.assert_allclose(
-    features, recorded["backbone_features_with_initial_adapters"][:2], rtol=1e-4, atol=1e-4
+    features, recorded["backbone_features_with_initial_adapters"][:1], rtol=1e-4, atol=1e-4
   )
 
 

@@ -66,7 +66,7 @@ def replay(path: str | Path) -> list[Check]:
 
 def _linear(recorded: Recording) -> list[Check]:
   task = _task(recorded, recorded["support"], recorded["query"])
-  make = functools.partial(make_method, "copa", **_published(recorded))
+  make = functools.partial(make_method, "copa", **known_of(recorded))
   fit = _fit(make(steps=len(recorded["train_losses"])), None, task)
   ours = _trajectory(fit)
   stages = {"final": fit}
@@ -79,7 +79,7 @@ def _linear(recorded: Recording) -> list[Check]:
 
 def _shared(recorded: Recording) -> list[Check]:
   task = _task(recorded, recorded["support"], recorded["query"])
-  method = make_method("url", **_published(recorded), steps=len(recorded["train_losses"]))
+  method = make_method("url", **known_of(recorded), steps=len(recorded["train_losses"]))
   fit = _fit(method, None, task, _prototype_loss)
   ours = _trajectory(fit)
   return _checks(
@@ -97,7 +97,7 @@ def _transformer(recorded: Recording) -> list[Check]:
   maps = lambda name: recorded[name].transpose(0, 2, 3, 1)
   task = _task(recorded, maps("support"), maps("query"))
   method = make_method(
-    "copa_transformer", **_published(recorded), steps=len(recorded["train_losses"])
+    "copa_transformer", **known_of(recorded), steps=len(recorded["train_losses"])
   )
 
   draw = method.head.init
@@ -128,7 +128,7 @@ def _adapters(recorded: Recording) -> list[Check]:
   shared = "head_row0" in recorded
   method = make_method(
     "url_tsa" if shared else "copa_tsa",
-    **_published(recorded, "url_tsa" if shared else "copa_tsa"),
+    **known_of(recorded, "url_tsa" if shared else "copa_tsa"),
     model=model,
     steps=len(recorded["train_losses"]),
     layers=layers,
@@ -255,8 +255,8 @@ def _task(recorded: Recording, support: np.ndarray, query: np.ndarray) -> Task:
   )
 
 
-def _published(recorded: Recording, name: str = "url") -> dict[str, Any]:
-  """What the published settings of a method follow from, and the rates that the file names."""
+def known_of(recorded: Recording, name: str = "url") -> dict[str, Any]:
+  """Arguments of `make_method`: what published settings follow from, and rates in the file."""
   ways, domain = int(recorded["support_labels"].max()) + 1, _domain(recorded)
   known = {
     "domain": domain,

@@ -90,7 +90,8 @@ def test_the_bound_holds_and_is_reached():
 
 
 @pytest.fixture(scope="module")
-def diagnosis():
+def toy():
+  """Features, and three tasks of them."""
   rng = np.random.default_rng(0)
   labels = np.repeat(np.arange(4), 12).astype(np.int32)
   features = np.maximum(
@@ -98,7 +99,12 @@ def diagnosis():
   ).astype(np.float32)
   found = FeatureSet("toy", features, labels, tuple("abcd"))
   drawn = [sample_task(labels, seed=1, number=n, rule=Fixed(3, 4, 5)) for n in range(3)]
-  return diagnose(found, drawn, np.linspace(-1, 1, 5))
+  return found, drawn
+
+
+@pytest.fixture(scope="module")
+def diagnosis(toy):
+  return diagnose(*toy, np.linspace(-1, 1, 5))
 
 
 def test_diagnosis_has_every_number(diagnosis):
@@ -110,6 +116,15 @@ def test_diagnosis_has_every_number(diagnosis):
   assert len(diagnosis["bound_scale"]) == 41  # before each of URL's steps and after the last
   assert len(diagnosis["gap_ratio"]) == 41
   assert diagnosis["gap_ratio"][0] == 1.0
+
+
+def test_url_learns_ten_times_slower_on_a_domain_that_its_backbone_has_seen(toy, diagnosis):
+  found, drawn = toy
+  seen = diagnose(found, drawn, np.zeros(1), seen=True)
+  assert seen["gap"]["ncc"] == diagnosis["gap"]["ncc"]
+  assert seen["gap"]["copa"] == diagnosis["gap"]["copa"]
+  first = lambda result: result["bound_scale"][1] - result["bound_scale"][0]
+  assert first(seen) == pytest.approx(0.1 * first(diagnosis), rel=0.1)
 
 
 def test_the_figure_is_written(diagnosis, tmp_path):
