@@ -13,8 +13,7 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 from mdtrap_jax import experiments
-from mdtrap_jax.run import hosts, parallel
-from mdtrap_jax.run.stop import PreemptedError
+from mdtrap_jax.run import hosts, parallel, stop
 
 config_flags.DEFINE_config_file(
   "config", None, "What to run: a file of configs/, maybe with :METHOD.", lock_config=True
@@ -60,19 +59,18 @@ def main(argv):
   parallel.use_cpu_cores()
   values = flags.FLAGS
   try:
-    if values.distributed or values.coordinator:
-      hosts.initialize(values.coordinator, values.num_processes, values.process_id)
-    table = experiments.run(values.config, values.workdir)
-  except PreemptedError as stopped:
-    print(stopped)
-    return
+    here = hosts.place(
+      values.coordinator, values.num_processes, values.process_id, detect=values.distributed
+    )
+    with stop.handled(), hosts.joined(here):
+      table = experiments.run(values.config, values.workdir)
+      if hosts.index() == 0:
+        print(table)
+        print(f"written to {values.workdir}")
   except (ValueError, OSError, MemoryError) as error:
     if values.traceback:
       raise
     sys.exit(f"error: {error}\n(--traceback shows where this was raised.)")
-  if jax.process_index() == 0:
-    print(table)
-    print(f"written to {values.workdir}")
 
 
 if __name__ == "__main__":

@@ -257,7 +257,8 @@ def _run_episodes(
   )
 
   started = time.monotonic()
-  with Progress(directories, len(todo), steps) as progress, preemption() as asked:
+  stoppable = preemption(hosts.request_stop, hosts.stop_requested)
+  with Progress(directories, len(todo), steps) as progress, stoppable as asked:
     on_devices = lambda batch: parallel.spread(make_episodes(batch, prompts, size), mesh)
     for numbers, left in _groups(todo, snapshots.restore()):
       with contextlib.closing(ahead(on_devices, batches(numbers))) as loaded:
