@@ -9,91 +9,20 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
-from mdtrap_jax.run import results, star
-from mdtrap_jax.run.star import PeerError
+from mdtrap_jax.run import meeting, results
+from mdtrap_jax.run.meeting import Place, place
+from mdtrap_jax.run.star import PeerError, Star
 from mdtrap_jax.run.stop import Interrupt, PreemptedError
 
 Item = TypeVar("Item")
 _HURRY = 3.0  # seconds that a stopped process waits for the others to stop too
 
 
-class Place(NamedTuple):
-  """Of a process among those of its run."""
-
-  host: str  # of process 0
-  port: int  # there
-  count: int
-  index: int  # from 0
-  local_device_ids: Sequence[int] | None = None  # where a launcher divides a machine's devices
-
-
-_joined: star.Star | None = None  # like JAX's own: a process is part of one run at most
-
-
-def place(
-  coordinator: str | None = None,
-  count: int | None = None,
-  index: int | None = None,
-  *,
-  detect: bool = False,
-) -> Place | None:
-  """This process's place, as the command line says it or the machines around it.
-
-  Args:
-    coordinator: `host:port` of process 0.
-    count: of processes.
-    index: of this process, from 0.
-    detect: whether to ask the TPU pod, Slurm or Open MPI if none of the three is given.
-
-  Returns:
-    `None` if this is the only process.
-
-  Raises:
-    ValueError: some are given and others not, one cannot be right, or nothing tells them.
-  """
-  given = {"--coordinator": coordinator, "--num_processes": count, "--process_id": index}
-  missing = [name for name, value in given.items() if value is None]
-  local = None
-  if len(missing) == 3 and not detect:
-    return None
-  if len(missing) == 3:
-    coordinator, count, index, local = _detect()
-  elif missing:
-    raise ValueError(
-      f"{' and '.join(missing)} must be given too: --coordinator, --num_processes and "
-      "--process_id belong together; leave all three out on a TPU pod or under Slurm."
-    )
-  host, colon, port = coordinator.rpartition(":")
-  if not (host and colon and port.isascii() and port.isdigit() and 0 < int(port) < 1 << 16):
-    raise ValueError(
-      f"--coordinator={coordinator} must be HOST:PORT of process 0, as in 10.0.0.1:12345."
-    )
-  if count < 1 or not 0 <= index < count:
-    raise ValueError(
-      f"--process_id={index} with --num_processes={count}: processes are counted from 0 to "
-      "--num_processes - 1."
-    )
-  return None if count == 1 else Place(host.strip("[]"), int(port), count, index, local)
-
-
-def _detect() -> tuple[str, int, int, Sequence[int] | None]:
-  """Asks TPU pods, Slurm and Open MPI as `jax.distributed.initialize` does."""
-  from jax._src import clusters  # there is no public way to ask without starting anything
-
-  found = clusters.ClusterEnv.auto_detect_unset_distributed_params(
-    os.environ.get("JAX_COORDINATOR_ADDRESS"), None, None, None, None, 60
-  )
-  if None in found[:3]:
-    raise ValueError(
-      "nothing tells which processes share this run (no TPU pod, no Slurm, no Open MPI): give "
-      "--coordinator=HOST:PORT, --num_processes and --process_id."
-    )
-  return found
+_joined: Star | None = None  # like JAX's own: a process is part of one run at most
 
 
 def initialize(
@@ -164,9 +93,9 @@ def _enter(here: Place | None, wait: float) -> None:
   bind, note = "", ""
   if here.index == 0:
     bind, note = _free_port(here.host)
-  _joined, note = star.meet(here.host, here.port, here.index, here.count, wait=wait, note=note)
+  _joined, note = meeting.meet(here.host, here.port, here.index, here.count, wait=wait, note=note)
   if here.index:  # JAX itself would end the process if it could not connect
-    star.connect(here.host, int(note), wait).close()
+    meeting.connect(here.host, int(note), wait).close()
   with _joined.abrupt():
     _tell_jax(here, int(note), bind, wait)
     _joined.gather("")
@@ -208,7 +137,7 @@ def _bracketed(host: str) -> str:
 def _free_port(host: str) -> tuple[str, str]:
   """An address of this machine, `host` or else all of them, and a port that is free there."""
   for address in (host, ""):
-    with contextlib.suppress(OSError), star.listener(address, 0) as door:
+    with contextlib.suppress(OSError), meeting.listener(address, 0) as door:
       name, port = door.getsockname()[:2]
       return _bracketed(name), str(port)
   raise OSError("this machine has no free port.")

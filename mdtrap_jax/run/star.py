@@ -10,7 +10,6 @@ process that is merely slow is waited for however long it computes.
 from __future__ import annotations
 
 import contextlib
-import errno
 import json
 import os
 import socket
@@ -24,7 +23,6 @@ from typing import Any
 from mdtrap_jax.run.stop import PreemptedError
 
 _LONGEST = 1 << 30  # bytes of a message
-_HELLO = 1 << 10  # bytes of the first one, from somebody not yet known
 _SILENCE = 30  # seconds after which a machine that answers no probe is lost
 
 
@@ -33,7 +31,7 @@ class PeerError(OSError):
 
 
 class Star:
-  """The other processes of a run, as one of them sees them. Made by `meet`.
+  """The other processes of a run, as one of them sees them. Made by `meeting.meet`.
 
   Every message reaches all others, those of one sender in their order: process 0 passes on what
   it receives before it acts on it.
@@ -114,7 +112,7 @@ class Star:
       self._abrupt = False
 
   def _tell(self, *message: Any) -> None:
-    data = _frame(message)
+    data = frame(message)
     for other in self._links:
       self._send(other, data)
     self._note(*message)
@@ -132,7 +130,7 @@ class Star:
   def _listen(self, other: int, link: socket.socket) -> None:
     with contextlib.suppress(OSError, ValueError, TypeError, LookupError):
       while True:
-        message = _receive(link)
+        message = receive(link)
         self._pass_on(other, message)
         self._note(*message)
     if other not in self._gone:
@@ -142,7 +140,7 @@ class Star:
 
   def _pass_on(self, sender: int, message: Any) -> None:
     if len(self._links) > 1:
-      data = _frame(message)
+      data = frame(message)
       for other in self._links:
         if other != sender:
           self._send(other, data)
@@ -157,7 +155,7 @@ class Star:
         self._gone.add(sender)
       elif sender not in self._gone and not self._closed:
         what = (
-          f"failed: {content[0]}" if kind == "fail" else "was lost (killed, or its machine is gone)"
+          f"failed: {content[0]}" if kind == "fail" else "was lost (it or its machine was killed)"
         )
         self.lost = self.lost or _explain(sender, what)
       self._end_if_abrupt()
@@ -183,145 +181,6 @@ class Star:
         link.shutdown(socket.SHUT_WR)
 
 
-def meet(
-  host: str, port: int, index: int, count: int, *, wait: float = 60, note: str = ""
-) -> tuple[Star, str]:
-  """Connects the processes of a run; returns when all are there.
-
-  Args:
-    host: of process 0.
-    port: there.
-    index: of this process, from 0.
-    count: of processes, at least 2.
-    wait: seconds for the others to come.
-    note: what process 0 tells the others.
-
-  Returns:
-    The star, and the note of process 0.
-
-  Raises:
-    PeerError: not all came in time, or the port is in use.
-    ValueError: the processes were started with other counts, or the same index twice.
-  """
-  end = time.monotonic() + wait
-  if index:
-    return _join(host, port, index, count, wait, end)
-  with _open(host, port) as listener:
-    links: dict[int, socket.socket] = {}
-    try:
-      while len(links) < count - 1 and (left := end - time.monotonic()) > 0:
-        listener.settimeout(left)
-        with contextlib.suppress(TimeoutError):
-          _admit(listener.accept()[0], count, links)
-      missing = sorted(set(range(1, count)) - links.keys())
-      if missing:
-        raise PeerError(
-          f"{len(missing)} of {count} processes did not come within {wait:g} s (missing: "
-          f"{', '.join(map(str, missing))}): start the same command {count} times, with "
-          f"--process_id=0 to {count - 1}."
-        )
-    except (PeerError, ValueError) as error:
-      for link in links.values():
-        with contextlib.suppress(OSError), link:
-          link.sendall(_frame(("no", type(error) is ValueError, str(error))))
-      raise
-    for link in links.values():
-      with contextlib.suppress(OSError):  # lost by now: the star will say so
-        link.sendall(_frame(("go", note)))
-    return Star(0, count, links), note
-
-
-def _open(host: str, port: int) -> socket.socket:
-  """Process 0's door: at the address that the others are told, or at any if none is its own."""
-  try:
-    return listener(host, port)
-  except OSError as error:
-    if error.errno not in (errno.EADDRINUSE, errno.EACCES):  # an address that is translated
-      return listener("", port)
-    raise PeerError(
-      f"port {port} of {host} cannot be had ({error.strerror}), another program or run may use "
-      "it: give --coordinator another port, in all processes."
-    ) from error
-
-
-def listener(host: str, port: int) -> socket.socket:
-  """A socket that accepts connections to one of this machine's addresses, or to all of them.
-
-  Raises:
-    OSError: the port is in use, or the address is not this machine's.
-  """
-  failed = None
-  for family, *_, address in socket.getaddrinfo(
-    host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-  ):
-    try:
-      return socket.create_server(address[:2], family=family)
-    except OSError as error:  # such as ::1 where there is no IPv6
-      failed = failed or error
-  raise failed
-
-
-def _admit(link: socket.socket, count: int, links: dict[int, socket.socket]) -> None:
-  """Adds a newcomer to the links, or hangs up if it is none of ours."""
-  try:
-    link.settimeout(5)
-    kind, index, its_count = _receive(link, _HELLO)
-    if kind != "hello" or not isinstance(index, int):
-      raise ValueError("no process of a run")
-  except (OSError, ValueError, TypeError):
-    link.close()
-    return
-  if its_count != count or not 0 < index < count or index in links:
-    links[-1] = link  # so that it is told too
-    raise ValueError(
-      f"process {index} of {its_count} came to a run of {count}: give all the same "
-      "--num_processes, and each its own --process_id from 0."
-    )
-  link.settimeout(None)
-  links[index] = link
-
-
-def _join(
-  host: str, port: int, index: int, count: int, wait: float, end: float
-) -> tuple[Star, str]:
-  """What `meet` is for the processes after 0."""
-  link = connect(host, port, wait)
-  try:
-    link.sendall(_frame(("hello", index, count)))
-    link.settimeout(max(end - time.monotonic(), 0) + 15)  # process 0 may have come later
-    kind, *content = _receive(link, 1 << 16)
-    link.settimeout(None)
-  except (OSError, ValueError, TypeError) as error:
-    link.close()
-    raise PeerError(
-      f"what answers at {host}:{port} is no process 0 of this run, or it ended ({error}): look "
-      "at its output, or give --coordinator another port."
-    ) from error
-  if kind == "no":
-    link.close()
-    raise (ValueError if content[0] else PeerError)(content[1])
-  return Star(index, count, {0: link}), content[0]
-
-
-def connect(host: str, port: int, wait: float) -> socket.socket:
-  """A connection, tried again until somebody answers.
-
-  Raises:
-    PeerError: nobody did for `wait` seconds.
-  """
-  end = time.monotonic() + wait
-  while True:
-    try:
-      return socket.create_connection((host, port), max(1.0, end - time.monotonic()))
-    except OSError as error:
-      if time.monotonic() > end:
-        raise PeerError(
-          f"process 0 did not answer at {host}:{port} within {wait:g} s ({error}): is it "
-          "running, and is that its address?"
-        ) from error
-      time.sleep(0.2)
-
-
 def _watch(link: socket.socket) -> None:
   """Lets the kernel notice a machine that has vanished without closing its connections."""
   link.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
@@ -337,13 +196,19 @@ def _watch(link: socket.socket) -> None:
       link.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
 
 
-def _frame(message: Any) -> bytes:
+def frame(message: Any) -> bytes:
   """JSON after its length; data only, whoever sends it."""
   data = json.dumps(message).encode()
   return len(data).to_bytes(8, "big") + data
 
 
-def _receive(link: socket.socket, longest: int = _LONGEST) -> Any:
+def receive(link: socket.socket, longest: int = _LONGEST) -> Any:
+  """The next message.
+
+  Raises:
+    OSError: the connection has ended.
+    ValueError: what came is no message, or more than `longest` bytes.
+  """
   size = int.from_bytes(_read(link, 8), "big")
   if size > longest:
     raise ValueError(f"a message of {size} bytes")

@@ -12,16 +12,24 @@ def say(*words):
   print(*words, flush=True)
 
 
-def killed(victim):
-  """One process dies while the others wait; the answer must not take long."""
+def first_dies():
+  """While the others wait for it."""
   hosts.gather("")
-  if hosts.index() == victim:
+  if hosts.index() == 0:
     os.kill(os.getpid(), signal.SIGKILL)
   hosts.gather("mine")
 
 
-def fine():
-  """All that a run does, then one process finishes long before the other."""
+def second_fails():
+  """While the first computes, which saves what it has."""
+  hosts.gather("")
+  if hosts.index() == 1:
+    raise OSError("no space left\non the device")
+  loop()
+
+
+def run(path):
+  """All that a run does, until one of them is asked to stop."""
   import jax
   import jax.numpy as jnp
   import orbax.checkpoint as ocp
@@ -36,38 +44,23 @@ def fine():
   texts = hosts.gather(str(hosts.index()) * 5_000_000)
   say([(text[0], len(text)) for text in texts])
   say(sorted(hosts.exchange({0: "a", 1 + hosts.index(): "b"}).items()))
-  path = os.path.join(sys.argv[5], str(hosts.index()))
-  process = {jax.process_index()}
-  options = ocp.options.MultiprocessingOptions(*process, process, barrier_sync_key_prefix=path)
-  with ocp.CheckpointManager(
-    path,
-    options=ocp.CheckpointManagerOptions(
-      create=False, enable_async_checkpointing=False, multiprocessing_options=options
-    ),
-  ) as manager:
+  path = os.path.join(path, str(hosts.index()))
+  own = {jax.process_index()}
+  options = ocp.CheckpointManagerOptions(
+    create=False,
+    enable_async_checkpointing=False,
+    multiprocessing_options=ocp.options.MultiprocessingOptions(*own, own, "snapshots"),
+  )
+  with ocp.CheckpointManager(path, options=options) as manager:
     manager.save(0, args=ocp.args.JsonSave({"a": 1}))
     say(manager.latest_step())
-  time.sleep(hosts.index())
+  loop()
 
 
 def loop():
-  """Until all are asked to stop; then it saves."""
-  hosts.gather("")
+  """Computes until all are asked to stop, then saves."""
   with stop.preemption(hosts.request_stop, hosts.stop_requested) as asked:
     say("ready")
-    while not asked.name:
-      time.sleep(0.01)
-    say("saved")
-    asked.check()
-
-
-def lost_in_the_loop():
-  """One fails while the others compute; they save what they have."""
-  hosts.gather("")
-  if hosts.index() == 1:
-    raise OSError("no space left\non the device")
-  loop_until_asked = stop.preemption(hosts.request_stop, hosts.stop_requested)
-  with loop_until_asked as asked:
     while not asked.name:
       time.sleep(0.01)
     say("saved")
@@ -78,9 +71,8 @@ def main():
   port, index, count = map(int, sys.argv[1:4])
   with stop.handled():
     try:
-      with hosts.joined(hosts.place(f"localhost:{port}", count, index), wait=60):
-        what, *arguments = sys.argv[4].split(":")
-        globals()[what](*map(int, arguments))
+      with hosts.joined(hosts.place(f"localhost:{port}", count, index)):
+        globals()[sys.argv[4]](*sys.argv[5:])
     except (OSError, ValueError) as error:
       sys.exit(f"error: {error}")
 

@@ -1,42 +1,17 @@
 """The star of sockets, its processes played by threads."""
 
-import contextlib
 import json
 import socket
 import subprocess
 import sys
-import threading
 import time
-from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from mdtrap_jax.run import star
+from mdtrap_jax.run import meeting, star
 from mdtrap_jax.run.stop import PreemptedError
 from tests.paths import ROOT
-
-
-def free_port():
-  with star.listener("127.0.0.1", 0) as door:
-    return door.getsockname()[1]
-
-
-def everywhere(count, work, *, wait=20, counts=None):
-  """What `work(star)` returns or raises in each of `count` processes."""
-  port = free_port()
-
-  def process(index):
-    try:
-      own, note = star.meet(
-        "127.0.0.1", port, index, (counts or [count] * count)[index], wait=wait, note=f"of {index}"
-      )
-      assert note == "of 0"
-      return work(own)
-    except Exception as error:
-      return error
-
-  with ThreadPoolExecutor(count) as pool:
-    return list(pool.map(process, range(count)))
+from tests.run.stars import everywhere, free_port
 
 
 def test_texts_come_by_index_round_after_round():
@@ -140,71 +115,6 @@ def test_who_leaves_first_waits_for_the_others():
   assert left[0] == "working"
 
 
-def test_who_does_not_come_is_named_to_those_who_did():
-  port = free_port()
-  with ThreadPoolExecutor(1) as pool:
-    other = pool.submit(star.meet, "127.0.0.1", port, 2, 4, wait=20)
-    line = r"2 of 4 processes did not come within 2 s \(missing: 1, 3\): start the same command 4"
-    with pytest.raises(star.PeerError, match=line):
-      star.meet("127.0.0.1", port, 0, 4, wait=2)
-    with pytest.raises(star.PeerError, match=line):
-      other.result()
-  with pytest.raises(star.PeerError, match=rf"did not answer at 127.0.0.1:{port} within 0.3 s"):
-    star.meet("127.0.0.1", port, 1, 2, wait=0.3)
-
-
-def test_other_counts_and_a_double_index_are_refused():
-  outcomes = everywhere(2, lambda own: own, counts=[2, 3])
-  for outcome in outcomes:
-    assert isinstance(outcome, ValueError)
-    assert str(outcome).startswith("process 1 of 3 came to a run of 2: give all the same")
-  port = free_port()
-  with ThreadPoolExecutor(2) as pool:
-    twice = [pool.submit(star.meet, "127.0.0.1", port, 1, 3, wait=20) for _ in range(2)]
-    with pytest.raises(ValueError, match="process 1 of 3 came to a run of 3"):
-      star.meet("127.0.0.1", port, 0, 3, wait=20)
-    for one in twice:
-      with pytest.raises(ValueError, match="its own --process_id"):
-        one.result()
-
-
-def test_a_port_in_use_is_one_line():
-  with star.listener("127.0.0.1", 0) as door:
-    port = door.getsockname()[1]
-    with pytest.raises(star.PeerError, match=rf"port {port} of 127.0.0.1 cannot be had \(Address"):
-      star.meet("127.0.0.1", port, 0, 2)
-
-
-def test_strangers_at_the_door_are_ignored():
-  port = free_port()
-  with ThreadPoolExecutor(1) as pool, contextlib.ExitStack() as strangers:
-    run = pool.submit(star.meet, "127.0.0.1", port, 0, 2, wait=20)
-    for data in (b"GET / HTTP/1.1\r\n\r\n", b"\0" * 7 + b"\2[]", b"\0" * 8, b"\0" * 7 + b"\4null"):
-      stranger = strangers.enter_context(star.connect("127.0.0.1", port, 20))
-      stranger.sendall(data)
-      if len(data) < 9:
-        stranger.close()
-    own, _ = star.meet("127.0.0.1", port, 1, 2, wait=20)
-    own.leave(0)
-    run.result()[0].leave(0)
-
-
-def test_what_answers_may_be_no_run_at_all():
-  def serve(door):
-    link, _ = door.accept()
-    link.recv(100)
-    link.sendall(b"HTTP/1.1 400 Bad Request\r\n\r\n")
-    link.close()
-
-  with star.listener("127.0.0.1", 0) as door:
-    port = door.getsockname()[1]
-    server = threading.Thread(target=serve, args=(door,))
-    server.start()
-    with pytest.raises(star.PeerError, match=f"127.0.0.1:{port} is no process 0 of this run"):
-      star.meet("127.0.0.1", port, 1, 2, wait=5)
-    server.join()
-
-
 def test_machines_that_vanish_are_noticed_by_the_kernel():
   def work(own):
     (link,) = own._links.values()
@@ -221,19 +131,16 @@ def test_compiled_code_that_would_hang_is_ended(how, code):
   port = free_port()
   program = (
     "import sys, time; from mdtrap_jax.run import star\n"
-    f"own, _ = star.meet('127.0.0.1', {port}, 1, 2)\n"
+    f"own, _ = meeting.meet('127.0.0.1', {port}, 1, 2)\n"
     "with own.abrupt(): own.gather(''); time.sleep(20)"
   )
-  process = subprocess.Popen(
-    [sys.executable, "-c", program], cwd=ROOT, stderr=subprocess.PIPE, text=True
-  )
-  try:
-    own, _ = star.meet("127.0.0.1", port, 0, 2)
+  command = [sys.executable, "-c", program]
+  with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True) as process:
+    own, _ = meeting.meet("127.0.0.1", port, 0, 2)
     own.gather("")
     getattr(own, how)("a reason")
-    line = process.communicate(timeout=10)[1]
-  finally:
-    process.kill()
+    line = process.communicate(timeout=60)[1]
+    own._close()
   assert process.returncode == code
   assert line.startswith(
     "error: process 0 failed: a reason; " if code else "stopped by a reason at process 0; "
@@ -243,14 +150,14 @@ def test_compiled_code_that_would_hang_is_ended(how, code):
 def test_frames_are_plain_data():
   ours, theirs = socket.socketpair()
   with ours, theirs:
-    ours.sendall(star._frame(["text", 1, "ü"]))
-    assert star._receive(theirs) == ["text", 1, "ü"]
+    ours.sendall(star.frame(["text", 1, "ü"]))
+    assert star.receive(theirs) == ["text", 1, "ü"]
     ours.sendall((1 << 40).to_bytes(8, "big"))
     with pytest.raises(ValueError, match="a message of"):
-      star._receive(theirs)
+      star.receive(theirs)
     ours.sendall((2).to_bytes(8, "big") + b"{]")
     with pytest.raises(json.JSONDecodeError):
-      star._receive(theirs)
+      star.receive(theirs)
     ours.close()
     with pytest.raises(ConnectionError):
-      star._receive(theirs)
+      star.receive(theirs)
