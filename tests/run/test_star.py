@@ -119,9 +119,10 @@ def test_machines_that_vanish_are_noticed_by_the_kernel():
   def work(own):
     (link,) = own._links.values()
     option = lambda name: link.getsockopt(socket.IPPROTO_TCP, getattr(socket, name))
-    own.gather("")
     idle = option("TCP_KEEPIDLE") + option("TCP_KEEPINTVL") * option("TCP_KEEPCNT")
-    return link.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE), idle
+    on = link.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
+    own.gather("")
+    return on, idle
 
   assert all(on and idle <= 60 for on, idle in everywhere(2, work))
 
@@ -130,7 +131,7 @@ def test_machines_that_vanish_are_noticed_by_the_kernel():
 def test_compiled_code_that_would_hang_is_ended(how, code):
   port = free_port()
   program = (
-    "import sys, time; from mdtrap_jax.run import star\n"
+    "import sys, time; from mdtrap_jax.run import meeting\n"
     f"own, _ = meeting.meet('127.0.0.1', {port}, 1, 2)\n"
     "with own.abrupt(): own.gather(''); time.sleep(20)"
   )
