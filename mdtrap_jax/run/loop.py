@@ -19,6 +19,8 @@ import jax
 import numpy as np
 from absl import logging
 
+from mdtrap_jax import config as configs
+from mdtrap_jax.data.content import digest_of
 from mdtrap_jax.data.loader import ahead
 from mdtrap_jax.data.task import Task, TaskBatch, TaskId
 from mdtrap_jax.methods.method import STATUS, AdaptState, Evaluation, Method
@@ -64,8 +66,9 @@ def run(experiment: Experiment, workdir: str | Path, pace: Pace = PACE) -> Finis
       computed where it can be known then.
     PreemptedError: it was asked to stop; all is saved.
   """
+  hosts.agree("config", _facts(experiment))
   workdir = claim.claim_root(workdir)
-  if experiment.about and jax.process_index() == 0:
+  if experiment.about and hosts.index() == 0:
     print(experiment.about, file=sys.stderr, flush=True)
   with contextlib.ExitStack() as stack:
     directories = {
@@ -75,7 +78,7 @@ def run(experiment: Experiment, workdir: str | Path, pace: Pace = PACE) -> Finis
           config,
           experiment.sources[name],
           variant=name,
-          process=jax.process_index(),
+          process=hosts.index(),
         )
       )
       for name, config in experiment.runs.items()
@@ -100,12 +103,24 @@ def run(experiment: Experiment, workdir: str | Path, pace: Pace = PACE) -> Finis
       if mine[group.name]:
         ready = group.prepare()
         adapting = _Adapting(group, ready, directories, snapshots, progress, pace)
-        with progress.group(group.runs), preemption() as asked:
+        with progress.group(group.runs), preemption(hosts.request_stop, hosts.stop_requested) as asked:
           adapting.run(mine[group.name], experiment.placing, asked)
     rate = hosts.total(progress.rate)
     hosts.merge(workdir, directories)
     snapshots.remove()
     return Finished(directories, rate)
+
+
+def _facts(experiment: Experiment) -> dict[str, str]:
+  """What all processes of a run must have in common: config, data and weights."""
+  facts = {}
+  for name, config in experiment.runs.items():
+    prefix = f"{name}." if name else ""
+    for field, value in configs.flatten(config):
+      if field == "episodes" or field not in configs.RUNTIME_FIELDS:
+        facts[prefix + field] = repr(value)
+    facts[f"{prefix}source"] = digest_of([experiment.sources[name]])
+  return facts
 
 
 def _todo(group: Group, directories: Mapping[str, WorkDirectory]) -> list[TaskId]:
@@ -130,7 +145,7 @@ class _Adapting(NamedTuple):
   def run(self, todo: Sequence[TaskId], placing: Mapping[str, Any], asked: Preemption) -> None:
     """Adapts the tasks `todo`, batch after batch."""
     ready = self.ready
-    most = -(-len(self.group.tasks) // jax.process_count())
+    most = -(-len(self.group.tasks) // hosts.count())
     placement = place(ready.method, ready.params, ready.task, ready.weights, most=most, **placing)
     method, mesh = placement.method, placement.mesh
     size = mesh.size * placement.each

@@ -9,7 +9,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event
@@ -17,6 +16,7 @@ from tensorboardX.proto.summary_pb2 import Summary
 from tensorboardX.summary import scalar
 from tqdm import tqdm
 
+from mdtrap_jax.run import hosts
 from mdtrap_jax.run.devices import peak_memory
 from mdtrap_jax.run.directory import WorkDirectory
 from mdtrap_jax.statistics import accuracy_of
@@ -70,7 +70,7 @@ class Progress:
       unit="task",
       dynamic_ncols=True,
       smoothing=0.05,
-      disable=jax.process_index() != 0,
+      disable=hosts.index() != 0,
       bar_format="{percentage:3.0f}%|{bar:20}| {desc} [{elapsed}<{remaining}]",
     )
 
