@@ -121,7 +121,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     sys.stdout.flush()
     return code
   except KeyboardInterrupt as stopped:
-    return _end(f"stopped by {stopped or 'SIGINT'}", INTERRUPTED)
+    return _end(f"stopped by {str(stopped) or 'SIGINT'}", INTERRUPTED)
   except BrokenPipeError:  # the reader of a pipe has enough
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 0
@@ -165,22 +165,26 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.error("give a command, such as run")
   options.fields = []
   while rest:
-    flag, given, text = rest.pop(0).partition("=")
+    token = rest.pop(0)
+    flag, given, text = token.partition("=")
     if not (flag.startswith("--config.") and options.takes_fields):
-      _refuse(parser, options, flag)
+      _refuse(parser, options, token)
     if not given:  # `--config.FIELD VALUE`, or a flag alone: true
       text = rest.pop(0) if rest and not rest[0].startswith("--") else "true"
     options.fields.append((flag.removeprefix("--config."), text))
   return options
 
 
-def _refuse(parser: Parser, options: argparse.Namespace, flag: str) -> NoReturn:
+def _refuse(parser: Parser, options: argparse.Namespace, token: str) -> NoReturn:
+  """Ends the program because of an argument that no command takes."""
   parser.prog = getattr(options, "prog", parser.prog)
-  if not flag.startswith("-"):
-    parser.error(f"unexpected argument {flag!r}; fields are set as --config.NAME=VALUE")
-  known = [f"--{name}" for name in vars(options)]
-  close = difflib.get_close_matches(flag.replace("-", "_").replace("__", "--", 1), known, 1)
-  parser.error(f"unknown flag {flag}" + (f"; did you mean {close[0]}?" if close else ""))
+  flag = token.partition("=")[0]
+  if not flag.startswith("--"):
+    parser.error(f"unexpected argument {token!r}; fields are set as --config.NAME=VALUE")
+  known = {name.replace("_", "-"): name for name in vars(options)}
+  close = difflib.get_close_matches(flag[2:].replace("_", "-"), known, 1)
+  meant = f"; did you mean --{known[close[0]]}?" if close else ""
+  parser.error(f"unknown flag {flag}{meant}")
 
 
 def run(options: argparse.Namespace) -> int:
