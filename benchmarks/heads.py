@@ -24,9 +24,9 @@ import torch
 
 from benchmarks import heads_torch
 from mdtrap_jax.data.features import FeatureSet
+from mdtrap_jax.data.task import Task
 from mdtrap_jax.data.tasks import Sizes
 from mdtrap_jax.methods.heads import make_method
-from mdtrap_jax.methods.ncc import Task
 from mdtrap_jax.run import parallel
 from mdtrap_jax.run.heads import make_program, place
 

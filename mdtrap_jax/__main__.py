@@ -202,14 +202,14 @@ def run(options: argparse.Namespace) -> int:
   from absl import logging
 
   from mdtrap_jax import experiments, files
-  from mdtrap_jax.run import hosts, parallel
+  from mdtrap_jax.run import devices, hosts
   from mdtrap_jax.run.stop import PreemptedError
 
   logging.use_absl_handler()
   logging.set_verbosity(logging.WARNING)
   if "JAX_COMPILATION_CACHE_DIR" not in os.environ:  # "" there: not kept
     jax.config.update("jax_compilation_cache_dir", str(files.cache_directory() / "programs"))
-  parallel.use_cpu_cores()
+  devices.use_cpu_cores()
   processes = (options.coordinator, options.num_processes, options.process_id)
   try:
     if options.distributed or any(given is not None for given in processes):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import unicodedata
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -26,10 +25,6 @@ RUNTIME_FIELDS = (
   "diagnosis.tasks",
   "diagnosis.distances",
   "checkpoint_every",
-)
-# Files and folders of a work directory, which no variant may be named like.
-RESERVED = re.compile(
-  r"snapshots|events|figures|model|process-\d+|config\.json|summary\.json|episodes\.jsonl", re.I
 )
 
 
@@ -69,7 +64,7 @@ def resolve(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
   if "seeds" in config:
     _check(known["seed"], "seed", config.seed + config.seeds - 1)  # the last one, too
   _check_variants(config)
-  {"finetune": _complete, "heads": _check_heads, "pretrain": _check_steps}.get(kind, id)(config)
+  {"finetune": _complete, "pretrain": _check_steps}.get(kind, id)(config)
   config.lock()
   return config
 
@@ -131,7 +126,7 @@ def _check_variants(config: ml_collections.ConfigDict) -> None:
   for name, weights in config.get("variants", {}).items():
     field = f"variants.{name}"
     files.check_name(name, f"config.{field}")
-    if RESERVED.fullmatch(name):
+    if files.is_reserved(name):
       raise ValueError(
         f"config.{field}: a run keeps files of that name; name the variant otherwise."
       )
@@ -147,35 +142,6 @@ def _check_variants(config: ml_collections.ConfigDict) -> None:
           "the objective has no such term" + nearest(term, list(config.objective)),
         )
       put(config, f"{field}.{term}", _check(real(), f"{field}.{term}", weight))
-
-
-def _check_heads(config: ml_collections.ConfigDict) -> None:
-  """What the fields of a run of heads must be to each other."""
-  from mdtrap_jax.data.domains import domain_name
-  from mdtrap_jax.methods.heads import METHODS
-
-  names = [domain_name(entry) for entry in config.domains]
-  if len(set(names)) < len(names):
-    raise complaint("domains", config.domains, "give each data set once")
-  needs, model, stored = METHODS[config.method].needs, config.model, config.data.features
-  if needs == "image" and stored:
-    raise complaint(
-      "method",
-      config.method,
-      "it tunes adapters inside the ResNet-18 and cannot run on stored features; leave "
-      "config.data.features empty",
-    )
-  if not stored and model.name == "resnet18" and not (model.checkpoint or model.random_weights):
-    raise ValueError(
-      "--config.model.name=resnet18 needs weights: set --config.model.checkpoint= to URL's "
-      "model_best.pth.tar, or --config.model.random_weights=true to try things out."
-    )
-  if needs != "pooled" and config.diagnosis.tasks:
-    raise complaint(
-      "diagnosis.tasks",
-      config.diagnosis.tasks,
-      "the gap is studied on pooled features; use the methods ncc, url or copa for it",
-    )
 
 
 def _check_steps(config: ml_collections.ConfigDict) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import re
 import sqlite3
 import stat
 import tempfile
@@ -13,6 +14,11 @@ from collections.abc import Iterable
 from pathlib import Path
 
 _LONGEST = 200  # bytes of a name: file systems allow 255, and ours get suffixes
+_RESERVED = frozenset({
+  "snapshots", "events", "figures", "model", "config.json", "episodes.jsonl", "summary.json",
+  "study.csv", "study.png",
+})  # fmt: skip
+_PROCESS = re.compile(r"process-\d+", re.IGNORECASE)
 _RACY = 2.0  # seconds: a file this fresh may change again without a new time
 
 
@@ -49,6 +55,14 @@ def check_name(name: str, what: str) -> str:
       f"{what}: the name {name!r} {reason}; it becomes a folder, so give a plain name."
     )
   return name
+
+
+def is_reserved(name: str) -> bool:
+  """Whether a run's directory has a file or folder of its own of that name.
+
+  Whatever the file system makes of case; no variant of a run may be named like it.
+  """
+  return name.casefold() in _RESERVED or _PROCESS.fullmatch(name) is not None
 
 
 def digest(path: str | os.PathLike[str]) -> str:

@@ -1,14 +1,19 @@
 """Small made-up episodes that several tests share."""
 
+from pathlib import Path
+
 import jax
 import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
 from configs import default
-from mdtrap_jax import models
-from mdtrap_jax.methods.finetune import Episode
-from mdtrap_jax.run import finetune as runner
+from mdtrap_jax import experiments, models
+from mdtrap_jax.data.task import Task
+from mdtrap_jax.experiments import finetune
+from mdtrap_jax.report import summary
+from mdtrap_jax.run import loop
+from mdtrap_jax.run.lines import read_object
 
 WAYS, SHOTS, QUERIES, STEPS = 3, 1, 4, 10
 
@@ -40,16 +45,16 @@ def small_config(**overrides) -> ml_collections.ConfigDict:
 def small_adaptation(config=None):
   """The tiny CLIP, its weights, and how it is adapted."""
   config = small_config() if config is None else config
-  model, params = runner.load_model(config)
-  return runner.make_adaptation(config, model, 30.0), params
+  model, params = finetune.load_model(config)
+  return finetune.make_method(config, config.objective.to_dict(), model, 30.0), params
 
 
 def small_weights(config):
   """The terms' weights of a run without variants, `{term: [1]}`."""
-  return runner.make_weights({"": config})
+  return finetune.make_weights({"": config})
 
 
-def small_episodes(model, count: int) -> Episode:
+def small_episodes(model, count: int) -> Task:
   """Episodes of colored noise, `[count, ...]`; each class has a tint of its own."""
   rng = np.random.default_rng(0)
   size = model.image.image_size
@@ -63,7 +68,8 @@ def small_episodes(model, count: int) -> Episode:
   text = rng.standard_normal((count, WAYS, model.text.embed_dim)).astype(np.float32)
   ids = rng.integers(1, 90, (count, WAYS, model.text.context_length)).astype(np.int32)
   ids[..., -1] = model.text.vocabulary_size - 1
-  return Episode(
+  return Task(
+    seed=np.zeros(count, np.int32),
     number=np.arange(count, dtype=np.int32) + 7,
     support=images(SHOTS),
     support_labels=labels(SHOTS),
@@ -82,3 +88,21 @@ def row(tree, i):
 def tiny_models():
   """Names of the registry that are small enough for tests."""
   return [name for name in models.MODELS if "tiny" in name]
+
+
+def run_finetune(config, workdir, pace=loop.PACE, devices=None):
+  """A whole run, on so many devices if not on all; what each run's `summary.json` says."""
+  experiment = finetune.experiment(config)
+  if devices:
+    experiment.placing["devices"] = jax.devices()[:devices]
+  finished = loop.run(experiment, workdir, pace)
+  return {
+    name: summary.write(directory, finished.rate)
+    for name, directory in finished.directories.items()
+  }
+
+
+def run_heads(config, workdir):
+  """A whole run of heads; what its `summary.json` says."""
+  experiments.run(config, workdir)
+  return read_object(Path(workdir) / "summary.json")

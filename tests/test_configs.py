@@ -10,10 +10,10 @@ import pytest
 from configs import backbones, copa, default, miniature, study
 from mdtrap_jax import config as settings
 from mdtrap_jax import config_files, models
+from mdtrap_jax.experiments import finetune
 from mdtrap_jax.fields import KINDS
 from mdtrap_jax.methods.heads import METHODS as HEADS
 from mdtrap_jax.objectives import chain
-from mdtrap_jax.run import finetune as runner
 from tests.episodes import small_config
 from tests.paths import ROOT
 
@@ -162,7 +162,7 @@ def test_every_backbone_is_adapted_alike(backbone, model):
   assert (config.model.name, config.data.name, config.adapt.steps) == (model, "chestx", 125)
   assert config.objective.ra.weight == 0.0
   model = models.build(config.model.name)
-  adaptation = runner.make_adaptation(config, model, 100.0)
+  adaptation = finetune.make_method(config, config.objective.to_dict(), model, 100.0)
   factors = jax.eval_shape(lambda: model.init_lora(jax.random.key(0), adaptation.lora))["image"]
   assert factors.a.shape == (12, 3, 768, 16)
 
@@ -203,8 +203,7 @@ def test_every_field_is_read_somewhere(name):
   unread = [
     field
     for field, _ in settings.flatten(config_files.load(name))
-    if field.rsplit(".", 1)[-1] not in names_in_the_package()
-    and not field.startswith("objective.")
+    if field.rsplit(".", 1)[-1] not in names_in_the_package() and not field.startswith("objective.")
   ]  # read by iteration
   assert set(unread) <= BY_NAME
 
@@ -219,23 +218,20 @@ def test_every_field_is_read_somewhere(name):
   ],
 )
 def test_the_family_settles_what_is_left_to_it(overrides, template, resize):
-  config = settings.resolve(
+  config = finetune.settled(
     small_config(model__random_weights=False, **{"model__name": "clip-vit-b16", **overrides})
   )
-  runner.follow_family(config)
   assert (config.data.template, config.data.resize) == (template, resize)
-  again = settings.resolve(config)  # as at a resume from what was stored
-  runner.follow_family(again)
+  again = finetune.settled(config)  # as at a resume from what was stored
   assert settings.to_json(again) == settings.to_json(config)
 
 
 def test_a_family_that_cannot_be_known():
-  config = settings.resolve(small_config(model__name="clip-vit-b61"))
   with pytest.raises(ValueError, match="clip-vit-b16"):
-    runner.follow_family(config)
+    finetune.settled(small_config(model__name="clip-vit-b61"))
 
 
 def test_adaptation_follows_the_config():
   config = settings.resolve(small_config(lora__position="0, 1", lora__projections=("q", "v")))
-  lora = runner.make_lora(config)
+  lora = finetune.make_lora(config)
   assert (lora.position, lora.projections) == ((0, 1), ("q", "v"))

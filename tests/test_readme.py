@@ -6,9 +6,8 @@ import numpy as np
 
 from mdtrap_jax import config as settings
 from mdtrap_jax.objectives.terms import TERMS
-from mdtrap_jax.run import finetune as runner
-from mdtrap_jax.run import results
-from tests.episodes import small_config
+from mdtrap_jax.run.lines import read_episodes
+from tests.episodes import run_finetune, small_config
 from tests.paths import ROOT
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -31,8 +30,8 @@ def test_a_new_term_runs_as_the_readme_prints_it(tmp_path):
         )
       )
     )
-    runner.run(config, tmp_path)
-    (line,) = results.read_episodes(tmp_path)
+    run_finetune(config, tmp_path)
+    (line,) = read_episodes(tmp_path)
     assert np.isfinite(line["losses"]["spread"])
   finally:
     TERMS.clear()

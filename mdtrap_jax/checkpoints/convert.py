@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import difflib
+import functools
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -13,13 +13,14 @@ import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
 
-from mdtrap_jax.checkpoints.formats.arrays import Arrays, StoredArray, aligned_empty
+from mdtrap_jax.checkpoints.formats.arrays import Arrays, StoredArray, aligned_empty, nearest
 from mdtrap_jax.checkpoints.rules import Arrangement, Shape, Slot, same
 
 _PART = 2**24  # bytes read at once
 _SHOWN = 6  # names listed in one message
 
 
+@functools.lru_cache(maxsize=16)
 def parameter_shapes(model: Any) -> dict[str, Shape]:
   """Shapes of a model's parameters by path, without memory for them."""
   tree = jax.eval_shape(model.init, jax.random.key(0))
@@ -121,8 +122,8 @@ def find_problems(
   if missing:
     lines = []
     for name in missing[:_SHOWN]:
-      near = difflib.get_close_matches(name, unknown, 1, 0.8)
-      lines.append(f"{name} {list(expected[name])}" + (f" (is {near[0]} it?)" if near else ""))
+      near = nearest(name, unknown)
+      lines.append(f"{name} {list(expected[name])}" + (f" (is {near} it?)" if near else ""))
     problems.append("missing arrays: " + _listed(lines, len(missing)))
   if unknown:
     lines = [f"{name} {list(arrays[name].shape)}" for name in unknown]

@@ -11,6 +11,7 @@ from mdtrap_jax.checkpoints.convert import find_problems, parameter_shapes
 from mdtrap_jax.checkpoints.layouts.layout import Description
 from mdtrap_jax.checkpoints.load import assemble, describe
 from mdtrap_jax.checkpoints.source import open_checkpoint
+from mdtrap_jax.checkpoints.tokenizer_files import read_tokenizer
 from mdtrap_jax.models import MODELS
 
 
@@ -50,7 +51,7 @@ class Report(NamedTuple):
 
 
 def inspect(source: str | Path) -> Report:
-  """Reads names, shapes and config files only.
+  """Reads names, shapes, config and tokenizer files, but no weights.
 
   Args:
     source: as `load` takes it.
@@ -70,6 +71,10 @@ def inspect(source: str | Path) -> Report:
   problems = find_problems(
     checkpoint.arrays, layout.slots(description, shapes), shapes, layout.ignored
   )
+  try:
+    read_tokenizer(checkpoint.folder, description.family, description.text)
+  except (OSError, ValueError) as error:
+    problems.append(f"tokenizer: {error}")
   return Report(
     layout.name,
     description,

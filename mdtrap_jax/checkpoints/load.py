@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,21 +13,23 @@ import jax.numpy as jnp
 import numpy as np
 
 from mdtrap_jax.checkpoints.convert import convert, parameter_shapes
-from mdtrap_jax.checkpoints.formats.arrays import in_memory, normalized
+from mdtrap_jax.checkpoints.formats.arrays import Arrays, in_memory, normalized
 from mdtrap_jax.checkpoints.layouts import clip, pe_core, siglip
+from mdtrap_jax.checkpoints.layouts.foreign import find_foreign
 from mdtrap_jax.checkpoints.layouts.layout import Checkpoint, Choices, Description, Layout
 from mdtrap_jax.checkpoints.positions import resample
 from mdtrap_jax.checkpoints.source import open_checkpoint
-from mdtrap_jax.models import MODELS, tokenizers
+from mdtrap_jax.checkpoints.tokenizer_files import Tokenize, read_tokenizer
+from mdtrap_jax.models import MODELS
 from mdtrap_jax.models.families.family import FAMILIES
+from mdtrap_jax.models.tokenizers import HashTokenizer
 from mdtrap_jax.models.vlm import VisionLanguageModel
 
 # Where two know the same number of a checkpoint's names, the first is taken: PE-Core's tables
 # contain CLIP's.
 LAYOUTS: tuple[Layout, ...] = (*clip.LAYOUTS, *siglip.LAYOUTS, *pe_core.LAYOUTS)
+_FIRST = {module.name.partition(".")[0] for layout in LAYOUTS for module in layout.table}
 _QUANTIZED = ("qweight", "qzeros", "SCB", "weight_scale", "absmax", "weight_format")
-
-Tokenize = Callable[[Sequence[str]], np.ndarray]  # n texts to ids [n, L] int32
 
 
 def load(
@@ -55,13 +58,7 @@ def load(
   """
   checkpoint, layout, description = describe(open_checkpoint(source))
   if tokenize is None:
-    text = description.text
-    tokenize = tokenizers.from_folder(
-      checkpoint.folder,
-      description.family,
-      context_length=text.context_length,
-      vocabulary_size=text.vocabulary_size,
-    )
+    tokenize = read_tokenizer(checkpoint.folder, description.family, description.text)
   model = assemble(checkpoint, description, str(source), tokenize)
   params = fill(model, checkpoint, layout, description, dtype)
   return resized(model, params, layout, image_size)
@@ -100,9 +97,7 @@ def from_arrays(
   )
   if tokenize is None:
     text = description.text
-    tokenize = tokenizers.HashTokenizer(
-      text.vocabulary_size, text.context_length, text.pool == "last"
-    )
+    tokenize = HashTokenizer(text.vocabulary_size, text.context_length, text.pool == "last")
   model = assemble(checkpoint, description, description.family, tokenize)
   params = fill(model, checkpoint, layout, description, dtype)
   return resized(model, params, layout, image_size)
@@ -158,16 +153,42 @@ def describe(checkpoint: Checkpoint) -> tuple[Checkpoint, Layout, Description]:
     ValueError: quantized, of no known layout, or not what its config says.
   """
   layout = find_layout(checkpoint)
-  checkpoint = checkpoint._replace(arrays=normalized(checkpoint.arrays))
+  checkpoint = checkpoint._replace(arrays=normalized(checkpoint.arrays, _FIRST))
   try:
-    return checkpoint, layout, layout.describe(checkpoint)
+    description = layout.describe(checkpoint)
+    check_description(description, layout, checkpoint.arrays)
+    description.mean_and_std(checkpoint)
   except (ValueError, TypeError, AttributeError, LookupError, ArithmeticError) as error:
     if checkpoint.source in str(error):
       raise
     raise ValueError(
       f"{checkpoint.source}: its arrays' shapes or the config beside it describe no model "
-      f"({error}). Check that both are complete, unmodified and belong together."
+      f"({str(error)[:300]}). Check that both are complete, unmodified and belong together."
     ) from error
+  return checkpoint, layout, description
+
+
+def check_description(description: Description, layout: Layout, arrays: Arrays) -> None:
+  """Refuses sizes that the arrays cannot have, before anything is made of those sizes.
+
+  Raises:
+    ValueError: names the field and its value.
+  """
+  largest = max(math.prod(array.shape) for array in arrays.values())
+  is_unrolled = any("{}" in module.name for module in layout.table)
+  for encoder, config in (("image", description.image), ("text", description.text)):
+    for field in dataclasses.fields(config):
+      size = getattr(config, field.name)
+      most = len(arrays) if field.name == "depth" and is_unrolled else largest
+      if field.type == "int" and size > most:
+        raise ValueError(
+          f"{field.name}={str(size)[:20]} of the {encoder} encoder is more than its arrays hold"
+        )
+    if type(epsilon := config.epsilon) not in (int, float) or not 0 <= epsilon < 1:
+      raise ValueError(f"epsilon={epsilon!r:.40} of the {encoder} encoder: must be in [0, 1)")
+  end, size = description.text.end_token, description.text.vocabulary_size
+  if end is not None and not 0 <= end < size:
+    raise ValueError(f"eos_token_id={str(end)[:20]}: must be the id of one of the {size} tokens")
 
 
 def find_layout(checkpoint: Checkpoint) -> Layout:
@@ -182,10 +203,12 @@ def find_layout(checkpoint: Checkpoint) -> Layout:
       f"{checkpoint.source} is quantized ({', '.join(quantized[:3]) or 'see config.json'}); "
       "quantized weights cannot be fine-tuned, use the original release."
     )
-  names = normalized(checkpoint.arrays)
+  names = normalized(checkpoint.arrays, _FIRST)
+  if (known := find_foreign(names)) is not None:
+    raise ValueError(f"{checkpoint.source} is {known.what}, which is not supported. {known.remedy}")
   counts = [layout.count_known(names) for layout in LAYOUTS]
   if 2 * max(counts) <= len(names):
-    some = ", ".join(list(checkpoint.arrays)[:4])
+    some = ", ".join(name[:100] for name in list(checkpoint.arrays)[:4])
     raise ValueError(
       f"{checkpoint.source}: no known layout of {', '.join(sorted(FAMILIES))}; its arrays "
       f"are named {some}, … . Give a checkpoint with both encoders of one of these families."

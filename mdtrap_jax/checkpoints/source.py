@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import difflib
-import json
+import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from mdtrap_jax import files
+from mdtrap_jax.checkpoints import hub
+from mdtrap_jax.checkpoints.formats.arrays import UnusableFileError, check_content, read_json
 from mdtrap_jax.checkpoints.formats.msgpack_file import open_msgpack
 from mdtrap_jax.checkpoints.formats.npz_file import open_npz
-from mdtrap_jax.checkpoints.formats.safetensors_file import open_safetensors, open_sharded
+from mdtrap_jax.checkpoints.formats.safetensors_file import open_safetensors
+from mdtrap_jax.checkpoints.formats.sharded import open_sharded, shards
 from mdtrap_jax.checkpoints.formats.torch_file import open_torch
 from mdtrap_jax.checkpoints.layouts.layout import Checkpoint
+from mdtrap_jax.checkpoints.tokenizer_files import TOKENIZER_FILES
 from mdtrap_jax.models import MODELS
-
-# In this order where a folder has several.
 from mdtrap_jax.models.families import miniature
 
+# In this order where a folder has several.
 WEIGHT_FILES = (
   "model.safetensors",
   "model.safetensors.index.json",
@@ -25,22 +29,13 @@ WEIGHT_FILES = (
   "flax_model.msgpack",
   "open_clip_pytorch_model.bin",
   "pytorch_model.bin",
+  "pytorch_model.bin.index.json",
 )
-WEIGHT_SUFFIXES = (".safetensors", ".npz", ".msgpack", ".pt", ".bin")
-COMPANION_FILES = (
-  "config.json",
-  "open_clip_config.json",
-  "preprocessor_config.json",
-  "tokenizer.json",
-  "tokenizer_config.json",
-  "special_tokens_map.json",
-  "vocab.json",
-  "merges.txt",
-  "spiece.model",
-  "tokenizer.model",
-  "word_tokenizer.json",
-)
+TORCH_SUFFIXES = (".pt", ".pth", ".bin", ".ckpt", ".tar")  # the last of ".pth.tar"
+WEIGHT_SUFFIXES = (".safetensors", ".npz", ".msgpack", *TORCH_SUFFIXES)
+CONFIG_FILES = ("config.json", "open_clip_config.json", "preprocessor_config.json")
 PACKAGED = {"miniature": miniature.WEIGHTS}  # folders of weights that come with the package
+_MOST_ARRAYS, _LONGEST_NAME = 2**17, 1000
 
 
 def open_checkpoint(source: str | Path) -> Checkpoint:
@@ -50,14 +45,53 @@ def open_checkpoint(source: str | Path) -> Checkpoint:
     FileNotFoundError: there is no such thing, or the hub cannot be reached.
     ValueError: the weights file cannot be read.
   """
+  return _open_file(find_weights(source))
+
+
+def fingerprint(source: str | Path) -> str:
+  """A hex digest of everything that decides what `load` returns.
+
+  That is the content of the weights (all shards), the config files and the tokenizer's files,
+  and not where they lie; of a hub name those in the local cache, if they are there.
+
+  Args:
+    source: as `load` takes it.
+
+  Raises:
+    FileNotFoundError, ValueError: as `load` raises them.
+    OSError: a file cannot be read.
+  """
+  weights = find_weights(source, prefer_cache=True)
+  parts = [weights, *(shards(weights) if weights.name.endswith(".index.json") else [])]
+  beside = [weights.parent / name for name in sorted({*CONFIG_FILES, *TOKENIZER_FILES})]
+  beside = [path for path in beside if path.exists()]
+  names = [f"weights {number}" for number in range(len(parts))] + [path.name for path in beside]
+  for path in (*parts, *beside):
+    check_content(path)
+  lines = zip(names, files.digests([*parts, *beside]), strict=True)
+  return hashlib.sha256("\n".join(map(" ".join, lines)).encode()).hexdigest()
+
+
+def find_weights(source: str | Path, *, prefer_cache: bool = False) -> Path:
+  """The weights file of a local file or folder, a named size or a hub name.
+
+  Args:
+    source: as `load` takes it.
+    prefer_cache: ask the hub only for what no earlier download left.
+
+  Raises:
+    FileNotFoundError: there is no such thing, or the hub cannot be reached.
+    UnusableFileError: it is neither a file nor a folder.
+  """
   path = Path(source).expanduser()
   if path.is_dir():
-    return _open_folder(path)
-  if path.is_file():
-    return _open_file(path)
+    return _choose_in(path)
+  if path.exists():
+    check_content(path)
+    return path
   name = str(source)
   if name in PACKAGED:
-    return _open_folder(PACKAGED[name])
+    return _choose_in(PACKAGED[name])
   if name in MODELS:
     if MODELS[name].hub is None:
       raise FileNotFoundError(
@@ -65,78 +99,52 @@ def open_checkpoint(source: str | Path) -> Checkpoint:
         "a checkpoint."
       )
     name = MODELS[name].hub
-  elif name.count("/") != 1 or path.suffix in WEIGHT_SUFFIXES or name.startswith((".", "/")):
-    near = difflib.get_close_matches(name, MODELS, 3, 0.4)
-    raise FileNotFoundError(
-      f"{source}: no such file or folder, and no named model"
-      + (f" (did you mean {' or '.join(near)}?)." if near else ".")
-    )
-  return _open_folder(fetch(name))
+  elif name.count("/") != 1 or path.suffix in WEIGHT_SUFFIXES or name.startswith((".", "/", "~")):
+    raise FileNotFoundError(f"{source}: no such file or folder, and no named model{_named(name)}")
+  cached = hub.cached(name) if prefer_cache else None
+  return _choose_in(cached or hub.fetch(name, _patterns))
 
 
-def fetch(name: str) -> Path:
-  """Downloads one weights file of a hub repository and its companions; uses the local cache.
+def _named(name: str) -> str:
+  """What a misspelt name may mean, or else which names there are."""
+  if near := difflib.get_close_matches(name, MODELS, 3, 0.6):
+    return f" (did you mean {' or '.join(near)}?)."
+  published = [model for model in MODELS if MODELS[model].hub or model in PACKAGED]
+  resnet = " resnet18 is there for heads on features only;" if "resnet" in name.lower() else ""
+  return (
+    f";{resnet} named models are {', '.join(published)}; any repository of the Hugging Face hub "
+    "is OWNER/NAME."
+  )
 
-  Raises:
-    FileNotFoundError: no such repository, or no network and nothing in the cache.
-  """
-  import huggingface_hub  # slow to import
-  from huggingface_hub import errors
 
-  try:
-    listed = huggingface_hub.list_repo_files(name)
-  except errors.RepositoryNotFoundError as error:
-    raise FileNotFoundError(
-      f"{name}: neither a local file or folder nor a repository on the Hugging Face hub."
-    ) from error
-  except (errors.HfHubHTTPError, errors.OfflineModeIsEnabled, OSError) as error:
-    return _cached(name, error)
-  weights = _choose(listed) or next(
-    (file for file in listed if Path(file).suffix in WEIGHT_SUFFIXES), None
+def _patterns(names: Sequence[str]) -> list[str]:
+  """What to download of a repository's files: one file of weights, and what lies beside it."""
+  weights = next((file for file in WEIGHT_FILES if file in names), None) or next(
+    (file for file in names if Path(file).suffix in WEIGHT_SUFFIXES), None
   )
   if weights is None:
-    raise FileNotFoundError(f"{name} on the hub has no weights file of a known format.")
-  patterns = [weights, *COMPANION_FILES]
-  if weights.endswith(".index.json"):
-    patterns.append("model-*.safetensors")
-  return Path(huggingface_hub.snapshot_download(name, allow_patterns=patterns))
+    return []
+  parts = [weights.replace(".index.json", "").replace(".", "-*.")] * weights.endswith(".json")
+  return [weights, *parts, *CONFIG_FILES, *TOKENIZER_FILES]
 
 
-def _cached(name: str, error: Exception) -> Path:
-  """The repository's files from an earlier download."""
-  import huggingface_hub
-  from huggingface_hub import errors
-
-  try:
-    return Path(huggingface_hub.snapshot_download(name, local_files_only=True))
-  except errors.LocalEntryNotFoundError as missing:
-    raise FileNotFoundError(
-      f"{name} is not in the local cache and the Hugging Face hub cannot be reached "
-      f"({error}). Connect to a network once, or download the repository elsewhere and give "
-      "its folder instead of its name."
-    ) from missing
-
-
-def _choose(names: Sequence[str]) -> str | None:
-  return next((file for file in WEIGHT_FILES if file in names), None)
-
-
-def _open_folder(folder: Path) -> Checkpoint:
+def _choose_in(folder: Path) -> Path:
   names = sorted(path.name for path in folder.iterdir())
-  if (chosen := _choose(names)) is not None:
-    return _open_file(folder / chosen)
+  if chosen := next((file for file in WEIGHT_FILES if file in names), None):
+    return folder / chosen
   others = [name for name in names if Path(name).suffix in WEIGHT_SUFFIXES]
   if len(others) != 1:
     raise FileNotFoundError(
       f"{folder} has {'several' if others else 'no'} weights files "
-      f"({', '.join(others) or 'expected one of ' + ', '.join(WEIGHT_FILES)}); "
+      f"({', '.join(others[:8]) or 'expected one of ' + ', '.join(WEIGHT_FILES)}); "
       "give the file itself."
     )
-  return _open_file(folder / others[0])
+  return folder / others[0]
 
 
 def _open_file(path: Path) -> Checkpoint:
   is_torchscript = False
+  check_content(path)
   if path.name.endswith(".index.json"):
     arrays = open_sharded(path)
   elif path.suffix == ".safetensors":
@@ -145,29 +153,27 @@ def _open_file(path: Path) -> Checkpoint:
     arrays = open_npz(path)
   elif path.suffix == ".msgpack":
     arrays = open_msgpack(path)
-  elif path.suffix in (".pt", ".bin", ".pth"):
+  elif path.suffix in TORCH_SUFFIXES:
     arrays, is_torchscript = open_torch(path)
   else:
-    raise ValueError(f"{path}: no known format; weights files end in {', '.join(WEIGHT_SUFFIXES)}.")
-  return Checkpoint(
-    arrays,
-    str(path),
-    path.parent,
-    _json(path, "config.json"),
-    _json(path, "open_clip_config.json"),
-    _json(path, "preprocessor_config.json"),
-    is_torchscript,
-  )
+    raise UnusableFileError(
+      f"{path}: no known format; weights files end in {', '.join(WEIGHT_SUFFIXES)}."
+    )
+  longest = max(map(len, arrays), default=0)
+  if not 0 < len(arrays) <= _MOST_ARRAYS or longest > _LONGEST_NAME:
+    raise UnusableFileError(
+      f"{path}: has {len(arrays)} arrays, the longest name of {longest} characters, which no "
+      "weights have. Download it again."
+    )
+  configs = [_fields(path.parent / name) for name in CONFIG_FILES]
+  return Checkpoint(arrays, str(path), path.parent, *configs, is_torchscript)
 
 
-def _json(path: Path, name: str) -> dict[str, Any] | None:
-  file = path.parent / name
-  if not file.is_file():
+def _fields(file: Path) -> dict[str, Any] | None:
+  """A config file's fields; `None` if there is no such file."""
+  if not file.exists():
     return None
-  try:
-    content = json.loads(file.read_text(encoding="utf-8"))
-  except ValueError as error:
-    raise ValueError(f"{file} is no JSON ({error}). Download it again.") from error
+  content = read_json(file)
   if not isinstance(content, dict):
-    raise ValueError(f"{file} holds no fields but {content!r:.40}. Download it again.")
+    raise UnusableFileError(f"{file} holds no fields but {content!r:.40}. Download it again.")
   return content

@@ -1,18 +1,29 @@
 """An on-disk cache of resized images, shared by runs and processes.
 
-Two files per source, size and way of resizing: the images as one raw uint8 array
-`[n, S, S, 3]`, which is sparse until filled, and one byte per image that says whether it is
-there. The byte is written after the image, so a killed process leaves at worst an image that is
-made again, and two processes that write the same image write the same bytes.
+One sparse file for each source, size and way of decoding and resizing, named after the hash of
+all of these. Its head says whose images it holds; then comes a record for each image, a mark, a
+checksum and the pixels `[S, S, 3]`. Mark and checksum are written after the pixels, so a killed
+process leaves at worst an image that is made again, and what was damaged since, by a disk or a
+person, is found when it is read. Two processes that write the same image write the same bytes.
 """
 
+import errno
+import hashlib
+import json
 import os
 import pathlib
+import stat
+import struct
 import weakref
 
+import google_crc32c
 import numpy as np
+from absl import logging
 
-_VERSION = 1  # Raise when decoding or resizing changes its result.
+_VERSION = 2  # Raise when decoding or resizing changes its result.
+_MAGIC = b"mdtrap_jax: a cache of images\n"  # No file without it is ever written to.
+_HEAD = 4096  # Bytes before the first record; what is not used of them is zero.
+_MARK = b"\nimg"  # Of a record that is there; a hole in a sparse file reads as zeros.
 
 
 class ImageCache:
@@ -25,8 +36,9 @@ class ImageCache:
     count: int,
     size: int,
     resize: str = "squash",
+    options: str = "",
   ):
-    """Opens or creates the cache; other data, another size or resizing has other files.
+    """Opens or creates the cache; anything that decides the bytes has a file of its own.
 
     Args:
       folder: Where the files are, created if missing.
@@ -34,28 +46,42 @@ class ImageCache:
       count: How many images `n` the source has.
       size: Image side `S`.
       resize: How images come to that size, see `images.resize`.
+      options: Whatever else decides the pixels, as interpolation or background.
 
     Raises:
-      OSError: If the files cannot be created, naming the folder and the remedy.
+      OSError: If the file cannot be created or is none of ours, naming it and the remedy.
     """
-    stem = pathlib.Path(folder).expanduser() / f"{identity[:32]}-{size}-{resize}-v{_VERSION}"
-    self._path = stem.with_suffix(".images")
+    decides = {
+      "version": _VERSION,
+      "identity": identity,
+      "count": count,
+      "size": size,
+      "resize": resize,
+      "options": options,
+    }
+    self._key = hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).digest()
+    self._path = pathlib.Path(folder).expanduser() / f"{self._key.hex()}.images"
     self._count, self._shape = count, (size, size, 3)
     self._bytes = size * size * 3
+    self._record = len(_MARK) + 4 + self._bytes
     try:
-      stem.parent.mkdir(parents=True, exist_ok=True)
-      self._images_file = _open(self._path, count * self._bytes)
-      self._filled_file = _open(stem.with_suffix(".filled"), count)
+      self._path.parent.mkdir(parents=True, exist_ok=True)
+      # A link of that name would lead out of the cache: it is not followed.
+      self._file = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
+      weakref.finalize(self, os.close, self._file)
+      self._claim()
     except OSError as error:
       raise self._failure("create", error) from error
-    for descriptor in (self._images_file, self._filled_file):
-      weakref.finalize(self, os.close, descriptor)
-    self._images = np.memmap(self._path, np.uint8, "r", shape=(count, *self._shape))
-    self._filled = np.memmap(stem.with_suffix(".filled"), np.uint8, "r", shape=(count,))
 
   def get(self, index: int) -> np.ndarray | None:
-    """The image uint8 `[S, S, 3]`, or None if it is not cached."""
-    return np.array(self._images[index]) if self._filled[index] else None
+    """The image uint8 `[S, S, 3]`, or None if it is not cached or was damaged."""
+    record = os.pread(self._file, self._record, self._offset(index))
+    head, pixels = record[: len(_MARK) + 4], record[len(_MARK) + 4 :]
+    if head == self._head(index, pixels):
+      return np.frombuffer(pixels, np.uint8).reshape(self._shape).copy()
+    if head.strip(b"\0") or len(record) < self._record:
+      logging.warning("%s: image %d is damaged there; it is made again.", self._path, index)
+    return None
 
   def put(self, index: int, image: np.ndarray) -> None:
     """Stores an image uint8 `[S, S, 3]`.
@@ -69,12 +95,35 @@ class ImageCache:
         f"Image {index} {image.dtype} {image.shape} does not fit a cache of {self._count} "
         f"uint8 images {self._shape}."
       )
+    pixels, offset = image.tobytes(), self._offset(index)
     try:
-      # Written to the file, not through the mapping: there, a full disk kills the process.
-      _write(self._images_file, image.tobytes(), index * self._bytes)
-      _write(self._filled_file, b"\1", index)
+      _write(self._file, pixels, offset + len(_MARK) + 4)
+      _write(self._file, self._head(index, pixels), offset)
     except OSError as error:
       raise self._failure("write", error) from error
+
+  def _claim(self) -> None:
+    """Makes sure that the open file is ours and as long as it should be."""
+    head = (_MAGIC + self._key).ljust(_HEAD, b"\0")
+    status = os.fstat(self._file)
+    there = os.pread(self._file, _HEAD, 0)
+    if not stat.S_ISREG(status.st_mode) or (there and not there.startswith(_MAGIC)):
+      raise OSError(errno.EEXIST, "another file has its name, and is left alone")
+    if there != head:
+      if there:
+        logging.warning("%s is damaged; its images are made again.", self._path)
+        os.ftruncate(self._file, 0)
+      _write(self._file, head, 0)
+    if os.fstat(self._file).st_size < (length := self._offset(self._count)):
+      os.ftruncate(self._file, length)  # Never shorter: another process may be ahead of us.
+
+  def _offset(self, index: int) -> int:
+    return _HEAD + index * self._record
+
+  def _head(self, index: int, pixels: bytes) -> bytes:
+    """What precedes an image: also of its place and file, should its record get into another."""
+    place = self._key + struct.pack("<Q", index)
+    return _MARK + struct.pack("<I", google_crc32c.extend(google_crc32c.value(place), pixels))
 
   def _failure(self, verb: str, error: OSError) -> OSError:
     gibibytes = self._count * self._bytes / 2**30
@@ -84,12 +133,6 @@ class ImageCache:
       f"{gibibytes:.2f} GiB. Free that space, or point --config.data.cache_dir= to another "
       "disk or set it empty to go without a cache",
     )
-
-
-def _open(path: pathlib.Path, size: int) -> int:
-  descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
-  os.ftruncate(descriptor, size)  # Keeps what is there: a file of this name has this size.
-  return descriptor
 
 
 def _write(descriptor: int, data: bytes, offset: int) -> None:

@@ -10,16 +10,32 @@ from typing import Any
 
 import ml_collections
 
-from mdtrap_jax.data.features import FeatureSet, read_features
+from mdtrap_jax.data.feature_files import read_features
+from mdtrap_jax.data.feature_set import FeatureSet
 from mdtrap_jax.data.meta_dataset import RecordSource
 from mdtrap_jax.data.sources import Source, keep_classes, make_source
+from mdtrap_jax.files import check_name
 
 WORLD, META = "world/", "meta/"
 
 
 def domain_name(entry: str) -> str:
-  """What an entry is called in tables and files; `meta/mnist` is the published `mnist`."""
-  return entry.partition("=")[0].removeprefix(META)
+  """What an entry is called in tables and files; `meta/mnist` is the published `mnist`.
+
+  Raises:
+    ValueError: the name would lead out of the folders of which it becomes a part.
+  """
+  name, given, _ = entry.partition("=")
+  for prefix in (WORLD, META):
+    if name.startswith(prefix):
+      if given:
+        raise ValueError(
+          f"config.domains: {entry!r} gives a folder to a name that begins with {prefix!r}; "
+          "write NAME=FOLDER with a plain name."
+        )
+      check_name(name.removeprefix(prefix), f"config.domains, {entry!r}")
+      return name.removeprefix(META)
+  return check_name(name, f"config.domains, {entry!r}")
 
 
 def open_domain(config: Any, entry: str) -> FeatureSet | Source:
@@ -30,16 +46,20 @@ def open_domain(config: Any, entry: str) -> FeatureSet | Source:
     entry: one of its `domains`.
 
   Raises:
-    ValueError, FileNotFoundError: there is no such domain, or it is not as it should be.
+    ValueError, FileNotFoundError: there is no such domain, or it is not as it should be; or its
+      name cannot be one.
   """
-  if config.features.path:
-    return read_features(config.features.path, domain_name(entry))
+  domain_name(entry)  # checked before anything is opened
+  if config.data.features:
+    return read_features(config.data.features, domain_name(entry))
   if entry.startswith(META):
     source = RecordSource(config.data.records, domain_name(entry), config.data.records_split)
-    return keep_classes(source, tuple(config.data.classes))
+    kept = keep_classes(source, tuple(config.data.classes))
+    kept.align_corners = True  # also of a subset; which has no hierarchy: its labels are others
+    return kept
   name, _, folder = entry.partition("=")
   data = ml_collections.ConfigDict(config.data.to_dict())
-  data.name, data.path, data.domain = ("folder", folder, "") if folder else (name, "", "")
+  data.name, data.path, data.domain = ("folder", folder, "") if "=" in entry else (name, "", "")
   if name.startswith(WORLD):
     data.name, data.domain = "world", name.removeprefix(WORLD)
     data.severity = 0.0 if data.domain == "source" else data.severity  # it has no other

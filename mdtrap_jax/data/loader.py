@@ -3,32 +3,31 @@
 Legend: `E` episodes of a batch, `C` classes, `K` shots, `Q` queries per class, `S` image side.
 """
 
-import functools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import grain
+import jax
 import numpy as np
 from absl import logging
 
 from mdtrap_jax.data import images
 from mdtrap_jax.data.cache import ImageCache
-from mdtrap_jax.data.sampler import EpisodeIndices, sample_episode
+from mdtrap_jax.data.sampler import EpisodeIndices
 from mdtrap_jax.data.sources import Source
+from mdtrap_jax.data.task import Loaded, TaskBatch, TaskId
 
 UNREADABLE = ("error", "skip")
 
 
-class EpisodeBatch(NamedTuple):
-  """Episodes on the host, images in the order of their classes; one row has no axis `E`."""
+class EpisodeImages(NamedTuple):
+  """The images of one episode, in the order of its classes."""
 
-  episode: np.ndarray  # [E] int64, the episodes' numbers.
-  classes: np.ndarray  # [E, C] int32, into the source's class names.
-  support: np.ndarray  # [E, C·K, S, S, 3] uint8.
-  query: np.ndarray  # [E, C·Q, S, S, 3] uint8.
-  support_index: np.ndarray  # [E, C, K] int64, into the source.
-  query_index: np.ndarray  # [E, C, Q] int64, into the source.
+  support: np.ndarray  # [C·K, S, S, 3] uint8.
+  query: np.ndarray  # [C·Q, S, S, 3] uint8.
+  support_index: np.ndarray  # [C, K] int64, into the source.
+  query_index: np.ndarray  # [C, Q] int64, into the source.
 
 
 def load_episode(
@@ -40,7 +39,7 @@ def load_episode(
   resize: str = "squash",
   episode: int = 0,
   cache: ImageCache | None = None,
-) -> EpisodeBatch:
+) -> EpisodeImages:
   """Reads the images of one episode.
 
   Args:
@@ -54,7 +53,7 @@ def load_episode(
     cache: Images resized in the same way are taken from and put into it.
 
   Returns:
-    One row of a batch. `support_index` and `query_index` are the images really read.
+    The images; `support_index` and `query_index` are those really read.
 
   Raises:
     UnreadableImageError: If an image cannot be read and none may take its place.
@@ -99,92 +98,53 @@ def load_episode(
 
   support, support_index = read_all(indices.support)
   query, query_index = read_all(indices.query)
-  number = np.int64(episode)
-  return EpisodeBatch(number, indices.classes, support, query, support_index, query_index)
+  return EpisodeImages(support, query, support_index, query_index)
 
 
-def episode_batches(
-  source: Source,
-  episodes: Sequence[int],
-  batch_size: int,
-  *,
-  seed: int,
-  ways: int,
-  shots: int,
-  queries: int,
-  size: int,
-  resize: str = "squash",
-  unreadable: str = "error",
-  threads: int = 8,
-  cache: ImageCache | None = None,
-) -> Iterator[EpisodeBatch]:
-  """Iterates over episodes in batches, in the order given.
+def task_batches(
+  load: Callable[[TaskId], Loaded], tasks: Sequence[TaskId], size: int, *, threads: int = 8
+) -> Iterator[TaskBatch]:
+  """Iterates over tasks in batches, in the order given.
 
-  Threads decode the episodes of the next batch while the caller works on the last one. An
-  episode does not depend on the others, nor on the sizes of batches or the number of threads.
+  Threads load the tasks of the next batch while the caller works on the last one. A task does not
+  depend on the others, nor on the sizes of batches or the number of threads.
 
   Args:
-    source: Where the images are; see `check_feasible`.
-    episodes: The episodes' numbers.
-    batch_size: Episodes per batch `E`; the last batch may have fewer.
-    seed: Of the run.
-    ways: Classes per episode `C`.
-    shots: Support images per class `K`.
-    queries: Query images per class `Q`.
-    size: Image side `S`.
-    resize: How images come to that size, see `images.resize`.
-    unreadable: What to do about an image that cannot be read, see `load_episode`.
-    threads: How many threads decode; 0 decodes in the caller's.
-    cache: Of images resized in the same way.
+    load: Reads one task; called from many threads.
+    tasks: What to load.
+    size: Tasks per batch `E`; the last batch may have fewer.
+    threads: How many threads load; 0 loads in the caller's.
 
   Returns:
-    An iterator of batches; an error met while reading an episode is raised when its batch is
-    due.
-
-  Raises:
-    ValueError: If an option is out of range.
+    An iterator of batches; an error met while reading a task is raised when its batch is due.
   """
-  if unreadable not in UNREADABLE:
-    raise ValueError(f"unreadable={unreadable!r} is none of {', '.join(UNREADABLE)}.")
-  for name, value, least in (("batch_size", batch_size, 1), ("threads", threads, 0)):
-    if value < least:
-      raise ValueError(f"{name}={value} must be at least {least}.")
-  sample = functools.partial(
-    sample_episode, source.labels, seed=seed, ways=ways, shots=shots, queries=queries
-  )
-
-  def load(episode: int) -> EpisodeBatch:
-    indices = sample(episode=episode)
-    return load_episode(
-      source, indices, size, unreadable, resize=resize, episode=episode, cache=cache
-    )
-
   read_options = grain.ReadOptions(
-    num_threads=threads, prefetch_buffer_size=max(batch_size, threads) if threads else 0
+    num_threads=threads, prefetch_buffer_size=max(size, threads) if threads else 0
   )
-  dataset = grain.MapDataset.source([int(episode) for episode in episodes]).map(load)
-  batches = dataset.to_iter_dataset(read_options).batch(batch_size, batch_fn=_stack)
-  return iter(batches)
+  dataset = grain.MapDataset.source(list(tasks)).map(lambda task: (task, load(task)))
+  return iter(dataset.to_iter_dataset(read_options).batch(size, batch_fn=_stack))
 
 
-def _stack(rows: Sequence[EpisodeBatch]) -> EpisodeBatch:
-  return EpisodeBatch(*(np.stack(column) for column in zip(*rows, strict=True)))
+def _stack(rows: Sequence[tuple[TaskId, Loaded]]) -> TaskBatch:
+  ids, loaded = zip(*rows, strict=True)
+  tasks = jax.tree.map(lambda *leaves: np.stack(leaves), *(each.task for each in loaded))
+  return TaskBatch(ids, tasks, [each.about for each in loaded])
 
 
 def ahead(
-  put: Callable[[EpisodeBatch], Any], batches: Iterable[EpisodeBatch]
-) -> Iterator[tuple[EpisodeBatch, Any]]:
+  put: Callable[[TaskBatch], Any], batches: Iterable[TaskBatch]
+) -> Iterator[tuple[TaskBatch, Any]]:
   """Each batch with `put(batch)`, made in a thread while the caller works on the one before.
 
   Closing it does not wait for the batch that is being made.
 
   Args:
     put: Copies a batch to the devices.
-    batches: From `episode_batches`; an error in it is raised when its batch is due.
+    batches: From `task_batches`; an error in it is raised when its batch is due.
   """
   batches = iter(batches)
 
-  def following() -> tuple[EpisodeBatch, Any] | None:
+  def following() -> tuple[TaskBatch, Any] | None:
     batch = next(batches, None)
     return None if batch is None else (batch, put(batch))
 

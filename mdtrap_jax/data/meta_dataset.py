@@ -9,19 +9,18 @@ from __future__ import annotations
 
 import hashlib
 import json
-import struct
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from absl import logging
 
 from mdtrap_jax.data import images
+from mdtrap_jax.data.hierarchy import leaves_below, read_hierarchy
+from mdtrap_jax.data.tfrecord import Record, bytes_feature, index_records, read_record
 
 SPLITS = ("TRAIN", "VALID", "TEST")
-# The one data set whose specification gives its classes as a graph.
-IMAGENET = {"TRAIN": 712, "VALID": 158, "TEST": 130}
-_LENGTH, _OVERHEAD = 8, 16  # bytes: a record's length, and that with its two checksums
+_MOST_CLASSES = 100_000  # of a data set; more are no specification of Meta-Dataset's
 
 
 class RecordSource:
@@ -31,8 +30,12 @@ class RecordSource:
     name: of the data set, with its split.
     class_names: of the split's classes.
     labels: [n] int32.
-    identity: hex digest of the files' names, sizes and times.
+    identity: hex digest of all images' sizes and checksums, class by class.
+    hierarchy: of the classes, where the specification has one; else `None`.
+    align_corners: networks trained on Meta-Dataset saw its images resized in that way.
   """
+
+  align_corners = True
 
   def __init__(self, root: str | Path, dataset: str, split: str = "test"):
     """Finds where each record starts; no image is read yet.
@@ -56,39 +59,58 @@ class RecordSource:
     if split.upper() not in SPLITS:
       raise ValueError(f"--config.data.records_split={split!r}: choose train, valid or test.")
     self.name = f"{dataset}/{split}"
-    spec = json.loads(specification.read_text(encoding="utf-8"))
-    numbers = split_classes(spec, split.upper())
+    try:
+      spec = json.loads(specification.read_text(encoding="utf-8"))
+      numbers = split_classes(spec, split.upper())
+      names = [str(spec.get("class_names", {}).get(str(n), n)) for n in numbers]
+      self.hierarchy = read_hierarchy(spec, split.upper(), numbers)
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+      reason = f"no {error}" if isinstance(error, KeyError) else f"{error}".rstrip(".")
+      raise ValueError(
+        f"{specification} is damaged or is no specification: {reason}. Convert {dataset} again "
+        "with Meta-Dataset's own code."
+      ) from error
     if not numbers:
       raise ValueError(f"{specification}: {dataset} has no classes in the split {split!r}.")
-    names = spec.get("class_names", {})
-    self.class_names = tuple(str(names.get(str(n), n)) for n in numbers)
-    if len(set(self.class_names)) < len(numbers):  # Omniglot's characters, by alphabet
-      self.class_names = tuple(
-        f"{name} {n}" for name, n in zip(self.class_names, numbers, strict=True)
-      )
-    self._records: list[tuple[Path, int, int]] = []
-    labels, digest = [], hashlib.sha256()
-    for label, number in enumerate(numbers):
-      for file in _files(folder, number):
-        found = [(file, start, size) for start, size in _records(file)]
-        self._records += found
-        labels += [label] * len(found)
-        status = file.stat()
-        digest.update(f"{file.name} {status.st_size} {status.st_mtime_ns}".encode())
-    self.labels = np.array(labels, np.int32)
-    self.identity = digest.hexdigest()
+    if len(set(names)) < len(numbers):  # Omniglot's characters, by alphabet
+      names = [f"{name} {n}" for name, n in zip(names, numbers, strict=True)]
+    self.class_names = tuple(names)
+    self._records: list[Record] = []
+    counts, self._digests = [], []
+    for number in numbers:
+      found = [record for file in _files(folder, number) for record in index_records(file)]
+      _check_count(specification, spec, number, len(found))
+      self._records += found
+      counts.append(len(found))
+      contents = repr([(record.size, record.checksum) for record in found])
+      self._digests.append(hashlib.sha256(contents.encode()).hexdigest())
+    self.labels = np.repeat(np.arange(len(numbers), dtype=np.int32), counts)
+    self.identity = hashlib.sha256(repr(list(self.content().items())).encode()).hexdigest()
 
   def image(self, index: int) -> np.ndarray:
-    """Decodes an image, uint8 `[H, W, 3]`."""
-    path, start, size = self._records[index]
-    with open(path, "rb") as file:
-      file.seek(start)
-      return images.decode(encoded_image(file.read(size), path), self.describe(index))
+    """Decodes an image, uint8 `[H, W, 3]`.
+
+    Raises:
+      UnreadableImageError: the record is damaged or holds no image.
+    """
+    try:
+      encoded = bytes_feature(read_record(self._records[index]), "image")
+    except ValueError as error:
+      raise images.UnreadableImageError(
+        f"Cannot read the image {self.describe(index)}: {error}. Copy or convert the file again, "
+        "or set --config.data.unreadable=skip to leave it out."
+      ) from error
+    return images.decode(encoded, self.describe(index))
 
   def describe(self, index: int) -> str:
     """The record's file and where it starts there."""
-    path, start, _ = self._records[index]
-    return f"{path}, byte {start}"
+    record = self._records[index]
+    return f"{record.path}, byte {record.start}"
+
+  def content(self) -> dict[str, tuple[int, str]]:
+    """`{class name: (images, hex digest of their sizes and checksums)}`."""
+    counts = np.bincount(self.labels, minlength=len(self.class_names)).tolist()
+    return dict(zip(self.class_names, zip(counts, self._digests, strict=True), strict=True))
 
 
 def split_classes(spec: dict[str, Any], split: str) -> range:
@@ -96,37 +118,29 @@ def split_classes(spec: dict[str, Any], split: str) -> range:
 
   Raises:
     ValueError: the specification does not say how many classes each split has.
+    KeyError, TypeError: it is damaged.
   """
-  counts = spec.get("classes_per_split")
   if "superclasses_per_split" in spec:  # Omniglot: alphabets, each with some characters
     sizes, counts, first = spec["classes_per_superclass"], {}, 0
     for name in SPLITS:
       last = first + spec["superclasses_per_split"][name]
       counts[name] = sum(sizes[str(i)] for i in range(first, last))
       first = last
-  if counts is None and "split_subgraphs" in spec:
-    counts = IMAGENET
-  if counts is None:
-    raise ValueError(
-      f"dataset_spec.json of {spec.get('name')}: neither classes_per_split nor "
-      "superclasses_per_split; convert it again with Meta-Dataset's own code."
-    )
-  before = sum(counts[name] for name in SPLITS[: SPLITS.index(split)])
+  elif "split_subgraphs" in spec:  # ImageNet: the leaves of a part of WordNet
+    graphs = spec["split_subgraphs"]
+    counts = {
+      name: sum(leaves == {node} for node, leaves in leaves_below(graphs[name]).items())
+      for name in SPLITS
+    }
+  elif "classes_per_split" in spec:
+    counts = spec["classes_per_split"]
+  else:
+    raise ValueError("it has neither classes_per_split nor superclasses_per_split")
+  numbers = [counts[name] for name in SPLITS]
+  if not all(type(n) is int and 0 <= n <= _MOST_CLASSES for n in numbers):
+    raise ValueError(f"{numbers} classes for training, validation and test cannot be")
+  before = sum(numbers[: SPLITS.index(split)])
   return range(before, before + counts[split])
-
-
-def encoded_image(example: bytes, path: Path) -> bytes:
-  """The `image` of a serialized `tf.train.Example`.
-
-  Raises:
-    ValueError: it has none.
-  """
-  for _, features in _fields(example):
-    for _, entry in _fields(features):
-      parts = dict(_fields(entry))  # 1 is the key, 2 the feature, whose field 1 is bytes
-      if parts.get(1) == b"image":
-        return dict(_fields(dict(_fields(parts[2]))[1]))[1]
-  raise ValueError(f"{path}: a record has no feature named 'image'; Meta-Dataset's have.")
 
 
 def _files(folder: Path, number: int) -> list[Path]:
@@ -138,42 +152,12 @@ def _files(folder: Path, number: int) -> list[Path]:
   return files
 
 
-def _records(path: Path) -> Iterator[tuple[int, int]]:
-  """Start and size of each record's content."""
-  end = path.stat().st_size
-  with open(path, "rb") as file:
-    position = 0
-    while position < end:
-      file.seek(position)
-      head = file.read(_LENGTH)
-      size = struct.unpack("<Q", head)[0] if len(head) == _LENGTH else end
-      if position + size + _OVERHEAD > end:
-        raise ValueError(
-          f"{path} ends within a record, at byte {position}: it was cut short, "
-          "or is no TFRecord file."
-        )
-      yield position + _LENGTH + 4, size
-      position += size + _OVERHEAD
-
-
-def _fields(message: bytes) -> Iterator[tuple[int, bytes]]:
-  """Number and content of each field of a protocol buffer that has no other kind but bytes."""
-  position = 0
-  while position < len(message):
-    tag, position = _varint(message, position)
-    size, position = _varint(message, position)
-    if tag & 7 != 2 or position + size > len(message):
-      raise ValueError("a record is no tf.train.Example.")
-    yield tag >> 3, message[position : position + size]
-    position += size
-
-
-def _varint(message: bytes, position: int) -> tuple[int, int]:
-  value = shift = 0
-  while position < len(message):
-    byte = message[position]
-    value |= (byte & 127) << shift
-    shift, position = shift + 7, position + 1
-    if byte < 128:
-      return value, position
-  raise ValueError("a record is no tf.train.Example.")
+def _check_count(specification: Path, spec: dict[str, Any], number: int, count: int) -> None:
+  """Warns where a class has other images than its specification says; a file cut after a record."""
+  expected = spec.get("images_per_class")
+  expected = expected.get(str(number)) if isinstance(expected, dict) else None
+  if isinstance(expected, int) and expected != count:
+    logging.warning(
+      "%s says that class %d has %d images, but its records hold %d: the file may be cut short.",
+      specification, number, expected, count,
+    )  # fmt: skip

@@ -7,6 +7,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from mdtrap_jax.data.draws import shuffle
+
 
 class EpisodeIndices(NamedTuple):
   """The images of one episode; all numbers but `classes` are indices into the source."""
@@ -15,12 +17,6 @@ class EpisodeIndices(NamedTuple):
   support: np.ndarray  # [C, K] int64.
   query: np.ndarray  # [C, Q] int64.
   spare: tuple[np.ndarray, ...]  # C arrays [...] int64: the class's other images, drawn order.
-
-
-def _shuffle(bits: np.random.BitGenerator, items: np.ndarray) -> np.ndarray:
-  # Sorting raw bits instead of `Generator.permutation`: numpy promises the same raw stream in
-  # every version, but not the same permutations, and results must stay repeatable for years.
-  return items[np.argsort(bits.random_raw(len(items)), kind="stable")]
 
 
 def sample_episode(
@@ -58,10 +54,10 @@ def sample_episode(
   if len(available) < ways:
     raise ValueError(f"An episode of ways={ways} needs as many classes; {len(available)} exist.")
   bits = np.random.Philox(key=np.array([seed, episode], np.uint64))
-  classes = _shuffle(bits, available)[:ways].astype(np.int32)
+  classes = shuffle(bits, available)[:ways].astype(np.int32)
   support, query, spare = [], [], []
   for label in classes:
-    images = _shuffle(bits, np.flatnonzero(labels == label).astype(np.int64))
+    images = shuffle(bits, np.flatnonzero(labels == label).astype(np.int64))
     if len(images) < shots + queries:
       raise ValueError(
         f"Class {label} has {len(images)} images, fewer than shots + queries = {shots} + {queries}."

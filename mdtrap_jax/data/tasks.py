@@ -1,8 +1,8 @@
 """Few-shot tasks of fixed and of varying size: which images, and their padding to one shape.
 
-The varying sizes follow Meta-Dataset (Triantafillou et al., ICLR 2020, section 3.2 and appendix);
-of it, only the class hierarchies of ImageNet and Omniglot are left out: classes are drawn
-uniformly from all data sets. Legend: `C` ways, `N` support and `Q` query rows of a task.
+The varying sizes follow Meta-Dataset (Triantafillou et al., ICLR 2020, section 3.2 and appendix),
+and so does the choice of related classes where a data set has a hierarchy of them.
+Legend: `C` ways, `N` support and `Q` query rows of a task.
 """
 
 from __future__ import annotations
@@ -12,8 +12,10 @@ from typing import NamedTuple
 
 import numpy as np
 
+from mdtrap_jax.data.draws import shuffle, uniform
+from mdtrap_jax.data.hierarchy import Hierarchy, eligible
 from mdtrap_jax.data.sampler import sample_episode
-from mdtrap_jax.methods.ncc import Task
+from mdtrap_jax.data.task import Task
 
 PADDING = -1  # the label of a row that is not there
 
@@ -54,7 +56,14 @@ class TaskIndices(NamedTuple):
   query_labels: np.ndarray  # [Q] int32
 
 
-def sample_task(labels: np.ndarray, *, seed: int, number: int, rule: Rule | Fixed) -> TaskIndices:
+def sample_task(
+  labels: np.ndarray,
+  *,
+  seed: int,
+  number: int,
+  rule: Rule | Fixed,
+  hierarchy: Hierarchy | None = None,
+) -> TaskIndices:
   """Draws one task; a pure function of the labels, the seed and the task's number.
 
   Tasks of a fixed size are the same episodes that `sampler.sample_episode` draws, so heads and
@@ -65,6 +74,8 @@ def sample_task(labels: np.ndarray, *, seed: int, number: int, rule: Rule | Fixe
     seed: of the run.
     number: of the task.
     rule: `Fixed`, or the rule of varying sizes.
+    hierarchy: of the classes. Where the number of ways may vary, a task's classes are of one
+      family; where it is given, Meta-Dataset draws them from all.
 
   Raises:
     ValueError: too few classes or images; `check_rule` says so before any is drawn.
@@ -74,13 +85,18 @@ def sample_task(labels: np.ndarray, *, seed: int, number: int, rule: Rule | Fixe
     return _indices(episode.classes, episode.support, episode.query)
   bits = np.random.Philox(key=np.array([seed, number], np.uint64))
   available = np.unique(labels[labels >= 0])
+  related = hierarchy is not None and rule.min_ways < rule.max_ways
+  if related:
+    families = eligible(hierarchy, available, rule.min_ways)
+    available = families[int(uniform(bits) * len(families))]
   most = min(rule.max_ways, len(available))
-  ways = rule.min_ways + int(_uniform(bits) * (most - rule.min_ways + 1))
-  classes = _shuffle(bits, available)[:ways].astype(np.int32)
-  members = [_shuffle(bits, np.flatnonzero(labels == label)) for label in classes]
+  drawn = rule.min_ways + int(uniform(bits) * (most - rule.min_ways + 1))
+  ways = most if related and hierarchy.whole else drawn
+  classes = shuffle(bits, available)[:ways].astype(np.int32)
+  members = [shuffle(bits, np.flatnonzero(labels == label)) for label in classes]
   counts = np.array([len(images) for images in members])
   queries = num_queries(counts, rule)
-  shots = num_shots(counts, queries, rule, beta=_uniform(bits), weights=_uniform(bits, ways))
+  shots = num_shots(counts, queries, rule, beta=uniform(bits), weights=uniform(bits, ways))
   support = [images[:k] for images, k in zip(members, shots, strict=True)]
   query = [images[k : k + queries] for images, k in zip(members, shots, strict=True)]
   return _indices(classes, support, query)
@@ -131,7 +147,11 @@ def num_shots(
 
 
 def check_rule(
-  name: str, labels: np.ndarray, class_names: Sequence[str], rule: Rule | Fixed
+  name: str,
+  labels: np.ndarray,
+  class_names: Sequence[str],
+  rule: Rule | Fixed,
+  hierarchy: Hierarchy | None = None,
 ) -> None:
   """Makes sure that every task of a rule can be drawn.
 
@@ -154,6 +174,11 @@ def check_rule(
     needed, what = rule.shots + rule.queries, f"shots + queries = {rule.shots} + {rule.queries}"
   else:
     needed, what = (rule.shots or 1) + 1, f"{rule.shots or 1} for the support and 1 query"
+  if hierarchy is not None and not isinstance(rule, Fixed) and ways < rule.max_ways:
+    try:
+      eligible(hierarchy, present, ways)
+    except ValueError as error:
+      raise ValueError(f"{name}: {error} Leave the domain out.") from None
   counts = np.bincount(labels[labels >= 0], minlength=len(class_names))
   small = [f"{class_names[c]} ({counts[c]})" for c in present if counts[c] < needed]
   if small:
@@ -216,12 +241,3 @@ def _indices(classes, support, query) -> TaskIndices:
     np.concatenate(list(query)),
     count(query),
   )
-
-
-def _uniform(bits: np.random.BitGenerator, count: int | None = None):
-  """Doubles in [0, 1) from the raw stream, which numpy keeps the same in every version."""
-  return (bits.random_raw(count) >> 11) * 2.0**-53
-
-
-def _shuffle(bits: np.random.BitGenerator, items: np.ndarray) -> np.ndarray:
-  return items[np.argsort(bits.random_raw(len(items)), kind="stable")]

@@ -12,7 +12,8 @@ from absl import logging
 
 from mdtrap_jax import checkpoints, models
 from mdtrap_jax.checkpoints.layouts.resnet import load_resnet18
-from mdtrap_jax.data.features import Extractor, FeatureSet
+from mdtrap_jax.data.feature_set import FeatureSet
+from mdtrap_jax.data.features import Extractor
 from mdtrap_jax.data.views import normalize
 from mdtrap_jax.models.resnet import ResNet18
 
@@ -25,25 +26,24 @@ class Backbone(NamedTuple):
 
 
 def check_backbone(config: Any) -> None:
-  """Refuses a config without weights; `config` is that of `load_backbone`.
+  """Refuses a `config.model` without weights.
 
   Raises:
     ValueError: says what to set.
   """
-  if config.model == "resnet18" and not (config.checkpoint or config.random_weights):
+  if config.name == "resnet18" and not (config.checkpoint or config.random_weights):
     raise ValueError(
-      "--config.features.model=resnet18 needs weights: set "
-      "--config.features.checkpoint= to URL's model_best.pth.tar, or "
-      "--config.features.random_weights=True to try things out."
+      "--config.model.name=resnet18 needs weights: set --config.model.checkpoint= to URL's "
+      "model_best.pth.tar, or --config.model.random_weights=true to try things out."
     )
 
 
 def load_backbone(config: Any, seed: int) -> Backbone:
-  """The model of `config.features`.
+  """The model of `config.model`.
 
   Args:
-    config: has `model` (`resnet18`, or any name that `checkpoints.load` takes), `checkpoint`
-      (of the ResNet-18) and `random_weights`.
+    config: has `name` (`resnet18`, or any that `checkpoints.load` takes), `checkpoint` (of the
+      ResNet-18) and `random_weights`.
     seed: of random weights.
 
   Raises:
@@ -51,16 +51,12 @@ def load_backbone(config: Any, seed: int) -> Backbone:
   """
   check_backbone(config)
   if config.random_weights:
-    logging.warning("%s has random weights: its accuracy means little.", config.model)
-  if config.model == "resnet18":
-    if config.random_weights:
-      model = ResNet18()
-      return Backbone(model, jax.jit(model.init)(jax.random.key(seed)))
-    return Backbone(*load_resnet18(config.checkpoint))
-  if config.random_weights:
-    model = models.build(config.model)
+    logging.warning("%s has random weights: its accuracy means little.", config.name)
+    model = ResNet18() if config.name == "resnet18" else models.build(config.name)
     return Backbone(model, jax.jit(model.init)(jax.random.key(seed)))
-  return Backbone(*checkpoints.load(config.model))
+  if config.name == "resnet18":
+    return Backbone(*load_resnet18(config.checkpoint))
+  return Backbone(*checkpoints.load(config.name))
 
 
 def make_extractor(name: str, backbone: Backbone, kind: str) -> Extractor:
@@ -79,11 +75,18 @@ def make_extractor(name: str, backbone: Backbone, kind: str) -> Extractor:
   if kind != "pooled" and not resnet:
     raise ValueError(
       f"{name} gives one feature vector an image; this method needs the "
-      "ResNet-18: set --config.features.model=resnet18."
+      "ResNet-18: set --config.model.name=resnet18."
     )
   size = model.image_size if resnet else model.image.image_size
   if kind == "image":
-    return Extractor(f"pixels-{size}", f"resized to {size}", size, lambda pixels: pixels)
+    # The adapters take bytes as they are, and floats as the network's normalized input.
+    as_input = lambda pixels: (
+      pixels
+      if pixels.dtype == np.uint8
+      else np.asarray(normalize(pixels, model.image_mean, model.image_std))
+    )
+    settings = f"resized to {size}, {model.image_mean}, {model.image_std}"
+    return Extractor(f"pixels-{size}", settings, size, as_input, align_corners=True)
   encode = {("pooled", True): ResNet18.features, ("map", True): ResNet18.feature_maps}.get(
     (kind, resnet)
   ) or type(model).encode_image
@@ -94,7 +97,11 @@ def make_extractor(name: str, backbone: Backbone, kind: str) -> Extractor:
     return encode(model, weights, rows).astype(jnp.float32)
 
   return Extractor(
-    f"{name}-{kind}", fingerprint(backbone), size, lambda pixels: np.asarray(run(params, pixels))
+    f"{name}-{kind}",
+    fingerprint(backbone),
+    size,
+    lambda pixels: np.asarray(run(params, pixels)),
+    align_corners=resnet,
   )
 
 

@@ -1,40 +1,33 @@
-"""One adapted episode, as pure functions of one episode: `prepare`, `run`, `evaluate`.
+"""Fine-tuning a vision-language model with LoRA, as pure functions of one task (an episode).
 
-Nothing here knows of batches of episodes or of meshes; `parallel.py` adds both by one `vmap`.
+Nothing here knows of batches of tasks or of meshes; `run.programs` adds both by one `vmap`.
 """
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
+from mdtrap_jax.data.task import Task
 from mdtrap_jax.data.views import make_views, normalize
 from mdtrap_jax.keys import episode_key, row_keys, stream
+from mdtrap_jax.methods.method import AdaptState, Evaluation, Work
 from mdtrap_jax.models import sharding
 from mdtrap_jax.models.lora import LoraConfig, LoraFactors
+from mdtrap_jax.models.transformer import LARGE
 from mdtrap_jax.models.vlm import Params, VisionLanguageModel
+from mdtrap_jax.objectives.chain import Phase, evaluation_marks
 from mdtrap_jax.objectives.losses import unit
 from mdtrap_jax.objectives.pull_back import zero_cotangents
 from mdtrap_jax.objectives.terms import Batch, Features
 
-STATUS = ("ok", "non-finite")
-
-
-class Episode(NamedTuple):
-  """The data of one episode; rows are class-major, then shot or query."""
-
-  number: jax.Array  # [] int32, the episode's identity; all its randomness follows from it
-  support: jax.Array  # [M, S, S, 3] uint8
-  support_labels: jax.Array  # [M] int32, in 0 … C-1
-  query: jax.Array  # [C·Q, S, S, 3] uint8
-  query_labels: jax.Array  # [C·Q] int32
-  token_ids: jax.Array  # [C, L] int32, the classes' prompts
-  text: jax.Array  # [C, D] float32, their embeddings by the base model
+CPU_ROWS = 2048  # tokens per step that keep a CPU core busy; more leave its caches
+CPU_COPIES = 32  # of an encoder's activations: more than a step ever needed on a CPU
 
 
 class Prepared(NamedTuple):
@@ -49,32 +42,18 @@ class Prepared(NamedTuple):
   text: jax.Array  # [C, D] float32
 
 
-class AdaptState(NamedTuple):
-  """What changes from step to step."""
-
-  factors: dict[str, LoraFactors]  # the trainable parameters, float32
-  opt_state: Any  # of the objective chain, the terms' memories included
-  status: jax.Array  # [] int32, index into STATUS; a non-finite episode is frozen
-
-
-class Evaluation(NamedTuple):
-  """How an episode classifies its queries."""
-
-  accuracy: jax.Array  # [] float32 in [0, 1]
-  cosines: jax.Array  # [C·Q, C], image to text
-
-
-@dataclasses.dataclass(frozen=True)
-class Adaptation:
+@dataclasses.dataclass(frozen=True, eq=False)  # compiled programs are kept by identity
+class FineTuning:
   """The static description of how episodes are adapted; its methods are pure.
 
   Attributes:
     model: the vision-language model; its weights are the methods' `params`.
     lora: what is trained.
     tx: the objective chain of `objectives.chain.make_objective`.
+    steps: `T`.
+    phases: of the schedule, from `objectives.chain.make_phases`.
     views: `V`, how many of the view recipes are used.
     batch_size: views per step, or `None` for all `N`.
-    seed: with an episode's number, makes its key.
     chunk: how many support rows are encoded at once, or `None` for all. Fewer need less memory
       and one more forward pass; the result is the same but for rounding.
   """
@@ -82,10 +61,18 @@ class Adaptation:
   model: VisionLanguageModel
   lora: LoraConfig
   tx: optax.GradientTransformationExtraArgs
+  steps: int
+  phases: tuple[Phase, ...]
   views: int = 5
   batch_size: int | None = None
-  seed: int = 0
   chunk: int | None = None
+
+  baseline = None  # zero-shot is the evaluation before the first step
+
+  @property
+  def marks(self) -> tuple[int, ...]:
+    """`T/5, 2T/5, …, T`, where the reference logs accuracy."""
+    return evaluation_marks(self.steps)
 
   def needed(self, params: Params, shards: int = 1) -> Params:
     """The model's parameters without those of a text encoder that stays as it is.
@@ -104,31 +91,31 @@ class Adaptation:
         needed[name] = leaf
     return needed
 
-  def prepare(self, params: Params, episode: Episode) -> tuple[Prepared, AdaptState]:
+  def prepare(self, params: Params, task: Task) -> tuple[Prepared, AdaptState]:
     """Draws the views and computes everything below the first adapted block.
 
     Args:
       params: of the model.
-      episode: one episode.
+      task: one episode, its images uint8.
 
     Returns:
       The fixed part and the state before step 0; all views, `[N, ...]`, are view-major.
     """
     mean, std = self.model.image_mean, self.model.image_std
     dtype = params["image"]["stem"]["position"].dtype
-    key = episode_key(self.seed, episode.number)
-    views = make_views(stream(key, "views"), episode.support, self.views)
+    key = episode_key(task.seed, task.number)
+    views = make_views(stream(key, "views"), task.support, self.views)
     images = normalize(views, mean, std, dtype)
-    query = normalize(episode.query, mean, std, dtype)
+    query = normalize(task.query, mean, std, dtype)
     return self.prepare_images(
       params,
       images,
       query,
       key=key,
-      labels=episode.support_labels,
-      query_labels=episode.query_labels,
-      token_ids=episode.token_ids,
-      text=episode.text,
+      labels=task.support_labels,
+      query_labels=task.query_labels,
+      token_ids=task.token_ids,
+      text=task.text,
     )
 
   def prepare_images(
@@ -210,18 +197,18 @@ class Adaptation:
     def encode(factors):
       return self._features(params, prepared, factors, tokens, dropout, clean=clean)
 
-    features, features_vjp = jax.vjp(encode, state.factors)
+    features, features_vjp = jax.vjp(encode, state.params)
     updates, opt_state = self.tx.update(
       zero_cotangents(features),
       state.opt_state,
-      state.factors,
+      state.params,
       features=features,
       batch=batch,
       key=stream(prepared.key, "terms", step),
       step=step,
       features_vjp=features_vjp,
     )
-    factors = optax.apply_updates(state.factors, updates)
+    factors = optax.apply_updates(state.params, updates)
     finite = jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(factors)]).all()
     alive = finite & (state.status == 0)
     proposed = AdaptState(factors, opt_state, state.status)
@@ -230,12 +217,31 @@ class Adaptation:
 
   def evaluate(self, params: Params, prepared: Prepared, state: AdaptState) -> Evaluation:
     """Classifies the queries by their cosine to the classes' texts, without dropout."""
-    image = self.model.encode_image_tokens(params, prepared.query_tokens, self.lora, state.factors)
-    cosines = _unit(image) @ _unit(self._text(params, prepared, state.factors, None)).T
+    image = self.model.encode_image_tokens(params, prepared.query_tokens, self.lora, state.params)
+    cosines = _unit(image) @ _unit(self._text(params, prepared, state.params, None)).T
     correct = jnp.argmax(cosines, axis=-1) == prepared.query_labels
     # A NaN row has an argmax too: it must not count as a hit.
     correct &= jnp.isfinite(cosines).all(-1)
-    return Evaluation(correct.astype(jnp.float32).mean(), cosines)
+    return Evaluation(correct.astype(jnp.float32).mean(), cosines, {})
+
+  def work(self, params: Params, task: Task, variants: int) -> Work:
+    """See `method.Work`: a number of token rows; a large encoder has all cores to itself."""
+    prepared, _ = jax.eval_shape(self.prepare, params, task)
+    rows, tokens, width = prepared.tokens.shape
+    clean = any(phase.clean for phase in self.phases)
+    rows = variants * (rows + clean * prepared.batch.clean_labels.shape[0])
+    activations = prepared.tokens.dtype.itemsize * self.model.image.depth * rows * tokens * width
+    return Work(
+      each=max(1, CPU_ROWS // (rows * tokens)),
+      size=CPU_COPIES * activations,
+      alone=prepared.tokens.size >= LARGE,
+    )
+
+  def smaller(self, task: Task) -> FineTuning | None:
+    """The same with half as many support rows encoded at once."""
+    rows = task.support.shape[0] * (self.views + 1)
+    chunk = (self.chunk or rows) // 2
+    return dataclasses.replace(self, chunk=chunk) if chunk else None
 
   def _rows(self, prepared: Prepared, step: jax.Array) -> tuple[jax.Array, Batch]:
     """The views of one step: all, or the next batch of this epoch's random order."""

@@ -1,22 +1,22 @@
 """The gap between prototypes and images: its size, what shifting it does, how a map bounds it.
 
 After the CoPA paper (NeurIPS 2024); the shift experiment is Liang et al.'s (2022). Functions of
-one task; legend as in `heads/ncc.py`.
+one task; legend as in `methods/ncc.py`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
+from mdtrap_jax.data.task import Task
 from mdtrap_jax.methods import ncc
-from mdtrap_jax.methods.head import Representations
+from mdtrap_jax.methods.ncc import Representations
 from mdtrap_jax.objectives.losses import symmetric_cross_entropy, unit_or_zero
+
+ROUNDING = 1e-6  # a gap of unit-norm rows that is shorter is none: its direction is noise
 
 
 class ShiftCurve(NamedTuple):
@@ -27,21 +27,28 @@ class ShiftCurve(NamedTuple):
 
 
 def _means(representations: Representations, labels: jax.Array) -> tuple[jax.Array, jax.Array]:
-  """Mean support image and mean prototype, each `[D]`; padding and absent classes left out."""
+  """Mean support image and mean prototype, each `[D]`; padding and absent classes left out.
+
+  Every image counts its own prototype, so a class weighs as much as it has images.
+  """
   ways = representations.prototypes.shape[0]
   member = ncc.membership(labels, ways, representations.support.dtype)
-  rows, present = member.sum(1), (member.sum(0) > 0).astype(member.dtype)
+  total = jnp.maximum(member.sum(), 1)
   return (
-    rows @ representations.support / jnp.maximum(rows.sum(), 1),
-    present @ representations.prototypes / jnp.maximum(present.sum(), 1),
+    member.sum(1) @ representations.support / total,
+    member.sum(0) @ representations.prototypes / total,
   )
 
 
 def gap_vector(representations: Representations, labels: jax.Array) -> jax.Array:
-  """Mean unit-norm image minus mean unit-norm prototype, `[D]`, over the support set."""
+  """Mean unit-norm image minus mean unit-norm prototype, `[D]`, over the support set.
+
+  Zeros where there is no gap but rounding, as with one image a class.
+  """
   normalized = Representations(*map(unit_or_zero, representations))
   image, prototype = _means(normalized, labels)
-  return image - prototype
+  vector = image - prototype
+  return jnp.where(jnp.linalg.norm(vector) < ROUNDING, 0, vector)
 
 
 def gap(representations: Representations, labels: jax.Array) -> jax.Array:
@@ -50,7 +57,7 @@ def gap(representations: Representations, labels: jax.Array) -> jax.Array:
 
 
 def shift_gap(
-  representations: Representations, task: ncc.Task, distances: jax.Array, logit_scale: float
+  representations: Representations, task: Task, distances: jax.Array, logit_scale: float
 ) -> ShiftCurve:
   """Moves images and prototypes along the gap until it has given lengths, and classifies.
 
@@ -82,12 +89,13 @@ def shift_gap(
 def bound_scale(weight: jax.Array, delta: jax.Array) -> jax.Array:
   """`√M ‖Θ‖_F`, `[]`: the gap after a shared map is at most this times the gap before it.
 
-  `M` is the largest squared cosine between the gap of the embeddings and a column of `Θ`. The
-  gaps here are of embeddings that are not normalized.
+  `M` is the largest squared cosine between the gap and a column of `Θ`. The map is of unit-norm
+  embeddings and is not followed by another normalization. (Embeddings as they are would have no
+  gap to map: prototypes are means of images.)
 
   Args:
     weight: `Θ [D, D]`, applied as `x Θ`.
-    delta: `[D]`, from `embedding_gap`.
+    delta: `[D]`, from `gap_vector`, of embeddings that are not mapped.
   """
   cosines = unit_or_zero(delta) @ unit_or_zero(weight.T).T
   return jnp.sqrt(jnp.max(cosines**2)) * jnp.linalg.norm(weight)
@@ -96,65 +104,10 @@ def bound_scale(weight: jax.Array, delta: jax.Array) -> jax.Array:
 def gap_ratio(weight: jax.Array, delta: jax.Array) -> jax.Array:
   """The gap after a shared map in units of the gap before it, `[]`; 1 for the identity.
 
-  Never over `bound_scale`. Without a gap, as with one image a class, it is 0.
+  Never over `bound_scale`. Without a gap it is 0.
 
   Args:
     weight: `Θ [D, D]`, applied as `x Θ`.
-    delta: `[D]`, from `embedding_gap`.
+    delta: `[D]`, from `gap_vector`, of embeddings that are not mapped.
   """
   return jnp.linalg.norm(unit_or_zero(delta) @ weight)
-
-
-def embedding_gap(representations: Representations, labels: jax.Array) -> jax.Array:
-  """Mean image minus mean prototype of embeddings as they are, `[D]`."""
-  image, prototype = _means(representations, labels)
-  return image - prototype
-
-
-def draw(path: str | Path, domain: str, diagnosis: Mapping[str, Any]) -> None:
-  """Draws what `heads.diagnosis` measured on one domain as a PNG of three panels.
-
-  Args:
-    path: of the file.
-    domain: for the title.
-    diagnosis: as in `summary.json`.
-  """
-  from matplotlib.backends.backend_agg import FigureCanvasAgg  # slow to import
-  from matplotlib.figure import Figure
-
-  figure = Figure(figsize=(13, 4), layout="constrained")
-  FigureCanvasAgg(figure)
-  left, middle, right = figure.subplots(1, 3)
-  colors = {"ncc": "tab:gray", "url": "tab:orange", "copa": "tab:blue"}
-  names = {"ncc": "before", "url": "after URL", "copa": "after CoPA"}
-  for method, curve in diagnosis["shift"].items():
-    own = diagnosis["gap"][method]
-    for axes, values in ((left, curve["loss"]), (middle, 100 * np.array(curve["accuracy"]))):
-      axes.plot(
-        diagnosis["distances"],
-        values,
-        color=colors[method],
-        label=f"{names[method]} (gap {own:.2f})",
-      )
-      axes.plot(own, np.interp(own, diagnosis["distances"], values), "o", color=colors[method])
-  left.set_title("loss of the queries (nats)")
-  middle.set_title("accuracy of the queries (%)")
-  for axes in (left, middle):
-    axes.set_xlabel("gap set by hand (dot: as it is)")
-  left.legend(frameon=False, fontsize=8)
-  right.semilogy(
-    diagnosis["bound_scale"], color=colors["url"], label=r"its bound, $\sqrt{M}\,\|\Theta\|_F$"
-  )
-  right.semilogy(
-    diagnosis["gap_ratio"], color=colors["url"], linestyle="--", label="the gap itself"
-  )
-  right.axhline(1.0, color="black", linestyle=":", linewidth=1)
-  right.set_title("gap after URL's map, in gaps before")
-  right.set_xlabel("step (gaps of embeddings as they are)")
-  right.legend(frameon=False, fontsize=8)
-  tasks = diagnosis["tasks"]
-  figure.suptitle(
-    f"{domain}: gap between prototypes and images, mean of {tasks} task{'s' if tasks > 1 else ''}"
-  )
-  Path(path).parent.mkdir(parents=True, exist_ok=True)
-  figure.savefig(path, dpi=120)

@@ -15,13 +15,12 @@ import jax.numpy as jnp
 from mdtrap_jax.objectives.losses import unit_or_zero
 
 
-class Task(NamedTuple):
-  """One few-shot task; padding rows hold any finite values."""
+class Representations(NamedTuple):
+  """A task as a head sees it; rows are not normalized."""
 
-  support: jax.Array  # [N, ...] features [D], feature maps [h, w, D] or images [H, W, 3]
-  support_labels: jax.Array  # [N] int32, in 0 … C-1; negative for padding
-  query: jax.Array  # [Q, ...], like `support`
-  query_labels: jax.Array  # [Q] int32, likewise
+  support: jax.Array  # [N, D]
+  query: jax.Array  # [Q, D]
+  prototypes: jax.Array  # [C, D]; zeros for an absent class before a head maps them
 
 
 class Prediction(NamedTuple):

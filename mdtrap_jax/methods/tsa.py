@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import jax
 import jax.numpy as jnp
 import optax
@@ -9,21 +11,27 @@ import optax
 from mdtrap_jax.data.views import normalize
 from mdtrap_jax.methods import url
 from mdtrap_jax.methods.head import Head
-from mdtrap_jax.models.resnet import ResNet18, init_adapters
+from mdtrap_jax.models.resnet import LAYERS, ResNet18, init_adapters
 
 
-def with_adapters(head: Head, model: ResNet18) -> Head:
+def with_adapters(head: Head, model: ResNet18, layers: Sequence[str] = LAYERS) -> Head:
   """`head` on features that the task's own adapters take part in making.
 
   Its parameters are `{"head": …, "adapters": …}`; tasks hold images, uint8 or normalized, and
   the backbone's weights are the model's. Prototypes are new in every step, and the gradient
   flows through them to the adapters.
+
+  Args:
+    head: on pooled features.
+    model: the backbone.
+    layers: of the backbone, whose convolutions get adapters.
   """
 
   def init(key, row):
     dtype = jnp.float32 if row.dtype == jnp.uint8 else row.dtype
     features = jax.ShapeDtypeStruct((model.width,), dtype)
-    return {"head": head.init(key, features), "adapters": init_adapters(dtype, model.widths)}
+    adapters = init_adapters(dtype, model.widths, layers)
+    return {"head": head.init(key, features), "adapters": adapters}
 
   def features(params, backbone, images):
     if images.dtype == jnp.uint8:

@@ -7,6 +7,7 @@ parameters, so that tasks with adapters of their own share the frozen weights.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -15,6 +16,7 @@ from flax import linen as nn
 
 IMAGE_SIZE = 84
 WIDTHS = (64, 128, 256, 512)  # of the four layers
+LAYERS = ("layer1", "layer2", "layer3", "layer4")
 BLOCKS = 2  # in each
 ADAPTED = ("conv1", "conv2")  # the 3×3 convolutions of a block
 ADAPTER_SCALE = 1e-4
@@ -107,20 +109,31 @@ def block_names(widths: tuple[int, ...] = WIDTHS) -> list[tuple[str, int, int]]:
   ]
 
 
-def adapter_shapes(widths: tuple[int, ...] = WIDTHS) -> dict[str, tuple[int, int]]:
-  """`[in, out]` of the adapters beside the 16 convolutions, in their order."""
+def adapter_shapes(
+  widths: tuple[int, ...] = WIDTHS, layers: Sequence[str] = LAYERS
+) -> dict[str, tuple[int, int]]:
+  """`[in, out]` of the adapters beside the four 3×3 convolutions of each layer, in their order.
+
+  Raises:
+    ValueError: a name of `layers` is not in `LAYERS`, or there is none.
+  """
+  if not layers or not set(layers) <= set(LAYERS):
+    raise ValueError(f"layers={tuple(layers)}: choose one or more of {LAYERS}.")
   shapes, width_in = {}, widths[0]
   for name, width, _ in block_names(widths):
-    shapes[f"{name}_conv1"], shapes[f"{name}_conv2"] = (width_in, width), (width, width)
+    if name.partition("_")[0] in layers:
+      shapes |= {f"{name}_conv1": (width_in, width), f"{name}_conv2": (width, width)}
     width_in = width
   return shapes
 
 
-def init_adapters(dtype: Any = jnp.float32, widths: tuple[int, ...] = WIDTHS) -> Adapters:
-  """`1e-4 · I`, cut off where an adapter is not square."""
+def init_adapters(
+  dtype: Any = jnp.float32, widths: tuple[int, ...] = WIDTHS, layers: Sequence[str] = LAYERS
+) -> Adapters:
+  """`1e-4 · I` of `adapter_shapes`, cut off where an adapter is not square."""
   return {
     name: ADAPTER_SCALE * jnp.eye(*shape, dtype=dtype)
-    for name, shape in adapter_shapes(widths).items()
+    for name, shape in adapter_shapes(widths, layers).items()
   }
 
 

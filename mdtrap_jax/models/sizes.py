@@ -21,5 +21,6 @@ def check_sizes(config: Any) -> None:
   for field in dataclasses.fields(config):
     value = getattr(config, field.name)
     least = 0 if field.name in MAYBE_ZERO else 1
-    if field.type == "int" and not (isinstance(value, numbers.Integral) and value >= least):
+    is_whole = isinstance(value, numbers.Integral) and not isinstance(value, bool)
+    if field.type == "int" and not (is_whole and value >= least):
       raise ValueError(f"{field.name}={value!r}: must be a whole number from {least}.")

@@ -70,13 +70,19 @@ class TextStem(nn.Module):
     return self.token[token_ids] + self.position[None]
 
   def pool(self, tokens: jax.Array, token_ids: jax.Array) -> jax.Array:
-    """Maps the last block's tokens `[B, L, width]` to embeddings `[B, D]`, not normalized."""
+    """Maps the last block's tokens `[B, L, width]` to embeddings `[B, D]`, not normalized.
+
+    A row in which the end token does not occur has no embedding: its numbers are NaN.
+    """
     if self.config.pool == "last":
       pooled = tokens[:, -1]
     else:
       end = self.config.end_token
-      position = jnp.argmax(token_ids if end is None else token_ids == end, axis=-1)
+      is_end = token_ids if end is None else token_ids == end
+      position = jnp.argmax(is_end, axis=-1)
       pooled = jnp.take_along_axis(tokens, position[:, None, None], axis=1)[:, 0]
+      if end is not None:
+        pooled = jnp.where(jnp.any(is_end, axis=-1)[:, None], pooled, jnp.nan)
     return self.projection(self.post_norm(pooled))
 
   def __call__(self, token_ids: jax.Array) -> jax.Array:

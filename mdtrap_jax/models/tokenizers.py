@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import re
 import string
 import warnings
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
-WORD_TOKENIZER_FILE = "word_tokenizer.json"
-TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "spiece.model", "tokenizer.model")
+from mdtrap_jax.models.text_stem import TextConfig
+
 _WITHOUT_PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 
@@ -64,9 +63,14 @@ class HashTokenizer:
   context_length: int
   end_last: bool = False
 
+  @property
+  def end(self) -> int:
+    """The id of the end token."""
+    return self.vocabulary_size - 1
+
   def __call__(self, texts: Sequence[str]) -> np.ndarray:
     """Maps `n` texts to ids `[n, L] int32`, padded with 0."""
-    start, end = self.vocabulary_size - 2, self.vocabulary_size - 1
+    start, end = self.vocabulary_size - 2, self.end
     ids = np.zeros((len(texts), self.context_length), np.int32)
     for row, text in zip(ids, texts, strict=True):
       words = text.lower().split()
@@ -77,22 +81,39 @@ class HashTokenizer:
     return ids
 
 
+class Vocabulary(NamedTuple):
+  """A published tokenizer's own part: it adds nothing around the text."""
+
+  encode: Callable[[str], list[int]]
+  id_of: Callable[[str], int | None]  # of one token; `None` if there is no such token
+
+
 class PretrainedTokenizer:
-  """A published tokenizer, run by the `transformers` library, with its family's conventions.
+  """A published tokenizer with its family's conventions.
 
   The tokens around the text are put there by this class: the published files differ in what
   they add by themselves.
+
+  Attributes:
+    end: the id of the end token.
+    files: by name, those that it was read from.
   """
 
   def __init__(
-    self, tokenizer: Any, conventions: Conventions, context_length: int, vocabulary_size: int
+    self,
+    vocabulary: Vocabulary,
+    conventions: Conventions,
+    context_length: int,
+    vocabulary_size: int,
+    files: Mapping[str, Path],
   ):
-    self._tokenizer = tokenizer
+    self.files = dict(files)
+    self._vocabulary = vocabulary
     self._conventions = conventions
     self._context_length = context_length
     self._vocabulary_size = vocabulary_size
     self._start = [] if conventions.start is None else [self._id(conventions.start)]
-    self._end = self._id(conventions.end)
+    self.end = self._id(conventions.end)
     pad = conventions.pad
     self._pad = pad if isinstance(pad, int) else self._id(pad)
     self._warned = False
@@ -107,26 +128,23 @@ class PretrainedTokenizer:
       ValueError: a token that the text encoder does not have.
     """
     length = self._context_length
-    ids = np.full((len(texts), length), self._pad, np.int32)
+    ids = np.full((len(texts), length), self._pad, np.int64)
     for row, text in zip(ids, texts, strict=True):
-      tokens = self._tokenizer(self._clean(text), add_special_tokens=False, verbose=False)[
-        "input_ids"
-      ]
+      tokens = self._vocabulary.encode(self._clean(text))
       room = length - 1 - len(self._start)
       if len(tokens) > room:
         self._warn(text)
-      line = [*self._start, *tokens[:room], self._end]
+      line = [*self._start, *tokens[:room], self.end]
       row[: len(line)] = line
     if ids.max(initial=0) >= self._vocabulary_size:
       raise ValueError(
         f"the tokenizer gives the id {ids.max()}, but the text encoder has "
         f"{self._vocabulary_size} tokens: they belong to different checkpoints."
       )
-    return ids
+    return ids.astype(np.int32)
 
   def _id(self, token: str) -> int:
-    number = self._tokenizer.convert_tokens_to_ids(token)
-    if number is None or self._tokenizer.convert_ids_to_tokens(number) != token:
+    if (number := self._vocabulary.id_of(token)) is None:
       raise ValueError(
         f"the tokenizer has no token {token!r}; take the tokenizer files of "
         f"{self._conventions.source}."
@@ -148,35 +166,37 @@ class PretrainedTokenizer:
       )
 
 
-def from_folder(folder: Path, family: str, *, context_length: int, vocabulary_size: int) -> Any:
-  """The tokenizer whose files lie in a checkpoint's folder.
+def check_end(token_ids: np.ndarray, text: TextConfig, end: int | None = None) -> None:
+  """Refuses ids that the text encoder lacks, or in which it would not find the end of the text.
+
+  Pooling at another token gives embeddings that mean nothing, and accuracy at chance.
 
   Args:
-    folder: of the checkpoint.
-    family: of `families.FAMILIES`.
-    context_length: `L`.
-    vocabulary_size: of the text encoder.
+    token_ids: `[n, L]`, of prompts.
+    text: the text encoder.
+    end: the tokenizer's end token, where it is known.
 
   Raises:
-    FileNotFoundError: the folder has no tokenizer files.
-    ValueError: the tokenizer is of another family.
+    ValueError: the tokenizer and the text encoder do not belong together.
   """
-  if (folder / WORD_TOKENIZER_FILE).is_file():
-    from mdtrap_jax.models.word_tokenizer import WordTokenizer
-
-    settings = json.loads((folder / WORD_TOKENIZER_FILE).read_text())
-    return WordTokenizer(tuple(settings["vocabulary"]), settings["context_length"])
-  conventions = CONVENTIONS[family]
-  if not any((folder / name).is_file() for name in TOKENIZER_FILES):
-    raise FileNotFoundError(
-      f"{folder} has no tokenizer: put tokenizer.json (or vocab.json and merges.txt, or "
-      f"spiece.model) beside the weights, for example that of {conventions.source} on the "
-      "Hugging Face hub."
+  ids = np.asarray(token_ids)
+  if ids.ndim != 2 or ids.shape[1] != text.context_length:
+    raise ValueError(f"the tokenizer gives {ids.shape} ids, not rows of {text.context_length}.")
+  if ids.size and not 0 <= ids.min() <= ids.max() < text.vocabulary_size:
+    raise ValueError(
+      f"the tokenizer gives ids from {ids.min()} to {ids.max()}, but the text encoder has "
+      f"{text.vocabulary_size} tokens: they belong to different checkpoints."
     )
-  import transformers  # slow to import
-
-  if (folder / "tokenizer.json").is_file():
-    tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_file=str(folder / "tokenizer.json"))
-  else:
-    tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
-  return PretrainedTokenizer(tokenizer, conventions, context_length, vocabulary_size)
+  if text.pool != "end":
+    return
+  pooled = ids.max(axis=1) if text.end_token is None else np.full(len(ids), text.end_token)
+  missing = ~(ids == pooled[:, None]).any(axis=1)
+  if end is not None:
+    missing |= pooled != end
+  if missing.any():
+    raise ValueError(
+      f"the text encoder looks for the end of a text at token {pooled[missing][0]} "
+      f"({'the largest id' if text.end_token is None else 'eos_token_id in config.json'}), which "
+      f"{'does not occur' if end is None else f'is not {end}, where the tokenizer puts it'}: "
+      "take tokenizer and config of one checkpoint."
+    )

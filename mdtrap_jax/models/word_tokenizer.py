@@ -1,5 +1,6 @@
 """A tokenizer of whole words over a small fixed vocabulary."""
 
+import collections
 import difflib
 import re
 
@@ -18,6 +19,7 @@ class WordTokenizer:
   Attributes:
     vocabulary: the words; an id is a word's index.
     context_length: `L`.
+    end: the id of the end token.
   """
 
   def __init__(self, vocabulary: tuple[str, ...], context_length: int):
@@ -41,13 +43,15 @@ class WordTokenizer:
         f"and {vocabulary[-1]!r}; reorder it."
       )
     if len(set(vocabulary)) != len(vocabulary):
-      repeated = sorted({word for word in vocabulary if vocabulary.count(word) > 1})
-      raise ValueError(f"The vocabulary repeats {repeated}; list each word once.")
+      counts = collections.Counter(vocabulary)
+      repeated = sorted(word for word, count in counts.items() if count > 1)
+      raise ValueError(f"The vocabulary repeats {repeated[:8]}; list each word once.")
     if context_length < 3:
       raise ValueError(f"{context_length=} leaves no room for a word; use at least 3.")
     self.vocabulary = vocabulary
     self.context_length = context_length
     self._ids = {word: index for index, word in enumerate(vocabulary)}
+    self.end = self._ids["<end>"]
     self._reported: set[str] = set()
 
   def __call__(self, texts: list[str] | str) -> np.ndarray:

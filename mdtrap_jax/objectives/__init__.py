@@ -2,7 +2,7 @@
 
 from mdtrap_jax.objectives.chain import make_objective, make_optimizer, make_phases
 from mdtrap_jax.objectives.pull_back import pull_back, zero_cotangents
-from mdtrap_jax.objectives.terms import TERMS, Batch, Context, Features, make_term
+from mdtrap_jax.objectives.terms import TERMS, Batch, Context, Features, make_term, register
 
 __all__ = [
   "TERMS",
@@ -14,5 +14,6 @@ __all__ = [
   "make_phases",
   "make_term",
   "pull_back",
+  "register",
   "zero_cotangents",
 ]

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import optax
 
 from mdtrap_jax.objectives.pull_back import pull_back
-from mdtrap_jax.objectives.terms import NEEDS_ALL_VIEWS, NEEDS_CLEAN, TERMS, Context, TermState
+from mdtrap_jax.objectives.terms import TERMS, Context, TermState
 
 
 class Phase(NamedTuple):
@@ -69,9 +69,7 @@ def enabled_terms(config: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str
 
 def make_phases(config: Mapping[str, Mapping[str, Any]], steps: int) -> tuple[Phase, ...]:
   """Splits `0 … T-1` where the clean pass starts or stops being needed."""
-  windows = [
-    terms["window"] for name, terms in enabled_terms(config).items() if name in NEEDS_CLEAN
-  ]
+  windows = [terms["window"] for name, terms in enabled_terms(config).items() if TERMS[name].clean]
   spans = [(mark(start, steps), mark(stop, steps)) for start, stop in windows]
   cuts = sorted({0, steps, *(edge for span in spans for edge in span)})
   return tuple(
@@ -112,7 +110,7 @@ def make_objective(
   terms = enabled_terms(config)
   if not terms:
     raise ValueError("every term of the objective has weight 0: nothing would be learned.")
-  if batch_size is not None and (whole := sorted(NEEDS_ALL_VIEWS & set(terms))):
+  if batch_size is not None and (whole := [name for name in terms if TERMS[name].all_views]):
     raise ValueError(
       f"adapt.batch_size={batch_size}: {', '.join(whole)} compares all views "
       "in every step; set adapt.batch_size=0 or switch the term off."
@@ -128,7 +126,7 @@ def make_objective(
       stop=mark(last, steps),
       fade=int((last - first) / 5 * steps),
     )
-    stages.append((name, TERMS[name](context, **options)))
+    stages.append((name, TERMS[name].make(context, **options)))
   return optax.named_chain(*stages, ("encoder", pull_back()), ("optimizer", optimizer))
 
 

@@ -6,13 +6,14 @@ the chain equals the gradient of the summed loss and costs one backward pass how
 terms there are. What a term adds, before it is added, is the paper's decomposition: each term
 keeps its value, its norm and its cosine with the terms before it in its state.
 
-A new term is a function of `Features`; see `TERMS` and the README.
+A new term is a function of `Features`, made known by `register`; see `docs/terms.md`.
 """
 
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
@@ -231,13 +232,43 @@ def add_symmetric_cross_entropy(context: Context, weight: float = 1.0):
   return make_term("symmetric", loss, weight, context.start, context.stop)
 
 
-TERMS: dict[str, Callable[..., optax.GradientTransformationExtraArgs]] = {
-  "vlm": add_cross_entropy,
-  "visual": add_visual_strengthening,
-  "svl": add_random_prototypes,
-  "ra": add_relation_alignment,
-  "symmetric": add_symmetric_cross_entropy,
-}
-# Terms that need the clean pass, and terms that need all N views in every step. Add yours.
-NEEDS_CLEAN = {"ra"}
-NEEDS_ALL_VIEWS = {"ra", "visual"}
+class Term(NamedTuple):
+  """A term of the objective: how it is made, and what it needs of a step."""
+
+  make: Callable[..., optax.GradientTransformationExtraArgs]  # (context, weight, **options)
+  clean: bool = False  # the clean pass, `Features.clean`
+  all_views: bool = False  # all N views in every step, so that no batches of them can be drawn
+
+
+_TERMS: dict[str, Term] = {}
+TERMS: Mapping[str, Term] = MappingProxyType(_TERMS)  # in the order of registration; read only
+
+
+def register(
+  name: str,
+  make: Callable[..., optax.GradientTransformationExtraArgs],
+  *,
+  clean: bool = False,
+  all_views: bool = False,
+) -> None:
+  """Makes a term known by name, for `config.objective.NAME`.
+
+  Args:
+    name: of the term.
+    make: `(context, weight, **options)` to a transform, such as `make_term` returns.
+    clean: whether it needs the clean pass.
+    all_views: whether it needs all views in every step.
+
+  Raises:
+    ValueError: the name is another term's.
+  """
+  term = Term(make, clean, all_views)
+  if _TERMS.setdefault(name, term) != term:
+    raise ValueError(f"there is a term {name!r} already: register yours under another name.")
+
+
+register("vlm", add_cross_entropy)
+register("visual", add_visual_strengthening, all_views=True)
+register("svl", add_random_prototypes)
+register("ra", add_relation_alignment, clean=True, all_views=True)
+register("symmetric", add_symmetric_cross_entropy)

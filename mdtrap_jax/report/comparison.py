@@ -1,37 +1,29 @@
 """Runs side by side: means with intervals, and paired differences on common episodes.
 
-`python -m mdtrap_jax.run.results DIR…` prints the table. A directory of runs stands for all the
-runs below it. The first run is what the others are compared with.
+A directory of runs stands for all the runs below it. The first run is what the others are
+compared with, domain by domain where a run has several.
 """
 
 from __future__ import annotations
 
-import argparse
-import csv
-import io
-import sys
-from collections.abc import Iterable, Sequence
+import os
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from mdtrap_jax.run import results
-from mdtrap_jax.run.results import Accuracy
-
-HEADER = (
-  "run",
-  "episodes",
-  "failed",
-  "zero-shot (%)",
-  "adapted (%)",
-  "difference (points)",
-  "common",
-)
+from mdtrap_jax import files
+from mdtrap_jax.report import tables
+from mdtrap_jax.run import claim
+from mdtrap_jax.run.identity import data_of
+from mdtrap_jax.run.lines import read_episodes, read_object
+from mdtrap_jax.statistics import Accuracy, accuracy_of, paired
 
 
 class Row(NamedTuple):
-  """One run of a comparison."""
+  """One run of a comparison, or one domain of it."""
 
   name: str
+  domain: str | None  # None for a run of one source
   episodes: int
   failed: int
   zero_shot: Accuracy
@@ -40,154 +32,146 @@ class Row(NamedTuple):
 
 
 def find_runs(paths: Iterable[str | Path]) -> list[Path]:
-  """The run directories among `paths` and below them, in order.
+  """The run directories among `paths` and below them, in order, each once.
 
   Raises:
     FileNotFoundError: a path that holds no run.
   """
-  runs = []
+  runs: dict[Path, Path] = {}
   for path in map(Path, paths):
-    below = sorted(file.parent for file in path.rglob("episodes.jsonl"))
+    below = list(_runs_below(path))
     if not below:
       raise FileNotFoundError(
         f"{path} holds no episodes.jsonl, nor does any directory below "
         "it: give the --workdir of a run."
       )
-    runs += below
-  return runs
+    for run in below:
+      runs.setdefault(run.resolve(), run)
+  return list(runs.values())
 
 
 def compare(paths: Sequence[str | Path]) -> list[Row]:
-  """One row a run; differences are paired, on episodes with equal data in both runs.
+  """One row a run, or a domain of a run; differences are paired, on equal episodes.
 
-  A run that shares no episode with the first one (other data, seed, ways or shots) has
-  `common` 0 and no difference.
+  Episodes are equal if images, seed, number, classes, support and query are. A run that shares
+  none with the first one, or of whose images nothing is known, has a difference of 0 episodes.
+
+  Raises:
+    ValueError, OSError: a file of a run cannot be read, or is damaged.
   """
-  runs = [_finished(path) for path in paths]
-  rows = []
-  for path, run in zip(paths, runs, strict=True):
-    difference = None
-    if run is not runs[0]:
-      common = [e for e in run.keys() & runs[0].keys() if _same_data(run[e], runs[0][e])]
-      difference = results.mean_and_ci(
-        [run[e]["accuracy"] - runs[0][e]["accuracy"] for e in common]
-      )
-    lines = results.read_episodes(path)
-    rows.append(
-      Row(
-        name=_short_name(path, paths),
-        episodes=len(lines),
-        failed=len(lines) - len(run),
-        zero_shot=results.mean_and_ci([line["zero_shot_accuracy"] for line in run.values()]),
-        accuracy=results.accuracy_of(run.values()),
-        difference=difference,
-      )
-    )
+  first, rows = None, []
+  for name, path in zip(_short_names(paths), paths, strict=True):
+    config, lines = _config(Path(path)), read_episodes(path)
+    for domain in dict.fromkeys(line.get("domain") for line in lines) or (None,):
+      own = [line for line in lines if line.get("domain") == domain]
+      rows.append(_row(name, domain, config, own, first))
+    if first is None:
+      first = _by_identity(config, lines)
   return rows
 
 
-def _finished(path: str | Path) -> dict[int, dict]:
-  return {line["episode"]: line for line in results.read_episodes(path) if line["status"] == "ok"}
+def _config(path: Path) -> dict[str, Any]:
+  file = path / "config.json"
+  return read_object(file) if file.exists() else {}
 
 
-def _same_data(one: dict, other: dict) -> bool:
-  return all(one.get(field) == other.get(field) for field in ("class_names", "support", "query"))
+def _row(name, domain, config, lines, first) -> Row:
+  return Row(
+    name=name,
+    domain=domain,
+    episodes=len(lines),
+    failed=sum(line["status"] != "ok" for line in lines),
+    zero_shot=accuracy_of(lines, "zero_shot_accuracy"),
+    accuracy=accuracy_of(lines),
+    difference=None if first is None else paired(first, _by_identity(config, lines)),
+  )
 
 
-def _short_name(path: str | Path, paths: Sequence[str | Path]) -> str:
-  """The parts of a path in which it differs from the others."""
-  parts = [Path(p).resolve().parts for p in paths]
+def _by_identity(
+  config: Mapping[str, Any], lines: Iterable[Mapping[str, Any]]
+) -> dict[Hashable, float]:
+  """Accuracies of the episodes that did not fail, by what makes two episodes the same.
+
+  Episodes of images that are not known by their content are nobody's equal.
+  """
+  data: dict[str | None, str] = {}
+  accuracies = {}
+  for line in lines:
+    domain = line.get("domain")
+    if domain not in data:
+      found = data_of(config.get("source"), domain)
+      data[domain] = "" if found is None else repr(found)
+    if line["status"] != "ok" or not data[domain]:
+      continue
+    key = (
+      data[domain],
+      line.get("seed", config.get("seed")),
+      line.get("task", line["episode"]),
+      repr([line.get(field) for field in ("class_names", "support", "query")]),
+    )
+    accuracies[key] = line["accuracy"]
+  return accuracies
+
+
+def _runs_below(path: Path) -> Iterator[Path]:
+  """Directories with episodes; those of a run's own business are passed over."""
+  for folder, subfolders, names in os.walk(path):
+    if "episodes.jsonl" in names or claim.is_ours(Path(folder)):
+      subfolders[:] = [name for name in subfolders if not files.is_reserved(name)]
+    subfolders.sort()
+    if "episodes.jsonl" in names:
+      yield Path(folder)
+
+
+def _short_names(paths: Sequence[str | Path]) -> list[str]:
+  """The parts of each path in which it differs from the others."""
+  parts = [Path(path).resolve().parts for path in paths]
   shared = 0
-  while len(set(p[: shared + 1] for p in parts)) == 1 and shared < min(map(len, parts)) - 1:
+  while len({p[: shared + 1] for p in parts}) == 1 and shared < min(map(len, parts)) - 1:
     shared += 1
-  return str(Path(*Path(path).resolve().parts[shared:]))
+  return [str(Path(*p[shared:])) for p in parts]
 
 
-def _cells(row: Row) -> tuple[str, ...]:
-  percent = lambda a: f"{100 * a.mean:.2f} ± {100 * a.ci95:.2f}" if a.episodes else "–"
-  difference = common = "–"
-  if row.difference is not None:
-    common = str(row.difference.episodes)
-    if row.difference.episodes:
-      difference = f"{100 * row.difference.mean:+.2f} ± {100 * row.difference.ci95:.2f}"
+def _cells(row: Row) -> tuple[Any, ...]:
+  difference = row.difference
   return (
     row.name,
-    str(row.episodes),
-    str(row.failed),
-    percent(row.zero_shot),
-    percent(row.accuracy),
-    difference,
-    common,
+    *((row.domain,) if row.domain is not None else ()),
+    row.episodes,
+    row.failed,
+    row.zero_shot.points(),
+    row.accuracy.points(),
+    *(("–", "–") if difference is None else (difference.points(sign="+"), difference.episodes)),
   )
+
+
+def _format(write: Callable[..., str], rows: Sequence[Row]) -> str:
+  header = ["run", "episodes", "failed", "zero-shot (%)", "adapted (%)", "difference (points)"]
+  if any(row.domain is not None for row in rows):
+    header.insert(1, "domain")
+    rows = [row._replace(domain=row.domain or "–") for row in rows]
+  return write([*header, "common"], [_cells(row) for row in rows])
 
 
 def format_text(rows: Sequence[Row]) -> str:
   """The table for a terminal."""
-  table = [HEADER, *map(_cells, rows)]
-  widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-  return "\n".join(
-    "  ".join(
-      cell.ljust(w) if i == 0 else cell.rjust(w)
-      for i, (cell, w) in enumerate(zip(cells, widths, strict=True))
-    )
-    for cells in table
-  )
+  return _format(tables.text, rows)
 
 
 def format_markdown(rows: Sequence[Row]) -> str:
   """The table for a README."""
-  lines = [HEADER, ("---", *["---:"] * (len(HEADER) - 1)), *map(_cells, rows)]
-  return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+  return _format(tables.markdown, rows)
 
 
 def format_csv(rows: Sequence[Row]) -> str:
   """The numbers for a spreadsheet: fractions, not percent; empty where there is none."""
-  text = io.StringIO()
-  writer = csv.writer(text, lineterminator="\n")
-  writer.writerow(
-    [
-      "run",
-      "episodes",
-      "failed",
-      "zero_shot_mean",
-      "zero_shot_ci95",
-      "accuracy_mean",
-      "accuracy_ci95",
-      "difference_mean",
-      "difference_ci95",
-      "common_episodes",
-    ]
-  )
-  pair = lambda a: [a.mean, a.ci95] if a is not None and a.episodes else ["", ""]
-  for row in rows:
-    writer.writerow(
-      [
-        row.name,
-        row.episodes,
-        row.failed,
-        *pair(row.zero_shot),
-        *pair(row.accuracy),
-        *pair(row.difference),
-        row.difference.episodes if row.difference else "",
-      ]
-    )
-  return text.getvalue().rstrip("\n")
+  header = (
+    "run", "episodes", "failed", "zero_shot_mean", "zero_shot_ci95", "accuracy_mean",
+    "accuracy_ci95", "difference_mean", "difference_ci95", "common_episodes", "domain",
+  )  # fmt: skip
+  numbers = lambda row: (*row.zero_shot[:2], *row.accuracy[:2], *(row.difference or [None] * 3))
+  cells = [(row.name, row.episodes, row.failed, *numbers(row), row.domain) for row in rows]
+  return tables.csv(header, cells).rstrip("\n")
 
 
 FORMATS = {"text": format_text, "markdown": format_markdown, "csv": format_csv}
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-  """The command line of `python -m mdtrap_jax.run.results`."""
-  parser = argparse.ArgumentParser(
-    prog="python -m mdtrap_jax.run.results", description=__doc__.splitlines()[0]
-  )
-  parser.add_argument("paths", nargs="+", metavar="DIR", help="work directories of runs")
-  parser.add_argument("--format", choices=sorted(FORMATS), default="text")
-  options = parser.parse_args(arguments)
-  try:
-    print(FORMATS[options.format](compare(find_runs(options.paths))))
-  except (ValueError, OSError) as error:
-    print(f"error: {error}", file=sys.stderr)
-    return 1
-  return 0

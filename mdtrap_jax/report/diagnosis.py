@@ -13,14 +13,17 @@ import numpy as np
 from mdtrap_jax.data.features import FeatureSet
 from mdtrap_jax.data.tasks import TaskIndices, common_sizes, gather
 from mdtrap_jax.methods import copa, gap
-from mdtrap_jax.methods.head import Method
+from mdtrap_jax.methods.head import HeadMethod
 from mdtrap_jax.methods.heads import make_method
 
 COMPARED = ("ncc", "url", "copa")
 
 
 def diagnose(
-  found: FeatureSet, tasks: Sequence[TaskIndices], distances: Sequence[float]
+  found: FeatureSet,
+  tasks: Sequence[TaskIndices],
+  distances: Sequence[float],
+  seen: bool = False,
 ) -> dict[str, Any]:
   """Means over tasks, as they go into `summary.json`.
 
@@ -28,11 +31,12 @@ def diagnose(
     found: pooled features of a domain.
     tasks: some of its tasks.
     distances: gaps to set by hand.
+    seen: whether the features' backbone was trained on the domain; URL's rate depends on it.
 
   Returns:
     `gap` by method (`ncc` is before adaptation), `shift` by method with `loss` and `accuracy`
     per distance, and `bound_scale` and `gap_ratio` before each step of URL and after the last
-    (see `analysis.gap`). Methods have their published settings.
+    (see `methods.gap`). Methods have their published settings.
   """
   sizes = common_sizes(tasks)
   grid = jnp.asarray(distances, jnp.float32)
@@ -43,7 +47,7 @@ def diagnose(
     "shift": {},
   }
   for name in COMPARED:
-    method = make_method(name, ways=sizes.ways, domain=found.name)
+    method = make_method(name, ways=sizes.ways, domain=found.name, seen=seen)
     run = jax.jit(functools.partial(_one, method, name, grid))
     # One task after another: memory stays small, and these are few.
     outcomes = [
@@ -60,7 +64,7 @@ def diagnose(
   return result
 
 
-def _one(method: Method, name: str, grid: jax.Array, task):
+def _one(method: HeadMethod, name: str, grid: jax.Array, task):
   """Gap, shift curve and, for the shared map, what becomes of the gap per step of one task."""
   task = task._replace(
     support=task.support.astype(jnp.float32), query=task.query.astype(jnp.float32)
@@ -68,7 +72,7 @@ def _one(method: Method, name: str, grid: jax.Array, task):
   trace = None
   if name == "url":
     embeddings = make_method("ncc", ways=method.ways).represent(None, {}, task)
-    delta = gap.embedding_gap(embeddings, task.support_labels)
+    delta = gap.gap_vector(embeddings, task.support_labels)
     trace = lambda representations, params: {
       "bound_scale": gap.bound_scale(params["shared"], delta),
       "gap_ratio": gap.gap_ratio(params["shared"], delta),

@@ -15,7 +15,8 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from mdtrap_jax.run import results
+from mdtrap_jax.run.directory import WorkDirectory, check_same
+from mdtrap_jax.run.lines import read_episodes, read_object
 
 
 def initialize(
@@ -52,7 +53,7 @@ def own_directory(workdir: Path) -> Path:
   return workdir if index == 0 else workdir / f"process-{index}"
 
 
-def merge(workdir: Path, directories: Mapping[str, results.WorkDirectory]) -> None:
+def merge(workdir: Path, directories: Mapping[str, WorkDirectory]) -> None:
   """Adds to every process's files the finished episodes of all others.
 
   Lines that other processes left below `workdir`, when there were more of them, count too.
@@ -62,8 +63,8 @@ def merge(workdir: Path, directories: Mapping[str, results.WorkDirectory]) -> No
     for other in sorted(workdir.glob("process-*")):
       path = other / name
       if path != directory.path and (path / "episodes.jsonl").exists():
-        results.check_same_run(directory.path, path)
-        lines |= {line["episode"]: line for line in results.read_episodes(path)}
+        check_same(directory.config, read_object(path / "config.json"), path)
+        lines |= {line["episode"]: line for line in read_episodes(path)}
     if jax.process_count() > 1:
       lines |= {line["episode"]: line for line in _gather(list(lines.values()))}
     new = [line for number, line in sorted(lines.items()) if number not in directory.finished]
@@ -96,3 +97,8 @@ def _all_gather(row: np.ndarray) -> np.ndarray:
   )
   gather = jax.jit(lambda x: x, out_shardings=NamedSharding(mesh, PartitionSpec()))
   return np.asarray(gather(rows))
+
+
+def total(rate: float | None) -> float | None:
+  """The sum of all processes' rates."""
+  return rate

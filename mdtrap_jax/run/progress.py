@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,9 @@ from tensorboardX.proto.summary_pb2 import Summary
 from tensorboardX.summary import scalar
 from tqdm import tqdm
 
-from mdtrap_jax.run import parallel, results
+from mdtrap_jax.run.devices import peak_memory
+from mdtrap_jax.run.directory import WorkDirectory
+from mdtrap_jax.statistics import accuracy_of
 
 
 class EventFile:
@@ -26,7 +30,6 @@ class EventFile:
   """
 
   def __init__(self, path: Path):
-    path.mkdir(exist_ok=True)
     self._writer = EventsWriter(str(path / "events"))
 
   def write(self, scalars: Mapping[str, float], step: int) -> None:
@@ -41,89 +44,113 @@ class EventFile:
 
 
 class Progress:
-  """A bar over episodes that moves with every segment, and scalars in `events/`."""
+  """A bar over tasks that moves with every segment, and scalars in `events/`."""
 
-  def __init__(self, directories: Mapping[str, results.WorkDirectory], todo: int, steps: int):
+  def __init__(self, directories: Mapping[str, WorkDirectory], total: int, done: int):
     """Starts the bar.
 
     Args:
-      directories: of the run's variants; what they have finished counts in the accuracy.
-      todo: episodes still to do.
-      steps: `T`, per episode.
+      directories: of all runs.
+      total: tasks there are.
+      done: those of them that were finished before.
     """
-    self._directories, self._steps = directories, steps
-    self._moved = 0.0  # episodes' worth of steps done here
-    self._events = {name: EventFile(d.path / "events") for name, d in directories.items()}
-    total = max(len(d.finished) for d in directories.values())
-    total = max(total, self._done() + todo)
-    self._bar = tqdm(
-      total=total,
-      initial=total - todo,
-      unit="episode",
+    self._directories, self._total, self._done = directories, total, done
+    self._names: Sequence[str] = ()  # of the runs under way
+    self._moved = 0.0  # tasks' worth of steps done here
+    self._seconds = 0.0  # that the groups before took
+    self._started: float | None = None  # when the group under way began
+    self._events: dict[str, EventFile] = {}
+
+  @functools.cached_property
+  def _bar(self) -> tqdm:
+    """Drawn once something runs: what cannot be is said before."""
+    return tqdm(
+      total=self._total,
+      initial=self._done,
+      unit="task",
       dynamic_ncols=True,
       smoothing=0.05,
       disable=jax.process_index() != 0,
       bar_format="{percentage:3.0f}%|{bar:20}| {desc} [{elapsed}<{remaining}]",
     )
-    self._started = time.monotonic()
-    self._describe()
 
   def __enter__(self) -> Progress:
     return self
 
   def __exit__(self, *exception) -> None:
-    self._bar.close()
+    if "_bar" in self.__dict__:
+      self._bar.close()
     for events in self._events.values():
       events.close()
 
-  def stepped(self, episodes: int, steps: int) -> None:
-    """Moves the bar: so many episodes have done so many further steps."""
-    share = episodes * steps / self._steps
-    self._moved += share
+  @property
+  def rate(self) -> float | None:
+    """Tasks per second of adapting; `None` if nothing was adapted here."""
+    seconds = self._seconds + (time.monotonic() - self._started if self._started else 0.0)
+    return self._moved / max(seconds, 1e-9) if self._moved else None
+
+  @contextlib.contextmanager
+  def group(self, names: Sequence[str]) -> Iterator[None]:
+    """While the runs `names` are adapted; what is loaded before does not count in the rate."""
+    self._names, self._started = names, time.monotonic()
+    for name in names:
+      self._events[name] = EventFile(self._directories[name].folder("events"))
+    self._describe()
+    try:
+      yield
+    finally:
+      self._seconds += time.monotonic() - self._started
+      self._started = None
+      for name in names:
+        self._events.pop(name).close()
+
+  def skipped(self, tasks: int, share: float) -> None:
+    """Moves the bar over what a snapshot holds: that share of so many tasks was done before."""
     # The shares add up to the total but for rounding, which tqdm would warn of.
-    self._bar.update(min(share, self._bar.total - self._bar.n))
+    self._bar.update(min(tasks * share, self._bar.total - self._bar.n))
+
+  def stepped(self, tasks: int, share: float) -> None:
+    """Moves the bar: so many tasks have done a further share of their steps."""
+    self._moved += tasks * share
+    self.skipped(tasks, share)
     self._describe()
 
-  def finished(self, outcome: Any, rows: int) -> None:
-    """Logs a batch whose lines are written; its first `rows` rows are real.
+  def finished(self, outcome: Any, tasks: int) -> None:
+    """Logs a batch whose lines are written; its first `tasks` rows are real.
 
     Args:
-      outcome: of the runner; the terms' values, cotangent norms and cosines are logged.
-      rows: episodes in the batch.
+      outcome: of the batch; the terms' values, cotangent norms and cosines are logged.
+      tasks: in the batch.
     """
-    self._bar.n = round(self._bar.n)
-    for p, (name, directory) in enumerate(self._directories.items()):
-      accuracy = results.accuracy_of(directory.finished.values())
+    self._done += tasks
+    self._moved += tasks if len(outcome.evaluations) == 1 else 0  # a method without steps
+    self._bar.update(max(0, min(self._done, self._bar.total) - self._bar.n))
+    for p, name in enumerate(self._names):
+      finished = self._directories[name].finished
+      accuracy = accuracy_of(finished.values())
       scalars = {
         "accuracy/mean": accuracy.mean,
         "accuracy/ci95": accuracy.ci95,
-        "episodes_per_second": self._rate(),
-        "peak_memory_bytes": parallel.peak_memory(),
+        "episodes_per_second": self.rate or 0.0,
+        "peak_memory_bytes": peak_memory(),
       }
       for term, state in outcome.terms.items():
         for kind in ("value", "norm", "cosine"):
-          scalars[f"{term}/{kind}"] = float(np.mean(getattr(state, kind)[:rows, p]))
-      self._events[name].write(scalars, len(directory.finished))
+          scalars[f"{term}/{kind}"] = float(np.mean(getattr(state, kind)[:tasks, p]))
+      self._events[name].write(scalars, len(finished))
     self._describe()
 
-  def _done(self) -> int:
-    return min(len(directory.finished) for directory in self._directories.values())
-
-  def _rate(self) -> float:
-    return self._moved / max(time.monotonic() - self._started, 1e-9)
-
   def _describe(self) -> None:
-    parts = [f"{self._done()}/{self._bar.total} episodes"]
-    for name, directory in self._directories.items():
-      accuracy = results.accuracy_of(directory.finished.values())
+    parts = [f"{self._done}/{self._total} episodes"]
+    failed = 0
+    for name in self._names:
+      finished = self._directories[name].finished
+      accuracy = accuracy_of(finished.values())
       if accuracy.episodes:
         parts.append(f"{name or 'accuracy'} {accuracy}")
+      failed = max(failed, sum(line["status"] != "ok" for line in finished.values()))
     if self._moved:
-      parts.append(f"{self._rate():.3g} episodes/s, {parallel.peak_memory() / 2**30:.1f} GiB")
-    failed = max(
-      sum(line["status"] != "ok" for line in directory.finished.values())
-      for directory in self._directories.values()
-    )
+      parts.append(f"{self.rate:.3g} episodes/s, {peak_memory() / 2**30:.1f} GiB")
     if failed:
       parts.append(f"{failed} failed")
     self._bar.set_description_str(", ".join(parts))

@@ -19,7 +19,7 @@ from mdtrap_jax.data.sampler import sample_episode
 from mdtrap_jax.data.sources import Source
 from mdtrap_jax.data.views import normalize
 from mdtrap_jax.models.vlm import Params, VisionLanguageModel
-from mdtrap_jax.run import results
+from mdtrap_jax.statistics import Accuracy, mean_and_ci
 from mdtrap_jax.world import LOOKS, DigitsSource, WorldSource
 
 SEVERITIES = (0.0, 0.25, 0.5, 0.75, 1.0)
@@ -70,7 +70,7 @@ def evaluate(
   queries: int = 15,
   seed: int = 0,
   template: str = DEFAULT_TEMPLATE,
-) -> results.Accuracy:
+) -> Accuracy:
   """Episodic zero-shot accuracy: each query goes to the prompt of the largest cosine.
 
   Args:
@@ -94,7 +94,7 @@ def evaluate(
     )
     scores = table[episode.query][..., episode.classes]  # [C, Q, C]
     accuracies.append(np.mean(np.argmax(scores, axis=-1) == np.arange(ways)[:, None]))
-  return results.mean_and_ci(accuracies)
+  return mean_and_ci(accuracies)
 
 
 def world_sources(

@@ -15,7 +15,8 @@ from safetensors.numpy import save_file
 from mdtrap_jax.checkpoints.formats.arrays import UnusableFileError
 from mdtrap_jax.checkpoints.formats.msgpack_file import open_msgpack
 from mdtrap_jax.checkpoints.formats.npz_file import open_npz
-from mdtrap_jax.checkpoints.formats.safetensors_file import open_safetensors, open_sharded
+from mdtrap_jax.checkpoints.formats.safetensors_file import open_safetensors
+from mdtrap_jax.checkpoints.formats.sharded import open_sharded
 from mdtrap_jax.checkpoints.formats.torch_file import open_torch
 
 ARRAYS = {
@@ -90,6 +91,53 @@ def test_safetensors_headers_that_make_no_sense(tmp_path, header):
   path.write_bytes(len(header).to_bytes(8, "little") + header.encode() + bytes(80))
   with pytest.raises(UnusableFileError, match=r"a\.safetensors.*in its header.*Download it"):
     open_safetensors(path)
+
+
+def entry(*offsets, shape=(2,)):
+  return {"dtype": "F32", "shape": list(shape), "data_offsets": list(offsets)}
+
+
+@pytest.mark.parametrize(
+  ("header", "message"),
+  [
+    ({"a": entry(0, 8), "b": entry(0, 8)}, "b begins at byte 0 .* ends at 8: they overlap"),
+    ({"a": entry(0, 8), "b": entry(4, 12)}, "overlap"),
+    ({"a": entry(0, 8), "b": entry(12, 20)}, "b begins at byte 12 .* leave a hole"),
+    ({"a": entry(4, 12)}, "leave a hole"),
+    ({"a": entry(0, 8)}, "12 bytes after the last array belong to none"),
+    ({"a": entry(0, 8), "b": entry(8, 28)}, "ends at byte .* but the file has"),
+    ({"a": entry(0, 20)}, "a has 20 bytes, not those of"),
+    ({"a": entry(-8, 0)}, "offsets of a"),
+    ({"a": entry(8, 0, shape=(-2,))}, "offsets of a"),
+    ({"a": entry(0, 8, shape=(-1, -2))}, "offsets of a"),
+    ({"a": entry(0, 20, shape=(5,) + (1,) * 40)}, "offsets of a"),
+    ({"a": entry(0, 8.0)}, "TypeError"),
+  ],
+)
+def test_safetensors_whose_arrays_do_not_lie_side_by_side(tmp_path, header, message):
+  path, text = tmp_path / "a.safetensors", json.dumps(header).encode()
+  path.write_bytes(len(text).to_bytes(8, "little") + text + bytes(20))
+  with pytest.raises(UnusableFileError, match=message):
+    open_safetensors(path)
+
+
+def test_safetensors_with_one_name_twice(tmp_path):
+  one = json.dumps(entry(0, 8))
+  text = f'{{"a": {one}, "a": {one}}}'.encode()
+  path = tmp_path / "a.safetensors"
+  path.write_bytes(len(text).to_bytes(8, "little") + text + bytes(8))
+  with pytest.raises(UnusableFileError, match="in its header.*'a' is given twice"):
+    open_safetensors(path)
+
+
+def test_msgpack_that_claims_more_than_there_is(tmp_path):
+  path = tmp_path / "a.msgpack"
+  path.write_bytes(serialization.msgpack_serialize({"a": np.zeros((2, 3), np.float32)}))
+  data = path.read_bytes()
+  assert data.count(b"\x92\x02\x03") == 1  # the shape
+  path.write_bytes(data.replace(b"\x92\x02\x03", b"\x92\x7f\x7f"))
+  with pytest.raises(UnusableFileError, match=r"does not have the bytes of float32\[127, 127\]"):
+    open_msgpack(path)
 
 
 @pytest.mark.parametrize("index", ["[]", "{}", '{"weight_map": 3}', ""])

@@ -1,17 +1,17 @@
-"""Feature sets: files, checks, extraction and its cache."""
-
-import json
+"""Features of sources: extraction, and that it is done once."""
 
 import jax
 import numpy as np
 import pytest
+from absl import logging
 
-from mdtrap_jax.data.features import Extractor, cached_features, check_features, read_features
+from mdtrap_jax.data.align_corners import resize_align_corners
+from mdtrap_jax.data.feature_files import read_features
+from mdtrap_jax.data.features import Extractor, cached_features
 from mdtrap_jax.data.sources import ArraySource
 from mdtrap_jax.methods.extractors import Backbone, fingerprint, make_extractor
 from mdtrap_jax.models.resnet import ResNet18
 
-FEATURES = np.random.default_rng(0).standard_normal((6, 4)).astype(np.float32)
 LABELS = np.array([0, 0, 1, 1, 2, 2])
 
 
@@ -30,54 +30,6 @@ def mean_extractor(identity="one"):
   return Extractor("mean", identity, 8, encode), calls
 
 
-def test_npz_with_one_or_several_sets(tmp_path):
-  np.savez(tmp_path / "one.npz", features=FEATURES, labels=LABELS)
-  found = read_features(tmp_path / "one.npz", "x")
-  np.testing.assert_array_equal(found.features, FEATURES)
-  assert found.class_names == ("0", "1", "2")
-  np.savez(
-    tmp_path / "two.npz",
-    **{"b/features": FEATURES, "b/labels": LABELS, "b/classes": ["p", "q", "r"]},
-  )
-  assert read_features(tmp_path / "two.npz", "b").class_names == ("p", "q", "r")
-  with pytest.raises(ValueError, match="domains b"):
-    read_features(tmp_path / "two.npz", "c")
-
-
-def test_a_folder_is_read_as_a_memory_map(tmp_path):
-  folder = tmp_path / "birds"
-  folder.mkdir()
-  np.save(folder / "features.npy", FEATURES)
-  with pytest.raises(FileNotFoundError, match=r"labels\.npy"):
-    read_features(tmp_path, "birds")
-  np.save(folder / "labels.npy", LABELS)
-  found = read_features(tmp_path, "birds")
-  assert isinstance(found.features, np.memmap)
-  with pytest.raises(FileNotFoundError, match=r"features\.npy"):
-    read_features(tmp_path / "nothing", "birds")
-
-
-@pytest.mark.parametrize(
-  ("features", "labels", "names", "message"),
-  [
-    (FEATURES, LABELS[:5], None, r"\[6, 4\] and labels of shape \[5\]"),
-    (FEATURES, LABELS.astype(float), None, "integers"),
-    (FEATURES, LABELS, ["a", "b"], "largest label is 2, but there are only 2"),
-    (FEATURES, LABELS, ["a", "b", "a"], "names a occur twice"),
-    (np.where(np.eye(6, 4) > 0, np.nan, FEATURES), LABELS, None, "row 0 are NaN"),
-    (np.full((6, 4), np.inf), LABELS, None, "NaN or infinite"),
-  ],
-)
-def test_bad_features_are_refused(features, labels, names, message):
-  with pytest.raises(ValueError, match=message):
-    check_features("x", features, labels, names)
-
-
-def test_a_missing_label_is_allowed_and_said():
-  found = check_features("x", FEATURES, np.where(LABELS == 1, -1, LABELS), ["a", "b", "c"])
-  assert set(found.labels) == {-1, 0, 2}
-
-
 def test_features_are_computed_once(tmp_path):
   extractor, calls = mean_extractor()
   first = cached_features("d", make_source(), extractor, tmp_path, batch_size=4, threads=1)
@@ -86,24 +38,66 @@ def test_features_are_computed_once(tmp_path):
   assert len(calls) == 2
   np.testing.assert_array_equal(first.features, again.features)
   assert again.class_names == ("a", "b", "c")
-  loose = read_features(tmp_path / "mean", "d")  # the cache is a feature set like any other
+  (folder,) = tmp_path.iterdir()
+  assert folder.name.startswith("mean_d_")
+  loose = read_features(folder, "d")  # the cache is a feature set like any other
   np.testing.assert_array_equal(loose.features, first.features)
 
 
-def test_a_cache_of_another_model_or_of_other_data_is_refused(tmp_path):
-  cached_features("d", make_source(), mean_extractor()[0], tmp_path, threads=1)
-  with pytest.raises(ValueError, match="another model .*weights"):
-    cached_features("d", make_source(), mean_extractor("two")[0], tmp_path, threads=1)
-  with pytest.raises(ValueError, match="other data .*images"):
-    cached_features("d", make_source(seed=1), mean_extractor()[0], tmp_path, threads=1)
+def test_other_weights_or_data_lie_beside_it(tmp_path):
+  found = [
+    cached_features("d", make_source(seed), mean_extractor(weights)[0], tmp_path, threads=1)
+    for seed, weights in ((0, "one"), (0, "two"), (1, "one"))
+  ]
+  assert len(list(tmp_path.iterdir())) == 3
+  again = cached_features("d", make_source(0), mean_extractor("one")[0], tmp_path, threads=1)
+  np.testing.assert_array_equal(again.features, found[0].features)
+  assert (again.features != found[2].features).any()
 
 
-def test_a_cache_that_a_kill_left_half_written_is_made_again(tmp_path):
-  (tmp_path / "mean" / "d").mkdir(parents=True)
-  (tmp_path / "mean" / "d" / "features.npy").write_bytes(b"half")
-  found = cached_features("d", make_source(), mean_extractor()[0], tmp_path, threads=1)
+def test_features_that_are_not_finite_are_not_kept(tmp_path):
+  extractor = Extractor("nan", "x", 8, lambda pixels: np.full((len(pixels), 2), np.nan))
+  with pytest.raises(ValueError, match="NaN"):
+    cached_features("d", make_source(), extractor, tmp_path, threads=1)
+  assert not list(tmp_path.iterdir())
+
+
+def test_a_cache_that_cannot_be_written_does_not_stop_the_run(tmp_path, monkeypatch):
+  said = []
+  monkeypatch.setattr(logging, "warning", lambda message, *args: said.append(message % args))
+  (tmp_path / "file").write_text("")
+  extractor, calls = mean_extractor()
+  found = cached_features("d", make_source(), extractor, tmp_path / "file" / "c", threads=1)
   assert found.features.shape == (6, 3)
-  assert json.loads((tmp_path / "mean" / "d" / "identity.json").read_text())["model"] == "mean"
+  assert len(said) == 1
+  assert "not kept" in said[0]
+
+
+def test_networks_of_meta_dataset_see_its_images_as_floats():
+  source = make_source()
+  encode = lambda pixels: pixels.reshape(len(pixels), -1)[:, :5].copy()
+  extractor = Extractor("x", "x", 8, encode, align_corners=True)
+  assert cached_features("d", source, extractor, None, threads=1).features.dtype == np.float32
+  assert (cached_features("d", source, extractor, None, threads=1).features % 1 == 0).all()
+  source.align_corners = True
+  found = cached_features("d", source, extractor, None, threads=1)
+  expected = resize_align_corners(source.image(4), 8).reshape(-1)[:5]
+  np.testing.assert_array_equal(found.features[4], expected)
+  assert (expected % 1 != 0).any()
+  plain = cached_features("d", source, extractor._replace(align_corners=False), None, threads=1)
+  assert (plain.features % 1 == 0).all()
+
+
+def test_images_for_adapters_are_bytes_or_normalized_floats():
+  backbone = Backbone(ResNet18(image_size=16), {})
+  pixels = np.random.default_rng(0).integers(0, 256, (2, 16, 16, 3), dtype=np.uint8)
+  extractor = make_extractor("resnet18", backbone, "image")
+  assert extractor.align_corners
+  assert make_extractor("resnet18", backbone, "pooled").align_corners
+  np.testing.assert_array_equal(extractor.encode(pixels), pixels)
+  floats = extractor.encode(pixels + np.float32(0.25))
+  assert floats.dtype == np.float32
+  np.testing.assert_allclose(floats, 2 * ((pixels + 0.25) / 255 - 0.5), atol=1e-6)
 
 
 def test_fingerprints_tell_weights_apart():

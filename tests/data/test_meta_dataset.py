@@ -2,14 +2,18 @@
 
 import io
 import json
+import os
 
 import numpy as np
 import pytest
+from absl import logging
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 from PIL import Image
 from tensorboardX.record_writer import RecordWriter
 
+from mdtrap_jax.data.images import UnreadableImageError
 from mdtrap_jax.data.meta_dataset import RecordSource, split_classes
+from tests.data.test_hierarchy import ALPHABETS, WORDNET
 
 COUNTS = (3, 2, 4, 12, 11)  # images of the classes; the last two are for testing
 
@@ -97,14 +101,9 @@ def test_the_images_of_a_split(records):
 def test_the_three_kinds_of_specification():
   plain = {"classes_per_split": {"TRAIN": 70, "VALID": 15, "TEST": 15}}
   assert split_classes(plain, "VALID") == range(70, 85)
-  alphabets = {
-    "superclasses_per_split": {"TRAIN": 2, "VALID": 1, "TEST": 1},
-    "classes_per_superclass": {"0": 14, "1": 20, "2": 5, "3": 7},
-  }
-  assert split_classes(alphabets, "TEST") == range(39, 46)
-  assert split_classes({"split_subgraphs": {}}, "TEST") == range(870, 1000)
-  with pytest.raises(ValueError, match="classes_per_split"):
-    split_classes({"name": "x"}, "TEST")
+  assert split_classes(ALPHABETS, "TEST") == range(39, 46)
+  assert split_classes(WORDNET, "TRAIN") == range(0, 2)
+  assert split_classes(WORDNET, "TEST") == range(3, 7)
 
 
 def test_what_is_wrong_is_named(records, tmp_path):
@@ -122,3 +121,109 @@ def test_what_is_wrong_is_named(records, tmp_path):
   file.unlink()
   with pytest.raises(FileNotFoundError, match=r"4\.tfrecords is missing"):
     RecordSource(tmp_path, "birds")
+
+
+@pytest.mark.parametrize(
+  "content",
+  [
+    "{",
+    "[]",
+    "5",
+    "\xff",
+    "[" * 10_000,
+    "{}",
+    '{"classes_per_split": 3}',
+    '{"classes_per_split": {"TRAIN": 2}}',
+    '{"classes_per_split": {"TRAIN": 0, "VALID": 0, "TEST": "2"}}',
+    '{"classes_per_split": {"TRAIN": -5, "VALID": 0, "TEST": 5}}',
+    '{"classes_per_split": {"TRAIN": 0, "VALID": 0, "TEST": 1000000000000}}',
+    '{"classes_per_split": {"TRAIN": 3, "VALID": 0, "TEST": 2}, "class_names": []}',
+    '{"superclasses_per_split": {"TRAIN": 1, "VALID": 1, "TEST": 9}, "classes_per_superclass": {}}',
+    '{"split_subgraphs": {"TRAIN": [], "VALID": [], "TEST": [{"wn_id": "a"}]}}',
+    '{"split_subgraphs": {"TRAIN": [], "VALID": [], "TEST": '
+    '[{"wn_id": "a", "children_ids": ["b"]}]}}',
+  ],
+)
+def test_damaged_specifications_end_in_one_line(tmp_path, content):
+  write_records(tmp_path)
+  (tmp_path / "birds" / "dataset_spec.json").write_text(content, encoding="latin-1")
+  with pytest.raises(ValueError, match=r"dataset_spec\.json is damaged .* Convert birds") as caught:
+    RecordSource(tmp_path, "birds")
+  assert "\n" not in str(caught.value)
+
+
+def damage(file, byte, value=None):
+  content = bytearray(file.read_bytes())
+  content[byte] = content[byte] ^ 1 if value is None else value
+  file.write_bytes(content)
+
+
+def test_a_damaged_length_is_found_at_once(tmp_path):
+  write_records(tmp_path)
+  damage(tmp_path / "birds" / "3.tfrecords", 0)
+  with pytest.raises(ValueError, match=r"3\.tfrecords: the length .* at byte 0 .* checksum"):
+    RecordSource(tmp_path, "birds")
+  (tmp_path / "birds" / "3.tfrecords").write_bytes(bytes(range(256)))
+  with pytest.raises(ValueError, match=r"3\.tfrecords: the length .* no TFRecord file"):
+    RecordSource(tmp_path, "birds")
+
+
+@pytest.mark.parametrize("place", ["content", "checksum"])
+def test_a_damaged_image_is_found_when_it_is_read(tmp_path, place):
+  write_records(tmp_path)
+  record = RecordSource(tmp_path, "birds")._records[2]
+  damage(record.path, record.start + (record.size if place == "checksum" else record.size // 2))
+  source = RecordSource(tmp_path, "birds")
+  with pytest.raises(UnreadableImageError, match=r"3\.tfrecords, byte \d+: .*checksum.*=skip"):
+    source.image(2)
+  np.testing.assert_array_equal(source.image(1), pixels(3, 1))
+  record.path.write_bytes(b"")  # a file that was cut short after it was indexed
+  with pytest.raises(UnreadableImageError, match="checksum"):
+    source.image(1)
+
+
+def test_records_without_an_image_are_named(tmp_path):
+  write_records(tmp_path)
+  make = example_class()
+  label, other, empty = make(), make(), make()
+  label.features.feature["label"].int64_list.value.append(3)
+  other.features.feature["image"].int64_list.value.append(3)
+  empty.features.feature["image"].bytes_list.SetInParent()
+  writer = RecordWriter(str(tmp_path / "birds" / "3.tfrecords"))
+  for content in (*(m.SerializeToString() for m in (label, other, empty)), b"", b"text", b"\n\xff"):
+    writer.write(content)
+  writer.close()
+  source = RecordSource(tmp_path, "birds")
+  for index in range(6):
+    with pytest.raises(UnreadableImageError, match=r"3\.tfrecords, byte \d+: the record"):
+      source.image(index)
+
+
+def test_content_and_identity_follow_the_images_alone(tmp_path):
+  write_records(tmp_path)
+  before = RecordSource(tmp_path, "birds")
+  for file in (tmp_path / "birds").iterdir():
+    os.utime(file, (1, 1))
+  assert RecordSource(tmp_path, "birds").identity == before.identity
+  assert {name: count for name, (count, _) in before.content().items()} == {
+    "bird 3": 12,
+    "bird 4": 11,
+  }
+  (tmp_path / "birds" / "4.tfrecords").write_bytes(
+    (tmp_path / "birds" / "3.tfrecords").read_bytes()
+  )
+  after = RecordSource(tmp_path, "birds")
+  assert after.identity != before.identity
+  assert after.content()["bird 3"] == before.content()["bird 3"]
+  assert after.content()["bird 4"] == (12, before.content()["bird 3"][1])
+
+
+def test_a_file_cut_after_a_record_is_said(tmp_path, monkeypatch):
+  said = []
+  monkeypatch.setattr(logging, "warning", lambda message, *args: said.append(message % args))
+  write_records(tmp_path)
+  record = RecordSource(tmp_path, "birds")._records[11]
+  assert not said
+  os.truncate(record.path, record.start - 12)
+  assert len(RecordSource(tmp_path, "birds").labels) == 22
+  assert "class 3 has 12 images, but its records hold 11" in said[0]

@@ -9,11 +9,12 @@ import optax
 import pytest
 from jax.test_util import check_grads
 
+from mdtrap_jax.data.task import Task
 from mdtrap_jax.methods import ncc, url
-from mdtrap_jax.methods.heads import METHODS, make_method
+from mdtrap_jax.methods.heads import METHODS, Domain, make_method, seen_domains
 from mdtrap_jax.methods.linear import linear
-from mdtrap_jax.methods.ncc import Task
 from mdtrap_jax.objectives.losses import symmetric_cross_entropy, unit, unit_or_zero
+from tests.methods.reported import by_hand, reported
 
 WIDTH = 16
 
@@ -158,6 +159,20 @@ def test_single_images_and_a_single_class_have_a_defined_result(name):
       assert predicted.accuracy == 1.0
 
 
+@pytest.mark.parametrize("name", ["url", "copa"])
+def test_a_run_says_accuracy_and_gap_before_and_after(name):
+  task = make_task((1, 2, 6), queries=8, seed=10)
+  method = make_method(name, ways=4, steps=20, learning_rate=0.02 if name == "copa" else None)
+  found = reported(method, None, pad(task, 12, 25))
+  params = jax.device_get(adapt(method, task)[0])
+  maps = [params[part] for part in (("shared", "shared") if name == "url" else ("image", "proto"))]
+  before, after = (by_hand(*task[:4], maps) for maps in (None, maps))
+  np.testing.assert_allclose((found.ncc_accuracy, found.gap_before), before, rtol=1e-4)
+  np.testing.assert_allclose((found.accuracy, found.gap_after), after, rtol=1e-4)
+  assert before[0] != after[0]
+  assert abs(after[1] - before[1]) > 0.01 * before[1]
+
+
 def test_nan_features_show_in_the_losses():
   task = make_task()
   task = task._replace(support=task.support.at[0, 0].set(jnp.nan))
@@ -186,18 +201,67 @@ def test_bad_methods_are_named():
     adapt(make_method("copa_transformer", ways=3, steps=1), make_task(shape=(2, 2, 12)))
 
 
+LAYERS_23, ALL_LAYERS = ("layer2", "layer3"), ("layer1", "layer2", "layer3", "layer4")
+
+
 @pytest.mark.parametrize(
-  ("name", "domain", "one_shot", "rate", "l2", "ratio"),
+  ("name", "domain", "steps", "rate", "l2", "ratio", "layers"),
   [
-    ("copa", "isic", False, 1e-3, 0.1, 1.0),
-    ("copa", "mnist", True, 5e-3, 0.0, 1.0),
-    ("copa_transformer", "traffic_sign", False, 1e-3, 0.0, 1.0),
-    ("copa_tsa", "aircraft", False, 1e-3, 0.1, 0.1),
-    ("copa_tsa", "cifar10", True, 5e-4, 0.1, 0.5),
-    ("url_tsa", "isic", False, 1.0, 0.0, 0.1),
+    ("ncc", Domain("isic"), 0, 0.0, 0.0, 1.0, ALL_LAYERS),
+    ("url", Domain("aircraft", seen=True), 40, 0.1, 0.0, 1.0, ALL_LAYERS),
+    ("url", Domain("mnist"), 40, 1.0, 0.0, 1.0, ALL_LAYERS),
+    ("url_tsa", Domain("aircraft", seen=True), 40, 0.1, 0.0, 0.5, ALL_LAYERS),  # adapters: 0.05
+    ("url_tsa", Domain("isic", one_shot=True), 40, 1.0, 0.0, 0.5, ALL_LAYERS),  # adapters: 0.5
+    ("copa", Domain("isic"), 50, 1e-3, 0.1, 1.0, ALL_LAYERS),
+    ("copa", Domain("cifar10", seen=True), 50, 1e-3, 0.1, 1.0, ALL_LAYERS),
+    ("copa", Domain("mnist", one_shot=True), 50, 5e-3, 0.0, 1.0, ALL_LAYERS),
+    ("copa_transformer", Domain("isic"), 50, 1e-4, 0.1, 1.0, ALL_LAYERS),
+    ("copa_transformer", Domain("traffic_sign"), 50, 1e-3, 0.0, 1.0, ALL_LAYERS),
+    ("copa_tsa", Domain("aircraft", seen=True), 40, 1e-3, 0.1, 0.1, LAYERS_23),
+    ("copa_tsa", Domain("isic", one_shot=True), 40, 1e-4, 0.1, 0.1, LAYERS_23),
+    ("copa_tsa", Domain("traffic_sign"), 40, 5e-3, 0.0, 0.5, LAYERS_23),
+    ("copa_tsa", Domain("cifar100", one_shot=True), 40, 5e-4, 0.1, 0.5, LAYERS_23),
   ],
 )
-def test_published_settings(name, domain, one_shot, rate, l2, ratio):
-  settings = METHODS[name].settings(domain, one_shot)
+def test_published_settings(name, domain, steps, rate, l2, ratio, layers):
+  settings = METHODS[name].settings(domain)
   assert settings.learning_rate == pytest.approx(rate)
-  assert (settings.l2, settings.adapter_ratio) == (l2, ratio)
+  assert settings._replace(learning_rate=0) == (steps, 0, l2, ratio, layers)
+
+
+def test_what_is_known_of_a_domain_reaches_its_method():
+  # The first step of Adadelta is proportional to its rate.
+  moved = lambda **known: jnp.abs(
+    adapt(make_method("url", ways=3, steps=1, **known), make_task())[0]["shared"] - jnp.eye(WIDTH)
+  ).max()
+  unseen = moved(domain="aircraft")
+  np.testing.assert_allclose(moved(domain="aircraft", seen=True), 0.1 * unseen, rtol=1e-2)
+  np.testing.assert_allclose(moved(seen=True, learning_rate=0.3), 0.3 * unseen, rtol=1e-2)
+
+
+def test_seen_domains_by_the_names_of_the_published_sets():
+  mdl = [
+    "ilsvrc_2012",
+    "omniglot",
+    "aircraft",
+    "cu_birds",
+    "dtd",
+    "quickdraw",
+    "fungi",
+    "vgg_flower",
+  ]
+  unseen = ["traffic_sign", "mscoco", "mnist", "cifar10", "cifar100", "isic"]
+  entries = {name: f"meta/{name}" for name in mdl + unseen}
+  assert seen_domains("mdl", entries) == set(mdl)
+  assert seen_domains("sdl", entries) == {"ilsvrc_2012"}
+  assert seen_domains("", entries) == set()
+  assert seen_domains("sdl, isic", entries) == {"ilsvrc_2012", "isic"}
+
+
+def test_images_of_ones_own_are_unseen_unless_named():
+  own = {"fungi": "fungi=~/mushrooms", "isic": "isic"}
+  assert seen_domains("mdl", own) == set()
+  assert seen_domains("mdl,fungi", own) == {"fungi"}
+  assert seen_domains("sdl,dtd", own) == set()  # DTD is real, and not in this run
+  with pytest.raises(ValueError, match=r"config.seen='mld'.*mdl, sdl"):
+    seen_domains("mld", own)

@@ -5,12 +5,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-from torch.nn import functional as F
 
 from mdtrap_jax.checkpoints.convert import parameter_shapes
 from mdtrap_jax.checkpoints.layouts.resnet import DIALECT, TABLE, from_torchvision, load_resnet18
 from mdtrap_jax.checkpoints.rules import slots
-from mdtrap_jax.models.resnet import ResNet18, adapter_shapes, init_adapters
+from mdtrap_jax.models.resnet import LAYERS, ResNet18, adapter_shapes, init_adapters
+from tests.torch_resnet import NARROW, feature_maps, random_params
 
 
 @pytest.fixture(scope="module")
@@ -30,64 +30,31 @@ def state():
   return weights
 
 
-def torch_features(state, images, adapters=None):
-  t = {name: torch.tensor(value) for name, value in state.items()}
-
-  def conv(x, name, stride, padding, adapter=None):
-    y = F.conv2d(x, t[f"{name}.weight"], stride=stride, padding=padding)
-    if adapter is not None:
-      y = y + F.conv2d(x, torch.tensor(adapter.T[:, :, None, None].copy()), stride=stride)
-    return y
-
-  def norm(x, name):
-    return F.batch_norm(
-      x,
-      t[f"{name}.running_mean"],
-      t[f"{name}.running_var"],
-      t[f"{name}.weight"],
-      t[f"{name}.bias"],
-      eps=1e-5,
-    )
-
-  x = F.relu(norm(conv(torch.tensor(images.transpose(0, 3, 1, 2).copy()), "conv1", 2, 1), "bn1"))
-  for layer in range(1, 5):
-    for block in range(2):
-      name, stride = f"layer{layer}.{block}", 2 if layer > 1 and block == 0 else 1
-      own = lambda conv: (adapters or {}).get(f"layer{layer}_block{block}_{conv}")  # noqa: B023
-      short = x
-      if f"{name}.downsample.0.weight" in t:
-        short = norm(conv(x, f"{name}.downsample.0", stride, 0), f"{name}.downsample.1")
-      x = F.relu(norm(conv(x, f"{name}.conv1", stride, 1, own("conv1")), f"{name}.bn1"))
-      x = F.relu(norm(conv(x, f"{name}.conv2", 1, 1, own("conv2")), f"{name}.bn2") + short)
-  return x.mean((2, 3)).numpy(), x.permute(0, 2, 3, 1).numpy()
+def test_the_sizes_of_the_published_network():
+  images = jax.ShapeDtypeStruct((2, 84, 84, 3), jnp.float32)
+  params = jax.eval_shape(ResNet18().init, jax.random.key(0))
+  assert jax.eval_shape(ResNet18().feature_maps, params, images).shape == (2, 6, 6, 512)
+  assert params["stem"]["conv"]["kernel"].shape == (5, 5, 3, 64)
 
 
-def test_features_and_maps_equal_torchs(state):
-  images = np.random.default_rng(1).standard_normal((2, 84, 84, 3)).astype(np.float32)
-  model, params = from_torchvision(state)
-  features, maps = torch_features(state, images)
-  ours = jax.jit(model.feature_maps)(params, images)
-  assert ours.shape == (2, 6, 6, 512)
-  np.testing.assert_allclose(ours, maps, atol=2e-4 * np.abs(maps).max())
-  np.testing.assert_allclose(
-    jax.jit(model.features)(params, images), features, atol=2e-4 * np.abs(features).max()
-  )
-
-
-def test_adapters_equal_torchs_convolutions(state):
-  rng = np.random.default_rng(2)
-  images = rng.standard_normal((1, 84, 84, 3)).astype(np.float32)
+@pytest.mark.parametrize("layers", [(), ("layer2", "layer3"), LAYERS])
+def test_features_and_maps_equal_torchs_with_and_without_adapters(layers):
+  rng = np.random.default_rng(1)
+  params, images = random_params(), rng.standard_normal((2, 16, 16, 3)).astype(np.float32)
+  shapes = adapter_shapes(NARROW.widths, layers) if layers else {}
   adapters = {
-    name: 0.05 * rng.standard_normal(shape).astype(np.float32)
-    for name, shape in adapter_shapes().items()
+    name: 0.3 * rng.standard_normal(shape).astype(np.float32) for name, shape in shapes.items()
   }
-  model, params = from_torchvision(state)
-  plain, _ = torch_features(state, images)
-  features, _ = torch_features(state, images, adapters)
-  assert np.abs(features - plain).max() > 0.1 * np.abs(plain).max()
-  np.testing.assert_allclose(
-    jax.jit(model.features)(params, images, adapters), features, atol=5e-4 * np.abs(features).max()
-  )
+  theirs = {name: torch.tensor(adapter) for name, adapter in adapters.items()}
+  expected = feature_maps(params, images, theirs).permute(0, 2, 3, 1).numpy()
+  ours = jax.jit(NARROW.feature_maps)(params, images, adapters)
+  np.testing.assert_allclose(ours, expected, atol=1e-5 * np.abs(expected).max())
+  if not layers:
+    features = jax.jit(NARROW.features)(params, images)
+    np.testing.assert_allclose(features, expected.mean((1, 2)), rtol=1e-4, atol=1e-5)
+  else:
+    plain = feature_maps(params, images).permute(0, 2, 3, 1).numpy()
+    assert np.abs(expected - plain).max() > 0.1 * np.abs(plain).max()
 
 
 def test_adapters_start_as_a_small_identity_beside_every_3x3_convolution():
@@ -95,6 +62,21 @@ def test_adapters_start_as_a_small_identity_beside_every_3x3_convolution():
   assert len(adapters) == 16
   assert adapters["layer2_block0_conv1"].shape == (64, 128)
   np.testing.assert_allclose(adapters["layer2_block0_conv1"], 1e-4 * jnp.eye(64, 128))
+
+
+def test_adapters_of_some_layers_keep_their_order_and_shapes():
+  every, some = adapter_shapes(), adapter_shapes(layers=("layer3", "layer2"))
+  assert list(some) == [
+    f"layer{layer}_block{block}_conv{conv}"
+    for layer in (2, 3)
+    for block in (0, 1)
+    for conv in (1, 2)
+  ]
+  assert some == {name: every[name] for name in some}
+  assert every["layer2_block0_conv1"] == (64, 128)
+  for wrong in (("layer2", "layer5"), ()):
+    with pytest.raises(ValueError, match=r"layers=.*layer1.*layer4"):
+      adapter_shapes(layers=wrong)
 
 
 def test_a_checkpoint_as_url_saves_it(state, tmp_path):

@@ -60,7 +60,7 @@ def test_cotangent_is_the_gradient_of_the_weighted_loss(name):
   with jax.enable_x64(True):
     double = lambda tree: jax.tree.map(lambda x: x.astype(jnp.float64), tree)
     features = double(encode(PARAMS))
-    term = TERMS[name](CONTEXT, 0.5)
+    term = TERMS[name].make(CONTEXT, 0.5)
     state = term.init(double(PARAMS))
     _, state = update(term, state, features, 0)  # RA: remembers a relation
     moved = jax.tree.map(lambda x: x * 1.1 + 0.05, features)
@@ -78,7 +78,7 @@ def test_cotangent_is_the_gradient_of_the_weighted_loss(name):
 
 
 def test_adds_to_what_came_before(name):
-  term = TERMS[name](CONTEXT, 0.5)
+  term = TERMS[name].make(CONTEXT, 0.5)
   state = term.init(PARAMS)
   features = encode(PARAMS)
   _, state = update(term, state, features, 0)
@@ -92,7 +92,7 @@ def test_zero_weight_and_closed_window_are_exact_no_ops(name):
   features = encode(PARAMS)
   before = jax.tree.map(lambda x: x + jnp.nan, features)  # even NaN passes untouched
   for weight, step in ((0.0, 1), (0.5, CONTEXT.stop), (0.5, CONTEXT.stop + 5)):
-    term = TERMS[name](CONTEXT, weight)
+    term = TERMS[name].make(CONTEXT, weight)
     after, state = update(term, term.init(PARAMS), features, step, updates=before)
     jax.tree.map(np.testing.assert_array_equal, after, before)
     assert state.norm == 0
@@ -101,7 +101,7 @@ def test_zero_weight_and_closed_window_are_exact_no_ops(name):
 
 def test_a_loss_that_overflows_while_off_does_not_leak(name):
   features = jax.tree.map(lambda x: x * jnp.inf, encode(PARAMS))
-  term = TERMS[name](CONTEXT, 0.5)
+  term = TERMS[name].make(CONTEXT, 0.5)
   after, _ = update(term, term.init(PARAMS), features, CONTEXT.stop)
   assert all((leaf[jnp.isfinite(leaf)] == 0).all() for leaf in jax.tree.leaves(after))
   zeros = jax.tree.map(lambda x: jnp.zeros(x.shape), features)
@@ -110,7 +110,7 @@ def test_a_loss_that_overflows_while_off_does_not_leak(name):
 
 
 def test_state_keeps_its_structure_in_scan_and_does_not_recompile(name):
-  term, traces = TERMS[name](CONTEXT, 0.5), []
+  term, traces = TERMS[name].make(CONTEXT, 0.5), []
 
   @jax.jit
   def steps(state, features, start):
@@ -128,13 +128,13 @@ def test_state_keeps_its_structure_in_scan_and_does_not_recompile(name):
 def test_keeps_the_dtype_of_the_updates(name, dtype):
   features = encode(PARAMS)
   before = jax.tree.map(lambda x: x.astype(dtype), zero_cotangents(features))
-  term = TERMS[name](CONTEXT, 0.5)
+  term = TERMS[name].make(CONTEXT, 0.5)
   after, _ = update(term, term.init(PARAMS), features, 1, updates=before)
   assert {leaf.dtype for leaf in jax.tree.leaves(after)} == {jnp.dtype(dtype)}
 
 
 def test_batch_row_equals_alone(name):
-  term = TERMS[name](CONTEXT, 0.5)
+  term = TERMS[name].make(CONTEXT, 0.5)
   inputs = jax.random.normal(jax.random.key(8), (4, N, INPUT))
   keys = jax.random.split(jax.random.key(7), 4)
 
@@ -149,7 +149,7 @@ def test_batch_row_equals_alone(name):
 
 
 def test_missing_extra_argument_is_an_error(name):
-  term = TERMS[name](CONTEXT, 0.5)
+  term = TERMS[name].make(CONTEXT, 0.5)
   with pytest.raises(TypeError, match="batch"):
     term.update(
       zero_cotangents(encode(PARAMS)),
@@ -162,7 +162,7 @@ def test_missing_extra_argument_is_an_error(name):
 
 
 def test_weight_can_be_swept_by_vmap_in_one_program(name):
-  term, features = TERMS[name](CONTEXT, 0.5), encode(PARAMS)
+  term, features = TERMS[name].make(CONTEXT, 0.5), encode(PARAMS)
   _, state = update(term, term.init(PARAMS), features, 0)
 
   def with_weight(weight):
@@ -177,7 +177,8 @@ def test_chain_equals_the_gradient_of_the_summed_loss():
   """All terms at once, against `jax.grad` of the loss written out."""
   weights = {"vlm": 1.0, "visual": 0.2, "svl": 0.1, "ra": 3.0}
   chain = optax.named_chain(
-    *((name, TERMS[name](CONTEXT, weights[name])) for name in weights), ("encoder", pull_back())
+    *((name, TERMS[name].make(CONTEXT, weights[name])) for name in weights),
+    ("encoder", pull_back()),
   )
   key, labels = jax.random.key(3), BATCH.labels
   rows = terms.draw_prototypes(jax.random.fold_in(key, zlib.crc32(b"svl")), 1, N, WAYS)
@@ -226,7 +227,7 @@ def test_random_prototypes_are_uniform_and_fresh():
 
 
 def test_first_relation_is_only_remembered():
-  term, features = TERMS["ra"](CONTEXT, 3.0), encode(PARAMS)
+  term, features = TERMS["ra"].make(CONTEXT, 3.0), encode(PARAMS)
   after, state = update(term, term.init(PARAMS), features, 0)
   assert not any(leaf.any() for leaf in jax.tree.leaves(after))
   np.testing.assert_allclose(
@@ -235,7 +236,7 @@ def test_first_relation_is_only_remembered():
 
 
 def test_without_a_clean_pass_relation_alignment_passes_through():
-  term, features = TERMS["ra"](CONTEXT, 3.0), encode(PARAMS)._replace(clean=None)
+  term, features = TERMS["ra"].make(CONTEXT, 3.0), encode(PARAMS)._replace(clean=None)
   before = zero_cotangents(features)
   after, state = update(term, term.init(PARAMS), features, 1, updates=before)
   jax.tree.map(np.testing.assert_array_equal, after, before)
@@ -244,4 +245,4 @@ def test_without_a_clean_pass_relation_alignment_passes_through():
 
 def test_unknown_divergence_names_the_choices():
   with pytest.raises(ValueError, match=r"'kl'.*cosine.*softmax"):
-    TERMS["ra"](CONTEXT, 3.0, divergence="kl")
+    TERMS["ra"].make(CONTEXT, 3.0, divergence="kl")

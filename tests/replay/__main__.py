@@ -29,7 +29,7 @@ def kind_of(path: Path) -> str:
       return "mind"
     if (
       {"support", "support_labels"} <= names
-      or {"ncc", "url"} & names
+      or {"ncc", "url", "url_unseen", "copa"} & names
       or {"support_12x12", "support_images_12x12"} & names
       or "train_losses" in names
     ):

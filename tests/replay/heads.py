@@ -15,17 +15,25 @@ import numpy as np
 from mdtrap_jax.checkpoints.convert import parameter_shapes
 from mdtrap_jax.checkpoints.layouts.resnet import DIALECT, TABLE, from_torchvision
 from mdtrap_jax.checkpoints.rules import slots
+from mdtrap_jax.data.task import Task
 from mdtrap_jax.methods import copa, url
-from mdtrap_jax.methods.head import Fit, Method
-from mdtrap_jax.methods.heads import make_method
-from mdtrap_jax.methods.ncc import Task
-from mdtrap_jax.models.resnet import ResNet18, adapter_shapes, init_adapters
+from mdtrap_jax.methods.head import Fit, HeadMethod
+from mdtrap_jax.methods.heads import METHODS, SEEN, Domain, make_method
+from mdtrap_jax.methods.ncc import Representations
+from mdtrap_jax.models.resnet import LAYERS, ResNet18, adapter_shapes, init_adapters
 from mdtrap_jax.objectives.losses import symmetric_cross_entropy
 from tests.replay.check import Check
 
 TOLERANCE = 1e-8
 SINGLE = 1e-6  # of accuracies, which the reference kept as float32
 FEATURES = "features_*.npz"  # what `copa_real_*` index, in the same folder
+# Their accuracies: of which method, and whether the domain counts as seen.
+REAL = {
+  "ncc": ("ncc", False),
+  "url": ("url", True),
+  "url_unseen": ("url", False),
+  "copa": ("copa", False),
+}
 
 Recording = Mapping[str, np.ndarray]
 
@@ -33,8 +41,9 @@ Recording = Mapping[str, np.ndarray]
 def replay(path: str | Path) -> list[Check]:
   """Compares every recorded number of a `copa_*` or `url_*` file; needs `jax_enable_x64`.
 
-  Sizes, steps and seeds are the file's. It holds no learning rates: they follow, as published,
-  from its `dataset` and, for adapters, from whether the task is 5-way 1-shot.
+  Sizes, steps, seeds and, where it names them, `lr_head`, `lr_adapters` and `layers` are the
+  file's. Other rates follow, as published, from its `dataset` and, for adapters, from whether
+  the task is 5-way 1-shot; without a `dataset`, URL's domain is a seen one.
 
   Raises:
     ValueError: the file is of none of these formats, or the features it indexes are missing.
@@ -71,18 +80,15 @@ def _linear(recorded: Recording) -> list[Check]:
 def _shared(recorded: Recording) -> list[Check]:
   task = _task(recorded, recorded["support"], recorded["query"])
   method = make_method("url", **_published(recorded), steps=len(recorded["train_losses"]))
-  fit = _fit(method, None, task)
-  after = method.represent(None, fit.params, task)
-  loss = url.prototype_cross_entropy(
-    after.query, after.prototypes, task.query_labels, url.LOGIT_SCALE
-  )
+  fit = _fit(method, None, task, _prototype_loss)
+  ours = _trajectory(fit)
   return _checks(
     recorded,
-    {
-      "train_losses": fit.losses,
+    ours
+    | {
       "head_final": fit.params["shared"].T,
-      "query_loss": loss,
-      "query_accuracy": method.predict(task, after).accuracy,
+      "query_loss": ours["val_losses"][-1],
+      "query_accuracy": ours["val_accs"][-1],
     },
   )
 
@@ -111,29 +117,30 @@ def _adapters(recorded: Recording) -> list[Check]:
   model, weights = from_torchvision(random_weights(int(recorded["seed"])), dtype=jnp.float64)
   images = lambda name: recorded[name].repeat(7, 2).repeat(7, 3).transpose(0, 2, 3, 1)
   task = _task(recorded, images("support_12x12"), images("query_12x12"))
+  layers = tuple(map(str, recorded.get("layers", LAYERS)))
   features = jax.jit(model.features)
   ours = {
     "backbone_features": features(weights, task.support),
     "backbone_features_with_initial_adapters": features(
-      weights, task.support, init_adapters(jnp.float64)
+      weights, task.support, init_adapters(jnp.float64, layers=layers)
     ),
   }
-  published = _published(recorded)
+  shared = "head_row0" in recorded
   method = make_method(
-    "copa_tsa",
-    **published,
+    "url_tsa" if shared else "copa_tsa",
+    **_published(recorded, "url_tsa" if shared else "copa_tsa"),
     model=model,
     steps=len(recorded["train_losses"]),
-    one_shot=published["ways"] == len(recorded["support_labels"]) == 5,
+    layers=layers,
   )
-  fit = _fit(method, weights, task)
+  fit = _fit(method, weights, task, _prototype_loss if shared else _symmetric_loss)
   ours |= _trajectory(fit)
+  adapters, head = fit.params["adapters"], fit.params["head"]
   ours["adapter_norms"] = [
-    jnp.linalg.norm(fit.params["adapters"][name]) for name in adapter_shapes()
+    jnp.linalg.norm(adapters[name]) for name in adapter_shapes(layers=layers)
   ]
-  for part in ("image", "proto"):
-    ours[f"head_{part}_row0"] = fit.params["head"][part][:, 0]
-  return _checks(recorded, ours)
+  rows = {"shared": "head_row0", "image": "head_image_row0", "proto": "head_proto_row0"}
+  return _checks(recorded, ours | {rows[part]: weight[:, 0] for part, weight in head.items()})
 
 
 def _real(recorded: Recording, path: Path) -> list[Check]:
@@ -149,8 +156,11 @@ def _real(recorded: Recording, path: Path) -> list[Check]:
     for e in range(episodes)
   ]
   ours = {}
-  for name in ("ncc", "url", "copa"):
-    run = jax.jit(functools.partial(_whole, make_method(name, ways=ways, domain=domain)))
+  for name, (method, seen) in REAL.items():
+    if name not in recorded:
+      continue
+    method = make_method(method, ways=ways, domain=domain, seen=seen)
+    run = jax.jit(functools.partial(_whole, method))
     outcomes = [jax.device_get(run(task)) for task in tasks]
     ours[name], train, query = map(np.array, zip(*outcomes, strict=True))
     if name == "copa":  # the only one whose losses are recorded
@@ -170,25 +180,32 @@ def _features(path: Path, domain: str) -> np.ndarray:
   )
 
 
-def _whole(method: Method, task: Task) -> tuple[jax.Array, jax.Array, jax.Array]:
+def _whole(method: HeadMethod, task: Task) -> tuple[jax.Array, jax.Array, jax.Array]:
   """Accuracy, last training loss and final loss of the queries of one task."""
   fit = method.fit(None, task, jax.random.key(0))
   after = method.represent(None, fit.params, task)
-  loss = symmetric_cross_entropy(after.query, after.prototypes, task.query_labels, copa.LOGIT_SCALE)
-  return (method.predict(task, after).accuracy, fit.losses[-1] if method.steps else jnp.nan, loss)
+  train = fit.losses[-1] if method.steps else jnp.nan
+  return method.predict(task, after).accuracy, train, _symmetric_loss(task, after)
 
 
-def _fit(method: Method, weights: Any, task: Task) -> Fit:
+def _symmetric_loss(task: Task, seen: Representations) -> jax.Array:
+  return symmetric_cross_entropy(seen.query, seen.prototypes, task.query_labels, copa.LOGIT_SCALE)
+
+
+def _prototype_loss(task: Task, seen: Representations) -> jax.Array:
+  return url.prototype_cross_entropy(
+    seen.query, seen.prototypes, task.query_labels, url.LOGIT_SCALE
+  )
+
+
+def _fit(method: HeadMethod, weights: Any, task: Task, query_loss=_symmetric_loss) -> Fit:
   """Adapts, and measures the queries before each step and after the last."""
 
   def look(representations, params):
     del params
-    loss = symmetric_cross_entropy(
-      representations.query, representations.prototypes, task.query_labels, copa.LOGIT_SCALE
-    )
     on_support = task._replace(query_labels=task.support_labels)
     return (
-      loss,
+      query_loss(task, representations),
       method.predict(task, representations).accuracy,
       method.predict(on_support, representations._replace(query=representations.support)).accuracy,
     )
@@ -238,9 +255,21 @@ def _task(recorded: Recording, support: np.ndarray, query: np.ndarray) -> Task:
   )
 
 
-def _published(recorded: Recording) -> dict[str, Any]:
-  """What the published settings of a method follow from."""
-  return {"ways": int(recorded["support_labels"].max()) + 1, "domain": _domain(recorded)}
+def _published(recorded: Recording, name: str = "url") -> dict[str, Any]:
+  """What the published settings of a method follow from, and the rates that the file names."""
+  ways, domain = int(recorded["support_labels"].max()) + 1, _domain(recorded)
+  known = {
+    "domain": domain,
+    "seen": not domain or domain in SEEN["mdl"],
+    "one_shot": ways == len(recorded["support_labels"]) == 5,
+  }
+  if "lr_head" in recorded:
+    known["learning_rate"] = float(recorded["lr_head"])
+  if "lr_adapters" in recorded:
+    published = METHODS[name].settings(Domain(domain, known["seen"], known["one_shot"]))
+    rate = known.get("learning_rate", published.learning_rate)
+    known["adapter_ratio"] = float(recorded["lr_adapters"]) / rate
+  return {"ways": ways, **known}
 
 
 def _domain(recorded: Recording) -> str:
@@ -258,7 +287,7 @@ def _checks(recorded: Recording, ours: Mapping[str, Any]) -> list[Check]:
       name,
       value,
       recorded[name],
-      SINGLE if name in ("ncc", "url", "copa") or "_acc" in name else TOLERANCE,
+      SINGLE if name in REAL or "_acc" in name else TOLERANCE,
     )
     for name, value in ours.items()
     if name in recorded

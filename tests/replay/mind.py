@@ -10,10 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from mdtrap_jax.checkpoints import from_openai
-from mdtrap_jax.methods.finetune import Adaptation
+from mdtrap_jax.methods.finetune import FineTuning
 from mdtrap_jax.models.lora import LoraConfig, LoraFactors
 from mdtrap_jax.objectives import chain
-from mdtrap_jax.objectives.terms import TERMS, add_random_prototypes
 from tests.replay.check import Check
 
 TOLERANCE = 1e-8
@@ -63,7 +62,7 @@ def replay(path: Path) -> list[Check]:
         relations.append(np.asarray(state.opt_state["ra"].memory.relation))
         targets.append(np.asarray(state.opt_state["ra"].memory.target))
       if t == 0:
-        checks.append(_factor_check(state.factors, recorded, "lora_step1"))
+        checks.append(_factor_check(state.params, recorded, "lora_step1"))
       if t + 1 in chain.evaluation_marks(steps):
         accuracies.append(adaptation.evaluate(params, prepared, state))
 
@@ -75,7 +74,7 @@ def replay(path: Path) -> list[Check]:
       Check("ra_target", _absolute(np.stack(targets), recorded["ra_target"]), TOLERANCE),
     ]
   checks += [
-    _factor_check(state.factors, recorded, "lora_final"),
+    _factor_check(state.params, recorded, "lora_final"),
     Check(
       "query_cosine_final",
       _absolute(accuracies[-1].cosines, recorded["query_cosine_final"]),
@@ -118,23 +117,19 @@ def _adaptation(recorded):
   }
   views, ways = recorded["images_8x8"].shape[:2]
   draws = jnp.asarray(recorded["random_prototype_index"])
-  library = TERMS["svl"]
-  try:  # the one thing replaced: which features SVL draws
-    TERMS["svl"] = functools.partial(
-      add_random_prototypes, draw=lambda key, step, num_views, ways: draws[step]
-    )
-    tx = chain.make_objective(
-      config,
-      chain.make_optimizer(float(recorded["cfg/lr"]), steps),
-      steps=steps,
-      logit_scale=LOGIT_SCALE,
-      num_views=views * ways * shots,
-      num_clean=ways * shots,
-    )
-  finally:
-    TERMS["svl"] = library
-  adaptation = Adaptation(model=model, lora=lora, tx=tx, views=views)
-  return adaptation, params, chain.make_phases(config, steps)
+  # The one thing replaced: which features SVL draws.
+  config["svl"]["draw"] = lambda key, step, num_views, ways: draws[step]
+  tx = chain.make_objective(
+    config,
+    chain.make_optimizer(float(recorded["cfg/lr"]), steps),
+    steps=steps,
+    logit_scale=LOGIT_SCALE,
+    num_views=views * ways * shots,
+    num_clean=ways * shots,
+  )
+  phases = chain.make_phases(config, steps)
+  method = FineTuning(model=model, lora=lora, tx=tx, steps=steps, phases=phases, views=views)
+  return method, params, phases
 
 
 def _images(small, shots, size):
@@ -180,10 +175,10 @@ def _factor_check(factors, recorded, stage):
 def _logits(adaptation, params, prepared, state, recorded, when):
   """Logits of all views before a step."""
   model = adaptation.model
-  image = model.encode_image_tokens(params, prepared.tokens, adaptation.lora, state.factors)
+  image = model.encode_image_tokens(params, prepared.tokens, adaptation.lora, state.params)
   text = prepared.text
-  if "text" in state.factors:
-    text = model.encode_text(params, prepared.token_ids, adaptation.lora, state.factors)
+  if "text" in state.params:
+    text = model.encode_text(params, prepared.token_ids, adaptation.lora, state.params)
   unit = lambda x: x / jnp.linalg.norm(x, axis=-1, keepdims=True)
   logits = LOGIT_SCALE * unit(image) @ unit(text).T
   name = f"vlm_logits_{when}"

@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 
 from mdtrap_jax.data.features import FeatureSet
+from mdtrap_jax.data.task import Task
 from mdtrap_jax.data.tasks import Fixed, sample_task
 from mdtrap_jax.methods import gap, ncc
-from mdtrap_jax.methods.head import Representations
-from mdtrap_jax.objectives.losses import symmetric_cross_entropy
+from mdtrap_jax.methods.ncc import Representations
+from mdtrap_jax.objectives.losses import symmetric_cross_entropy, unit
 from mdtrap_jax.report.diagnosis import diagnose
 
 
@@ -17,7 +18,7 @@ def make_representations(seed=0, support=6, ways=3, width=5):
   rng = np.random.default_rng(seed)
   rows = lambda *shape: jnp.asarray(rng.standard_normal(shape) + 0.5, jnp.float32)
   labels = jnp.asarray(np.arange(support) % ways, jnp.int32)
-  task = ncc.Task(rows(support, width), labels, rows(4, width), jnp.array([0, 1, 2, 0]))
+  task = Task(rows(support, width), labels, rows(4, width), jnp.array([0, 1, 2, 0]))
   return task, Representations(task.support, task.query, rows(ways, width))
 
 
@@ -26,9 +27,30 @@ def test_gap_by_hand():
   prototypes = jnp.array([[5.0, 0.0], [4.0, 0.0], [0.0, 0.0]])  # the last class is absent
   representations = Representations(support, support, prototypes)
   labels = jnp.array([0, 1, -1])
-  # Mean unit image (½, ½), mean unit prototype (1, 0).
+  # Mean unit image (½, ½), mean unit prototype (1, 0), each class once.
   np.testing.assert_allclose(gap.gap_vector(representations, labels), [-0.5, 0.5], atol=1e-6)
   np.testing.assert_allclose(gap.gap(representations, labels), np.sqrt(0.5), atol=1e-6)
+
+
+def test_a_class_weighs_as_much_in_the_gap_as_it_has_images():
+  support = jnp.array([[2.0, 0.0], [3.0, 0.0], [0.0, 1.0], [0.0, 1.0]])
+  labels = jnp.array([0, 0, 0, 1])
+  prototypes = jnp.array([[3.0, 4.0], [0.0, 7.0]])
+  # Unit prototypes (.6, .8) three times and (0, 1) once: mean (.45, .85). Images: (.5, .5).
+  vector = gap.gap_vector(Representations(support, support, prototypes), labels)
+  np.testing.assert_allclose(vector, [0.05, -0.35], atol=1e-6)
+  length = gap.gap(Representations(support, support, prototypes), labels)
+  np.testing.assert_allclose(length, np.hypot(0.05, 0.35), atol=1e-6)
+
+
+def test_one_image_a_class_has_no_gap_and_none_to_shift():
+  task, _ = make_representations(support=3)
+  own = Representations(task.support, task.query, task.support)
+  assert gap.gap(own, task.support_labels) == 0.0
+  noisy = own._replace(prototypes=own.prototypes * (1 + 1e-7))
+  assert gap.gap(noisy, task.support_labels) == 0.0
+  curve = gap.shift_gap(noisy, task, jnp.array([0.0, 1.0]), 7.0)
+  assert curve.loss[0] == curve.loss[1]
 
 
 def test_the_gap_as_it_is_leaves_loss_and_accuracy_as_they_are():
@@ -48,11 +70,12 @@ def test_the_gap_as_it_is_leaves_loss_and_accuracy_as_they_are():
 
 def test_the_bound_holds_and_is_reached():
   task, representations = make_representations(seed=3)
-  delta = gap.embedding_gap(representations, task.support_labels)
+  delta = gap.gap_vector(representations, task.support_labels)
+  rows = Representations(*map(unit, representations))
+  frequency = jnp.bincount(task.support_labels, length=3) / len(task.support_labels)
   for seed in range(20):
     weight = jax.random.normal(jax.random.key(seed), (5, 5))
-    mapped = Representations(*(rows @ weight for rows in representations))
-    after = gap.embedding_gap(mapped, task.support_labels)
+    after = (rows.support @ weight).mean(0) - frequency @ (rows.prototypes @ weight)
     scale = gap.bound_scale(weight, delta)
     ratio = gap.gap_ratio(weight, delta)
     np.testing.assert_allclose(jnp.linalg.norm(after), ratio * jnp.linalg.norm(delta), rtol=1e-5)

@@ -10,7 +10,7 @@ import pytest
 from configs import miniature as config_file
 from mdtrap_jax import checkpoints
 from mdtrap_jax.models.families import miniature
-from mdtrap_jax.run import results
+from mdtrap_jax.statistics import Accuracy
 from mdtrap_jax.world import ANY, caption_ids, pretrain
 from mdtrap_jax.world.scenes import COLOR_TABLE, COLORS
 
@@ -75,7 +75,7 @@ def quick(monkeypatch, first, compiled):
 
   def evaluate(*args, **options):
     calls.append(args)
-    return results.Accuracy(0.5, 0.1, 1)
+    return Accuracy(0.5, 0.1, 1)
 
   monkeypatch.setattr(pretrain, "make_segment", lambda *args: compiled)
   monkeypatch.setattr(pretrain, "init_state", lambda *args: jax.tree.map(jnp.asarray, first))

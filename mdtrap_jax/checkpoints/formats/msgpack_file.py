@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import BinaryIO
 
@@ -49,6 +50,14 @@ def _walk(
     end = unpacker.tell()
     shape, dtype = _shape_and_dtype(head)
     full_name = ".".join(name)
+    if (
+      dtype.hasobject
+      or not 0 <= math.prod(shape) * dtype.itemsize <= end - begin
+      or min(shape, default=0) < 0
+    ):
+      raise ValueError(f"{full_name} does not have the bytes of {dtype}{list(shape)}")
+    if full_name in arrays:
+      raise ValueError(f"two arrays are named {full_name}")
     arrays[full_name] = StoredArray(shape, dtype, _reader(path, full_name, begin, end))
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import zipfile
 from pathlib import Path
 
 import numpy as np
 
+from mdtrap_jax.checkpoints.formats.archive import open_archive
 from mdtrap_jax.checkpoints.formats.arrays import BFLOAT16, StoredArray, UnusableFileError, reading
 
 
@@ -17,16 +19,25 @@ def open_npz(path: Path) -> dict[str, StoredArray]:
     UnusableFileError: it is truncated, is no such archive, or holds pickled objects.
   """
   arrays = {}
-  with reading(path), zipfile.ZipFile(path) as archive:
-    for member in archive.namelist():
+  with reading(path), open_archive(path) as archive:
+    for member in archive.infolist():
       with archive.open(member) as file:
         shape, _, dtype = _header(file)
+        begin = file.tell()
       if dtype.hasobject:
-        raise UnusableFileError(f"{path}: {member} holds pickled objects, not numbers.")
+        raise UnusableFileError(f"{path}: {member.filename} holds pickled objects, not numbers.")
+      # NumPy would first make room for whatever the header claims.
+      if min(shape, default=0) < 0 or begin + math.prod(shape) * dtype.itemsize != member.file_size:
+        raise UnusableFileError(
+          f"{path}: damaged, {member.filename} does not have the bytes of {dtype}{list(shape)}. "
+          "Download it again."
+        )
       # NumPy has no name for bfloat16, so big_vision's are stored as two anonymous bytes.
       dtype = BFLOAT16 if dtype == np.dtype("V2") else dtype
-      name = member.removesuffix(".npy").replace("/", ".")
-      arrays[name] = StoredArray(shape, dtype, _reader(path, member, dtype))
+      name = member.filename.removesuffix(".npy").replace("/", ".")
+      if name in arrays:
+        raise UnusableFileError(f"{path}: two of its arrays are named {name}.")
+      arrays[name] = StoredArray(shape, dtype, _reader(path, member.filename, dtype))
   return arrays
 
 

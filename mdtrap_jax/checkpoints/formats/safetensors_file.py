@@ -6,7 +6,6 @@ beside the weights made of them. Here each array is read into its own buffer, us
 
 from __future__ import annotations
 
-import json
 import math
 import operator
 import os
@@ -16,7 +15,12 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from mdtrap_jax.checkpoints.formats.arrays import StoredArray, UnusableFileError, reading
+from mdtrap_jax.checkpoints.formats.arrays import (
+  StoredArray,
+  UnusableFileError,
+  parse_json,
+  reading,
+)
 
 DTYPES = {
   "F64": np.float64,
@@ -43,19 +47,34 @@ def open_safetensors(path: Path) -> dict[str, StoredArray]:
   Raises:
     UnusableFileError: it is truncated or is not a safetensors file.
   """
-  size = os.path.getsize(path)
-  arrays = {}
   with reading(path, "its header"), open(path, "rb") as file:
+    size = os.fstat(file.fileno()).st_size
     length = int.from_bytes(file.read(8), "little")
     if not 2 <= length <= min(size - 8, 100_000_000):
       raise UnusableFileError(
         f"{path}: no safetensors file, or cut off in its header. Download it again."
       )
-    header = json.loads(file.read(length))
-    for name, entry in header.items():
-      if name != "__metadata__":
-        arrays[name] = _entry(path, name, entry, 8 + length, size)
+    header = parse_json(file.read(length))
+    header.pop("__metadata__", None)
+    arrays = {n: _entry(path, n, entry, 8 + length, size) for n, entry in header.items()}
+    _check_ranges(path, header, size - 8 - length)
   return arrays
+
+
+def _check_ranges(path: Path, header: dict[str, Any], size: int) -> None:
+  """Refuses arrays that share bytes, and bytes that belong to none, as the format does."""
+  position = 0
+  for (begin, end), name in sorted((entry["data_offsets"], name) for name, entry in header.items()):
+    if begin != position:
+      raise UnusableFileError(
+        f"{path}: {name} begins at byte {begin} of the data, but the array before it ends at "
+        f"{position}: they overlap or leave a hole. Download it again."
+      )
+    position = end
+  if position != size:
+    raise UnusableFileError(
+      f"{path}: {size - position} bytes after the last array belong to none. Download it again."
+    )
 
 
 def _entry(path: Path, name: str, entry: dict[str, Any], start: int, size: int) -> StoredArray:
@@ -66,7 +85,9 @@ def _entry(path: Path, name: str, entry: dict[str, Any], start: int, size: int) 
       "model's float16, bfloat16 or float32 release."
     )
   dtype, shape = np.dtype(DTYPES[entry["dtype"]]), tuple(map(operator.index, entry["shape"]))
-  begin, end = (start + offset for offset in entry["data_offsets"])
+  begin, end = (start + operator.index(offset) for offset in entry["data_offsets"])
+  if min(shape, default=0) < 0 or len(shape) > 32 or begin < start:
+    raise ValueError(f"the shape or the offsets of {name[:100]}")
   if end > size:
     raise UnusableFileError(
       f"{path}: truncated, {name} ends at byte {end} but the file has {size}. Download it again."
@@ -77,29 +98,6 @@ def _entry(path: Path, name: str, entry: dict[str, Any], start: int, size: int) 
       "Download it again."
     )
   return _stored_array(path, name, begin, shape, dtype)
-
-
-def open_sharded(index: Path) -> dict[str, StoredArray]:
-  """The arrays of several `.safetensors` files, as `model.safetensors.index.json` lists them.
-
-  Raises:
-    FileNotFoundError: a shard is missing.
-    UnusableFileError: an array is not in the shard that the index names, or one of the files
-      is damaged.
-  """
-  with reading(index):
-    shard_of = dict(json.loads(index.read_text(encoding="utf-8"))["weight_map"])
-  shards = {}
-  for shard in sorted(set(shard_of.values())):
-    if not (index.parent / shard).is_file():
-      raise FileNotFoundError(
-        f"{index} names the shard {shard}, which is not beside it. Download it too."
-      )
-    shards[shard] = open_safetensors(index.parent / shard)
-  for name, shard in shard_of.items():
-    if name not in shards[shard]:
-      raise UnusableFileError(f"{index}: {name} is not in {shard}. Download both again.")
-  return {name: shards[shard][name] for name, shard in shard_of.items()}
 
 
 def _stored_array(

@@ -1,15 +1,13 @@
-"""Reads torch's `.pt` and `.bin` files without torch and without running what they contain.
+"""Reads torch's `.pt`, `.pth`, `.bin` and `.ckpt` files without torch, running nothing in them.
 
-Such a file is a zip archive of one pickle and one raw file per tensor storage. The unpickler
-here knows how to build tensors, dictionaries and (for TorchScript archives, as OpenAI
-publishes) attribute holders; any other name in the pickle is refused.
+Such a file is a zip archive of one pickle and one raw file per tensor storage. The pickle is
+read as data (`pickle_machine.py`); the tensors, dictionaries and (for TorchScript archives, as
+OpenAI publishes) attribute holders in it are known here, and any other name is refused.
 """
 
 from __future__ import annotations
 
-import collections
 import math
-import pickle
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,7 +16,16 @@ from typing import Any, NamedTuple
 import ml_dtypes
 import numpy as np
 
+from mdtrap_jax.checkpoints.formats.archive import open_archive
 from mdtrap_jax.checkpoints.formats.arrays import StoredArray, UnusableFileError, reading
+from mdtrap_jax.checkpoints.formats.pickle_machine import (
+  Call,
+  Instance,
+  Name,
+  Persistent,
+  PickleError,
+  read_pickle,
+)
 
 STORAGES = {
   "DoubleStorage": np.float64,
@@ -32,65 +39,27 @@ STORAGES = {
   "ByteStorage": np.uint8,
   "BoolStorage": np.bool_,
 }
-_CONTAINERS = ("state_dict", "model", "weights")  # keys under which trainers nest weights
-
-
-class _Storage(NamedTuple):
-  key: str
-  dtype: np.dtype
+_TENSOR = Name("torch._utils", "_rebuild_tensor_v2")
+_PARAMETER = Name("torch._utils", "_rebuild_parameter")
+_LISTS = "torch.jit._pickle"  # TorchScript's lists of numbers, which are no weights
+# Keys under which trainers nest weights.
+_CONTAINERS = ("state_dict", "model_state_dict", "model", "weights")
+_MOST_ENTRIES = 2**17  # visited, so that shared dictionaries cannot multiply without end
+_MOST_LEVELS = 64
 
 
 class _Tensor(NamedTuple):
-  storage: _Storage
+  key: str  # of its storage
+  dtype: np.dtype
   offset: int  # in elements
   shape: tuple[int, ...]
   strides: tuple[int, ...]  # in elements
 
-
-def _rebuild(storage: _Storage, offset: int, shape: Any, strides: Any, *_) -> _Tensor:
-  """What torch calls to make a tensor; numbers that would reach beyond its data are refused."""
-  tensor = _Tensor(storage, offset, tuple(shape), tuple(strides))
-  numbers = (offset, *tensor.shape, *tensor.strides)
-  if (
-    not isinstance(storage, _Storage)
-    or len(tensor.shape) != len(tensor.strides)
-    or any(not isinstance(number, int) or number < 0 for number in numbers)
-  ):
-    raise pickle.UnpicklingError(f"no tensor: {tensor}")
-  return tensor
-
-
-class _Attributes:
-  """A TorchScript module: a holder of tensors and of other holders."""
-
-  def __setstate__(self, state: Mapping[str, Any]):
-    self.__dict__.update(state)
-
-
-class _RefusedError(Exception):
-  pass
-
-
-class _Unpickler(pickle.Unpickler):
-  """Builds descriptions of tensors; refuses every name that weights do not need."""
-
-  def find_class(self, module: str, name: str) -> Any:
-    """What the pickle's name stands for."""
-    if (module, name) == ("collections", "OrderedDict"):
-      return collections.OrderedDict
-    if module == "torch" and name in STORAGES:
-      return np.dtype(STORAGES[name])
-    if (module, name) == ("torch._utils", "_rebuild_tensor_v2"):
-      return _rebuild
-    if (module, name) == ("torch._utils", "_rebuild_parameter"):
-      return lambda tensor, *_: tensor
-    if module.startswith("__torch__"):
-      return type(name, (_Attributes,), {})
-    raise _RefusedError(f"{module}.{name}")
-
-  def persistent_load(self, pid: Any) -> _Storage:
-    """A tensor's storage, `("storage", type, key, device, length)`."""
-    return _Storage(str(pid[2]), np.dtype(pid[1]))
+  @property
+  def span(self) -> int:
+    """Elements of the storage from the first to the last that it uses."""
+    steps = zip(self.shape, self.strides, strict=True)
+    return 1 + sum((n - 1) * stride for n, stride in steps) if math.prod(self.shape) else 0
 
 
 class TorchFile(NamedTuple):
@@ -114,31 +83,47 @@ def open_torch(path: Path) -> TorchFile:
         "again), another format, or saved by torch before 1.6 (load it with torch there and "
         "save its state_dict again, as safetensors if possible)."
       )
-  with reading(path), zipfile.ZipFile(path) as archive:
-    names = archive.namelist()
-    pickles = [name for name in names if name.count("/") == 1 and name.endswith("/data.pkl")]
-    if len(pickles) != 1:
-      raise UnusableFileError(f"{path}: a zip archive, but not one that torch wrote.")
-    root = pickles[0].removesuffix("data.pkl")
-    if root + "byteorder" in names and archive.read(root + "byteorder") != b"little":
-      raise UnusableFileError(f"{path}: saved on a big-endian machine, which is not supported.")
-    with archive.open(pickles[0]) as file:
-      try:
-        content = _Unpickler(file).load()
-      except _RefusedError as error:
-        raise UnusableFileError(
-          f"{path}: its pickle uses {error}, which weights do not need, so it was not "
-          "executed. Save the model's state_dict alone."
-        ) from error
-    tensors = {}
-    _collect(_weights(content), (), tensors)
+    with open_archive(path) as archive:
+      root, content = _content(path, archive)
+      tensors = _tensors(path, _weights(content))
+      for name, tensor in tensors.items():
+        _check_extent(path, name, tensor, archive.getinfo(f"{root}data/{tensor.key}").file_size)
   if not tensors:
     raise UnusableFileError(f"{path}: its pickle holds no weights.")
   arrays = {
-    name: StoredArray(tensor.shape, tensor.storage.dtype, _reader(path, root, name, tensor))
+    name: StoredArray(tensor.shape, tensor.dtype, _reader(path, root, name, tensor))
     for name, tensor in tensors.items()
   }
-  return TorchFile(arrays, isinstance(content, _Attributes))
+  return TorchFile(arrays, isinstance(content, Instance))
+
+
+def _content(path: Path, archive: zipfile.ZipFile) -> tuple[str, Any]:
+  """The archive's root folder, and what its pickle holds."""
+  names = archive.namelist()
+  pickles = [name for name in names if name.count("/") == 1 and name.endswith("/data.pkl")]
+  if len(pickles) != 1:
+    raise UnusableFileError(f"{path}: a zip archive, but not one that torch wrote.")
+  root = pickles[0].removesuffix("data.pkl")
+  if root + "byteorder" in names and archive.read(root + "byteorder") != b"little":
+    raise UnusableFileError(f"{path}: saved on a big-endian machine, which is not supported.")
+
+  def check_name(name: Name) -> None:
+    storage = name.module == "torch" and name.name in STORAGES
+    ours = name in (_TENSOR, _PARAMETER, Name("collections", "OrderedDict"))
+    script = name.module == _LISTS or name.module.split(".")[0] == "__torch__"
+    if not (storage or ours or script):
+      raise UnusableFileError(
+        f"{path}: its pickle uses {str(name)[:100]!r}, which weights do not need, so it was not "
+        "executed. Save the model's state_dict alone."
+      )
+
+  try:
+    return root, read_pickle(archive.read(pickles[0]), check_name)
+  except PickleError as error:
+    raise UnusableFileError(
+      f"{path}: truncated or damaged: {error}. Download it again from where its author "
+      "publishes it."
+    ) from error
 
 
 def _weights(content: Any) -> Any:
@@ -149,28 +134,75 @@ def _weights(content: Any) -> Any:
   return content
 
 
-def _collect(value: Any, parents: tuple[str, ...], tensors: dict[str, _Tensor]) -> None:
-  if isinstance(value, _Tensor):
-    tensors[".".join(parents)] = value
-  elif isinstance(value, _Attributes | Mapping):
-    items = value.items() if isinstance(value, Mapping) else vars(value).items()
-    for name, part in items:
-      _collect(part, (*parents, str(name)), tensors)
+def _tensors(path: Path, content: Any) -> dict[str, _Tensor]:
+  """All tensors in nested dictionaries and attribute holders, by their joined names."""
+  tensors, visited = {}, 0
+  waiting = [(0, "", content)]
+  while waiting:
+    level, name, value = waiting.pop()
+    visited += 1
+    if level > _MOST_LEVELS or visited > _MOST_ENTRIES:
+      raise UnusableFileError(
+        f"{path}: its pickle nests dictionaries more than {_MOST_LEVELS} deep or has more than "
+        f"{_MOST_ENTRIES} entries, which no weights do. Save the model's state_dict alone."
+      )
+    if isinstance(value, Instance):
+      value = value.state
+    if isinstance(value, Mapping):
+      inside = [
+        (level + 1, f"{name}.{key}" if name else str(key), part) for key, part in value.items()
+      ]
+      waiting += reversed(inside)
+    elif (tensor := _as_tensor(value)) is not None:
+      if name in tensors:
+        raise UnusableFileError(f"{path}: two of its tensors are named {name}.")
+      tensors[name] = tensor
+  return tensors
+
+
+def _as_tensor(value: Any) -> _Tensor | None:
+  if not isinstance(value, Call):
+    return None
+  if value.function == _PARAMETER:
+    value = value.arguments[0]
+  if not isinstance(value, Call) or value.function != _TENSOR:
+    return None
+  storage, offset, shape, strides, *_ = value.arguments
+  if not isinstance(storage, Persistent):
+    raise ValueError("a tensor without data")
+  _, kind, key, *_ = storage.key
+  tensor = _Tensor(str(key), np.dtype(STORAGES[kind.name]), offset, tuple(shape), tuple(strides))
+  numbers = (offset, *tensor.shape, *tensor.strides)
+  if (
+    len(tensor.shape) != len(tensor.strides)
+    or len(tensor.shape) > 32
+    or any(type(number) is not int or number < 0 for number in numbers)
+  ):
+    raise ValueError("a tensor of impossible shape or strides")
+  return tensor
+
+
+def _check_extent(path: Path, name: str, tensor: _Tensor, stored: int) -> None:
+  """Refuses a tensor beyond its data, or that repeats them: either may be of any size."""
+  count = stored // tensor.dtype.itemsize
+  if tensor.offset + tensor.span > count or math.prod(tensor.shape) > count:
+    raise UnusableFileError(
+      f"{path}: truncated or damaged, {name} {list(tensor.shape)} is larger than its {count} "
+      "stored numbers. Download it again."
+    )
 
 
 def _reader(path: Path, root: str, name: str, tensor: _Tensor):
   def read() -> np.ndarray:
-    dtype = tensor.storage.dtype
+    dtype = tensor.dtype
     steps = tuple(stride * dtype.itemsize for stride in tensor.strides)
-    last = sum((n - 1) * stride for n, stride in zip(tensor.shape, tensor.strides, strict=True))
-    count = last + 1 if math.prod(tensor.shape) else 0
     with (
       reading(path, name),
       zipfile.ZipFile(path) as archive,
-      archive.open(f"{root}data/{tensor.storage.key}") as file,
+      archive.open(f"{root}data/{tensor.key}") as file,
     ):
       file.seek(tensor.offset * dtype.itemsize)
-      data = np.frombuffer(file.read(count * dtype.itemsize), dtype, count)
+      data = np.frombuffer(file.read(tensor.span * dtype.itemsize), dtype, tensor.span)
     return np.lib.stride_tricks.as_strided(data, tensor.shape, steps, writeable=False)
 
   return read

@@ -110,8 +110,11 @@ def describe_hf(checkpoint: Checkpoint) -> Description:
   vision = merged_config(config, "vision_config", HF_VISION_DEFAULTS)
   text = merged_config(config, "text_config", HF_TEXT_DEFAULTS)
   embed_dim = config.get("projection_dim", 512)
+  end_token = text["eos_token_id"]
+  if end_token is not None and type(end_token) is not int:
+    raise ValueError(f"eos_token_id={end_token!r:.40}: must be a whole number, the token's id")
   # Old configs carry the id 2, which no tokenizer of CLIP uses, and mean the largest id.
-  end_token = None if text["eos_token_id"] == 2 else text["eos_token_id"]
+  end_token = None if end_token == 2 else end_token
   image_config = ImageConfig(
     image_size=vision["image_size"],
     patch_size=vision["patch_size"],

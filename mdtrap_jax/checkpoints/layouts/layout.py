@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
+import math
 import re
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
-
-from mdtrap_jax.checkpoints.formats.arrays import Arrays
+from mdtrap_jax.checkpoints.formats.arrays import Arrays, nearest
 from mdtrap_jax.checkpoints.rules import Dialect, Module, Shape, Slot, same, slots
 from mdtrap_jax.models.families.family import FAMILIES
 from mdtrap_jax.models.image_stem import ImageConfig
@@ -58,10 +56,10 @@ class Checkpoint(NamedTuple):
       ValueError: there is none of that name.
     """
     if name not in self.arrays:
-      near = difflib.get_close_matches(name, self.arrays, 1, 0.8)
+      near = nearest(name, self.arrays)
       raise ValueError(
         f"{self.source}: the array {name} is missing"
-        + (f" (is {near[0]} it?)" if near else "")
+        + (f" (is {near} it?)" if near else "")
         + ". Check that the file is complete and unmodified."
       )
     return self.arrays[name].shape
@@ -103,11 +101,13 @@ class Description(NamedTuple):
     preprocessor, family = checkpoint.preprocessor or {}, FAMILIES[self.family]
     mean = preprocess.get("mean") or preprocessor.get("image_mean") or family.image_mean
     std = preprocess.get("std") or preprocessor.get("image_std") or family.image_std
-    for name, values in (("mean", mean), ("std", std)):
-      if np.shape(values) != (3,):
+    for name, values, least in (("mean", mean, -math.inf), ("std", std, 0)):
+      numbers = isinstance(values, list | tuple) and all(type(x) in (int, float) for x in values)
+      if not numbers or len(values) != 3 or not all(least < x < math.inf for x in values):
         raise ValueError(
           f"{checkpoint.source}: the config beside it says that the images' "
-          f"{name} is {values!r}, which are not three numbers."
+          f"{name} is {values!r:.100}, which are not three numbers"
+          + (" above 0." if name == "std" else ".")
         )
     return tuple(mean), tuple(std)
 
@@ -148,8 +148,10 @@ def activation(name: str) -> str:
   Raises:
     ValueError: it is none that these families use.
   """
-  if name not in ACTIVATIONS:
-    raise ValueError(f"hidden_act={name!r} in config.json: choose one of {sorted(ACTIVATIONS)}.")
+  if not isinstance(name, str) or name not in ACTIVATIONS:
+    raise ValueError(
+      f"hidden_act={name!r:.40} in config.json: choose one of {sorted(ACTIVATIONS)}."
+    )
   return ACTIVATIONS[name]
 
 

@@ -64,18 +64,8 @@ def describe_meta(checkpoint: Checkpoint) -> Description:
 
 
 def describe_timm(checkpoint: Checkpoint) -> Description:
-  """The model of timm's names, likewise.
-
-  Raises:
-    ValueError: it is a SigLIP, which timm names alike.
-  """
+  """The model of timm's names, likewise."""
   shape = checkpoint.shape
-  if "logit_bias" in checkpoint.arrays:
-    raise ValueError(
-      f"{checkpoint.source} is a SigLIP in the layout of timm and open_clip, which is not "
-      "supported. Use the same model from Hugging Face or big_vision, such as "
-      "google/siglip-base-patch16-224."
-    )
   width, _, patch, _ = shape("visual.trunk.patch_embed.proj.weight")
   image = _image_config(
     checkpoint,

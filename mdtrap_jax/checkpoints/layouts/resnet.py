@@ -62,6 +62,8 @@ TABLE = (
   ),
 )
 
+_FIRST = {module.name.partition(".")[0] for module in TABLE}
+
 
 def load_resnet18(source: str | Path, *, dtype: Any = jnp.float32) -> tuple[ResNet18, Any]:
   """The backbone of a checkpoint file.
@@ -98,7 +100,8 @@ def from_torchvision(
   if any(isinstance(array, np.ndarray) for array in arrays.values()):
     arrays = in_memory(arrays)
   # A model with adapters or heads beside it holds the backbone under a name of its own.
-  arrays = {name.removeprefix("backbone."): array for name, array in normalized(arrays).items()}
+  arrays = normalized(arrays, _FIRST)
+  arrays = {name.removeprefix("backbone."): array for name, array in arrays.items()}
   model = ResNet18()
   shapes = parameter_shapes(model)
   params = convert(

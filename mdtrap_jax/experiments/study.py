@@ -7,18 +7,19 @@ that differ in the terms' window in another.
 
 from __future__ import annotations
 
-import csv
+import functools
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import ml_collections
 
-from mdtrap_jax import config as settings
-from mdtrap_jax.report import comparison
+from mdtrap_jax import config as configs
+from mdtrap_jax import files
+from mdtrap_jax.experiments import finetune
+from mdtrap_jax.report import comparison, tables
 from mdtrap_jax.report.figures import plot_study
-from mdtrap_jax.run import finetune as runner
-from mdtrap_jax.run import results
+from mdtrap_jax.run.experiment import Experiment
 
 BASELINE = "vlm"
 # Weights to switch off, by window in fifths of the steps; the others keep the config's.
@@ -78,61 +79,74 @@ def cell_configs(
     yield run
 
 
-def run(config: ml_collections.ConfigDict, workdir: Path) -> str:
-  """Runs all cells, resuming what is there, and writes `study.csv` and `study.png`.
+def experiment(config: ml_collections.ConfigDict) -> Experiment:
+  """All cells as groups of one experiment, one group for each program of a cell.
+
+  Raises:
+    ValueError, OSError: input that cannot be right, in any cell.
+  """
+  config = configs.resolve(config)
+  load = functools.cache(functools.partial(finetune.load_model, finetune.settled(config)))
+  runs, sources, groups = {}, {}, []
+  for cell in cells(config):
+    for number, cell_config in enumerate(cell_configs(config, cell)):
+      cell_config = finetune.settled(cell_config)
+      finetune.check(cell_config, configs.variants(cell_config))
+      source = finetune.load_source(cell_config)
+      own = {f"{cell.name}/{name}": run for name, run in configs.variants(cell_config).items()}
+      runs |= own
+      sources |= dict.fromkeys(own, finetune.identity(cell_config, source))
+      name = f"{cell.name}, program {number}"
+      groups.append(finetune.make_group(name, cell_config, own, source, load))
+  if not groups:
+    raise ValueError("config.study has no cell: give domains, severities and shots.")
+  return Experiment(runs, sources, groups, finetune.placing(config))
+
+
+def tabulate(config: ml_collections.ConfigDict, directories, workdir: Path) -> str:
+  """Writes `study.csv` and `study.png`.
+
+  Args:
+    config: of the study.
+    directories: of all runs, by name.
+    workdir: where the files go.
 
   Returns:
     The table of differences from cross-entropy alone, in Markdown.
   """
-  table = {}
-  todo = list(cells(config))
-  if not todo:
-    raise ValueError("config.study has no cell: give domains, severities and shots.")
-  for run_config in (c for cell in todo for c in cell_configs(config, cell)):
-    # A mistake in the last cell shows before the first is run.
-    runner.load_source(settings.resolve(run_config))
-  for number, cell in enumerate(todo, 1):
-    print(f"cell {number} of {len(todo)}: {cell.name}", flush=True)
-    for run_config in cell_configs(config, cell):
-      runner.run(run_config, workdir / cell.name)
-    table[cell] = _compare(workdir / cell.name)
-  _write_csv(workdir / "study.csv", table)
+  table = {cell: _compare(directories, cell) for cell in cells(config)}
+  write_csv(workdir / "study.csv", table)
   plot_study(table, workdir / "study.png")
   return format_markdown(table)
 
 
-def _compare(directory: Path) -> dict[str, comparison.Row]:
+def _compare(directories, cell: Cell) -> dict[str, comparison.Row]:
   """The methods of a cell, against cross-entropy alone."""
   names = [name for methods in METHODS.values() for name in methods]
-  rows = comparison.compare([directory / name for name in names])
+  rows = comparison.compare([directories[f"{cell.name}/{name}"].path for name in names])
   return dict(zip(names, rows, strict=True))
 
 
 def format_markdown(table: dict[Cell, dict[str, comparison.Row]]) -> str:
   """One row a cell: accuracies of zero-shot and baseline, and paired differences from it."""
   methods = [name for name in next(iter(table.values())) if name != BASELINE]
-  plain = lambda a: f"{100 * a.mean:.1f} ± {100 * a.ci95:.1f}"
-  signed = lambda a: f"{100 * a.mean:+.2f} ± {100 * a.ci95:.2f}"
+  header = ["target", "severity", "shots", "zero-shot", BASELINE, *methods]
   lines = [
-    ["target", "severity", "shots", "zero-shot", BASELINE, *methods],
-    ["---", *["---:"] * (4 + len(methods))],
+    [
+      cell.domain,
+      "–" if cell.severity is None else f"{cell.severity:g}",
+      cell.shots,
+      rows[BASELINE].zero_shot.points(1),
+      rows[BASELINE].accuracy.points(1),
+      *(rows[name].difference.points(sign="+") for name in methods),
+    ]
+    for cell, rows in table.items()
   ]
-  for cell, rows in table.items():
-    severity = "–" if cell.severity is None else f"{cell.severity:g}"
-    lines.append(
-      [
-        cell.domain,
-        severity,
-        str(cell.shots),
-        plain(rows[BASELINE].zero_shot),
-        plain(rows[BASELINE].accuracy),
-        *(signed(rows[name].difference) for name in methods),
-      ]
-    )
-  return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+  return tables.markdown(header, lines)
 
 
-def _write_csv(path: Path, table: dict[Cell, dict[str, comparison.Row]]) -> None:
+def write_csv(path: Path, table: dict[Cell, dict[str, comparison.Row]]) -> None:
+  """The numbers of all cells, for a spreadsheet."""
   columns: Sequence[str] = (
     "domain",
     "severity",
@@ -145,23 +159,17 @@ def _write_csv(path: Path, table: dict[Cell, dict[str, comparison.Row]]) -> None
     "difference_mean",
     "difference_ci95",
   )
-  with open(path, "w", newline="", encoding="utf-8") as file:
-    writer = csv.writer(file)
-    writer.writerow(columns)
-    for cell, rows in table.items():
-      for name, row in rows.items():
-        difference = row.difference or results.Accuracy(0.0, 0.0, row.episodes)
-        writer.writerow(
-          [
-            cell.domain,
-            cell.severity,
-            cell.shots,
-            name,
-            row.episodes,
-            row.zero_shot.mean,
-            row.accuracy.mean,
-            row.accuracy.ci95,
-            difference.mean,
-            difference.ci95,
-          ]
-        )
+  none = (0.0, 0.0)  # the baseline's difference from itself
+  rows = [
+    (
+      *cell,
+      name,
+      row.episodes,
+      row.zero_shot.mean,
+      *row.accuracy[:2],
+      *(none if row.difference is None else row.difference[:2]),
+    )
+    for cell, rows in table.items()
+    for name, row in rows.items()
+  ]
+  files.write(path, tables.csv(columns, rows))

@@ -10,24 +10,26 @@ from PIL import Image
 from configs import copa
 from mdtrap_jax.data.domains import domain_name, open_domain
 from mdtrap_jax.data.sampler import sample_episode
+from mdtrap_jax.experiments import heads
 from mdtrap_jax.methods.extractors import Backbone
 from mdtrap_jax.models.resnet import ResNet18
 from mdtrap_jax.report import comparison
-from mdtrap_jax.run import results
-from mdtrap_jax.run.heads import run
+from mdtrap_jax.run.lines import read_episodes
+from tests import decoys
 from tests.data.test_meta_dataset import write_records
+from tests.episodes import run_heads
 
 
 def make_config(**fields):
   config = copa.get_config()
-  config.seeds, config.episodes, config.head.steps = (0,), 2, 2
+  config.seed, config.seeds, config.episodes, config.head.steps = 0, 1, 2, 2
   config.update_from_flattened_dict(
     {
-      "tasks.ways": 2,
-      "tasks.shots": 1,
-      "tasks.queries": 2,
+      "data.ways": 2,
+      "data.shots": 1,
+      "data.queries": 2,
       "data.threads": 1,
-      "features.batch_size": 16,
+      "model.batch_size": 16,
     }
     | fields
   )
@@ -38,8 +40,8 @@ def make_config(**fields):
 def small_resnet(monkeypatch):
   model = ResNet18(image_size=16, widths=(4, 4, 4, 8))
   backbone = Backbone(model, jax.jit(model.init)(jax.random.key(0)))
-  monkeypatch.setattr("mdtrap_jax.run.heads.load_backbone", lambda config, seed: backbone)
-  return {"features.random_weights": True}
+  monkeypatch.setattr(heads, "load_backbone", lambda config, seed: backbone)
+  return {"model.random_weights": True}
 
 
 def write_folder(root):
@@ -57,6 +59,22 @@ def test_names_of_entries():
   ] == ["isic", "mine", "world/satellite", "mnist"]
 
 
+def test_a_path_for_a_name_is_refused_and_costs_nothing(tmp_path):
+  photos = decoys.plant(tmp_path / "photos")
+  before = decoys.state(tmp_path)
+  config = make_config(**{"data.cache_dir": str(tmp_path / "cache"), "method": "ncc"})
+  config.model.random_weights = True
+  for entry in (f"{photos}={photos}", f"../photos={photos}", f"={photos}", f"..={photos}", "."):
+    config.domains = (entry,)
+    for start in (lambda: run_heads(config, tmp_path / "run"), lambda: open_domain(config, entry)):  # noqa: B023
+      with pytest.raises(ValueError, match=r"config\.domains, .* the name .* plain name"):
+        start()
+  for entry in (f"meta/x={photos}", f"world/x={photos}"):
+    with pytest.raises(ValueError, match="plain name"):
+      open_domain(config, entry)
+  assert decoys.state(tmp_path) == before
+
+
 def test_entries_open_their_source(tmp_path):
   config = make_config(
     **{
@@ -70,6 +88,10 @@ def test_entries_open_their_source(tmp_path):
   assert open_domain(config, "world/source").name == "source"
   assert len(open_domain(config, "digits").labels) == 1797
   assert open_domain(config, "meta/birds").class_names == ("bird 3", "bird 4")
+  config.data.classes = ("bird 4",)
+  subset = open_domain(config, "meta/birds")
+  assert (subset.class_names, subset.align_corners) == (("bird 4",), True)
+  config.data.classes = ()
   assert open_domain(config, f"x={write_folder(tmp_path / 'x')}").class_names == ("a", "b")
   for entry, message in (
     ("world", "name a look"),
@@ -83,9 +105,9 @@ def test_entries_open_their_source(tmp_path):
 
 def test_the_miniature_on_the_world_pairs_with_a_fine_tuned_model(tmp_path):
   config = make_config(
-    **{"features.model": "miniature", "domains": ("world/satellite",), "data.images_per_class": 3}
+    **{"model.name": "miniature", "domains": ("world/satellite",), "data.images_per_class": 3}
   )
-  summary = run(config, tmp_path / "copa")
+  summary = run_heads(config, tmp_path / "copa")
   assert [row["domain"] for row in summary["domains"]] == ["world/satellite"]
   # What a run of configs/default.py on the same images writes.
   source = open_domain(config, "world/satellite")
@@ -122,13 +144,19 @@ def test_several_kinds_of_domains_end_in_one_table(small_resnet, tmp_path):
       "data.cache_dir": str(tmp_path / "cache"),
     },
   )
-  first = run(config, tmp_path / "first")
+  first = run_heads(config, tmp_path / "first")
   assert [(row["domain"], row["tasks"], row["failed"]) for row in first["domains"]] == [
     ("birds", 2, 0),
     ("mine", 2, 0),
   ]
-  cached = sorted(path.parent.name for path in (tmp_path / "cache").rglob("features.npy"))
-  assert cached == ["birds", "mine"]
+  cached = sorted((tmp_path / "cache").iterdir())
+  assert [path.name.split("_")[:2] for path in cached] == [
+    ["resnet18-pooled", "birds"],
+    ["resnet18-pooled", "mine"],
+  ]
+  # The records' images came to the network as it was trained; a folder's are resized as asked.
+  made_by = [json.loads((path / "identity.json").read_text())["resize"] for path in cached]
+  assert made_by == ["align_corners", "squash"]
 
 
 @pytest.mark.parametrize("method", ["copa_transformer", "url_tsa"])
@@ -137,7 +165,7 @@ def test_methods_on_maps_and_images(method, small_resnet, tmp_path):
     **small_resnet,
     **{"method": method, "episodes": 1, "domains": (f"mine={write_folder(tmp_path / 'mine')}",)},
   )
-  summary = run(config, tmp_path / "run")
+  summary = run_heads(config, tmp_path / "run")
   assert (summary["episodes"], summary["failed"]) == (1, 0)
 
 
@@ -149,21 +177,21 @@ def test_an_unreadable_image_stops_the_run_or_is_left_out(small_resnet, tmp_path
     **{
       "method": "ncc",
       "domains": (f"mine={folder}",),
-      "tasks.queries": 1,
+      "data.queries": 1,
       "data.cache_dir": str(tmp_path / "cache"),
     },
   )
   with pytest.raises(ValueError, match=r"2\.png.*unreadable=skip"):
-    run(config, tmp_path / "stops")
+    run_heads(config, tmp_path / "stops")
   config.data.unreadable = "skip"
-  run(config, tmp_path / "skips")
+  run_heads(config, tmp_path / "skips")
   drawn = {
     i
-    for line in results.read_episodes(tmp_path / "skips")
+    for line in read_episodes(tmp_path / "skips")
     for rows in (*line["support"], *line["query"])
     for i in rows
   }
   assert 6 not in drawn
   config.data.unreadable = "error"  # a cache that left images out does not hide them
   with pytest.raises(ValueError, match=r"2\.png"):
-    run(config, tmp_path / "stops")
+    run_heads(config, tmp_path / "stops")

@@ -3,16 +3,14 @@
 import dataclasses
 import json
 
-import jax
 import numpy as np
 import pytest
 from PIL import Image
 
 from mdtrap_jax import models
 from mdtrap_jax.models import Specification
-from mdtrap_jax.run import finetune as runner
-from mdtrap_jax.run import results
-from tests.episodes import small_config
+from mdtrap_jax.run.lines import read_episodes
+from tests.episodes import run_finetune, small_config
 from tests.models.test_models import VARIANTS
 
 
@@ -32,7 +30,6 @@ def folder(tmp_path_factory):
 def test_a_run(folder, tmp_path, monkeypatch, family, resize):
   image, text = (dataclasses.replace(config, depth=1) for config in VARIANTS[family])
   monkeypatch.setitem(models.MODELS, "tiny", Specification(family, image, text))
-  monkeypatch.setattr(jax, "local_devices", lambda: jax.devices()[:1])
   config = small_config(
     model__name="tiny",
     data__path=str(folder),
@@ -42,16 +39,16 @@ def test_a_run(folder, tmp_path, monkeypatch, family, resize):
     adapt__steps=5,
     lora__encoder="both",
   )
-  summary = runner.run(config, tmp_path)[""]
+  summary = run_finetune(config, tmp_path, devices=1)[""]
   assert (summary["episodes"], summary["failed"]) == (2, 0)
-  lines = results.read_episodes(tmp_path)
+  lines = read_episodes(tmp_path)
   assert all(np.isfinite(list(line["losses"].values())).all() for line in lines)
   assert {len(line["losses"]) for line in lines} == {3}
   data = json.loads((tmp_path / "config.json").read_text())["data"]
   assert data["resize"] == {"crop": "crop", "family": "squash"}[resize]
   assert data["template"] == "a photo of a {}."
-  runner.run(config, tmp_path)  # what was left to the family does not stop a resume
-  assert results.read_episodes(tmp_path) == lines
+  run_finetune(config, tmp_path, devices=1)  # what was left to the family does not stop a resume
+  assert read_episodes(tmp_path) == lines
   config.data.resize = "squash" if resize == "crop" else "crop"
   with pytest.raises(ValueError, match=r"another config.*data\.resize"):
-    runner.run(config, tmp_path)
+    run_finetune(config, tmp_path, devices=1)

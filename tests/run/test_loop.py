@@ -15,14 +15,15 @@ import pytest
 from PIL import Image
 
 from mdtrap_jax.config import ConfigMismatchError
-from mdtrap_jax.run import finetune as runner
-from mdtrap_jax.run import results, segments, snapshots
+from mdtrap_jax.run import loop
+from mdtrap_jax.run.lines import read_episodes
 from mdtrap_jax.run.progress import Progress
 from mdtrap_jax.run.stop import PreemptedError
-from tests.episodes import small_config
+from tests.episodes import run_finetune, small_config
 from tests.paths import ROOT
 
 KILLS = 20
+EVERY = loop.Pace(segment=0.0, snapshot=0.0, share=np.inf)  # a snapshot after every step
 
 
 @pytest.fixture(scope="module")
@@ -38,15 +39,6 @@ def folder(tmp_path_factory):
   return root
 
 
-@pytest.fixture
-def one_device(monkeypatch):
-  """Every snapshot and segment at once, on one device."""
-  monkeypatch.setattr(jax, "local_devices", lambda: jax.devices()[:1])
-  monkeypatch.setattr(snapshots, "SECONDS", 0.0)
-  monkeypatch.setattr(snapshots, "SHARE", np.inf)
-  monkeypatch.setattr(segments, "SECONDS", 0.0)
-
-
 def make_config(folder, **overrides):
   return small_config(
     **{"data__path": str(folder), "episodes": 4, "episodes_per_device": 2} | overrides
@@ -56,11 +48,9 @@ def make_config(folder, **overrides):
 @pytest.fixture(scope="module")
 def undisturbed(folder, tmp_path_factory):
   """The lines of a run that nobody stops, on one device."""
-  with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(jax, "local_devices", lambda: jax.devices()[:1])
-    workdir = tmp_path_factory.mktemp("undisturbed")
-    runner.run(make_config(folder), workdir)
-  return results.read_episodes(workdir)
+  workdir = tmp_path_factory.mktemp("undisturbed")
+  run_finetune(make_config(folder), workdir, devices=1)
+  return read_episodes(workdir)
 
 
 def stop_after(monkeypatch, count, number=signal.SIGTERM):
@@ -78,65 +68,63 @@ def stop_after(monkeypatch, count, number=signal.SIGTERM):
 
 @pytest.mark.parametrize(("count", "number"), [(3, signal.SIGTERM), (17, signal.SIGINT)])
 def test_a_stopped_run_goes_on_in_the_middle(
-  folder, undisturbed, one_device, tmp_path, monkeypatch, count, number
+  folder, undisturbed, tmp_path, monkeypatch, count, number
 ):
   with monkeypatch.context() as patch:
     stop_after(patch, count, number)
     with pytest.raises(PreemptedError, match=number.name):
-      runner.run(make_config(folder), tmp_path)
+      run_finetune(make_config(folder), tmp_path, EVERY, 1)
   assert list((tmp_path / "snapshots").iterdir())
   starts = []
-  adapt_batch = runner.adapt_batch
+  adapt_batch = loop.adapt_batch
   monkeypatch.setattr(
-    runner,
+    loop,
     "adapt_batch",
     lambda *arguments, **options: (
       starts.append(options["start"]),
       adapt_batch(*arguments, **options),
     )[1],
   )
-  runner.run(make_config(folder), tmp_path)
+  run_finetune(make_config(folder), tmp_path, EVERY, 1)
   assert starts == {3: [3, 0], 17: [7]}[count]
-  assert results.read_episodes(tmp_path) == undisturbed
+  assert read_episodes(tmp_path) == undisturbed
   assert not (tmp_path / "snapshots").exists()
 
 
 def test_it_goes_on_in_other_batches_and_on_other_devices(
-  folder, undisturbed, one_device, tmp_path, monkeypatch
+  folder, undisturbed, tmp_path, monkeypatch
 ):
   with monkeypatch.context() as patch:
     stop_after(patch, 4)
     with pytest.raises(PreemptedError):
-      runner.run(make_config(folder), tmp_path)
-  monkeypatch.setattr(jax, "local_devices", lambda: jax.devices()[:4])
-  runner.run(make_config(folder, episodes_per_device=1), tmp_path)
-  for one, other in zip(results.read_episodes(tmp_path), undisturbed, strict=True):
+      run_finetune(make_config(folder), tmp_path, EVERY, 1)
+  run_finetune(make_config(folder, episodes_per_device=1), tmp_path, EVERY, 4)
+  for one, other in zip(read_episodes(tmp_path), undisturbed, strict=True):
     assert one["support"] == other["support"]
     assert abs(one["accuracy"] - other["accuracy"]) < 0.1
 
 
 def test_a_damaged_snapshot_costs_its_batch_only(
-  folder, undisturbed, one_device, tmp_path, monkeypatch, caplog
+  folder, undisturbed, tmp_path, monkeypatch, caplog
 ):
   with monkeypatch.context() as patch:
     stop_after(patch, 3)
     with pytest.raises(PreemptedError):
-      runner.run(make_config(folder), tmp_path)
-  for file in (tmp_path / "snapshots").rglob("*"):
-    if file.is_file():
-      os.truncate(file, file.stat().st_size // 2)
-  runner.run(make_config(folder), tmp_path)
+      run_finetune(make_config(folder), tmp_path, EVERY, 1)
+  for file in (tmp_path / "snapshots").rglob("*.snapshot"):
+    os.truncate(file, file.stat().st_size // 2)
+  run_finetune(make_config(folder), tmp_path, EVERY, 1)
   assert "cannot be read" in caplog.text
-  assert results.read_episodes(tmp_path) == undisturbed
+  assert read_episodes(tmp_path) == undisturbed
 
 
-def test_a_snapshot_of_another_config_is_refused(folder, one_device, tmp_path, monkeypatch):
+def test_a_snapshot_of_another_config_is_refused(folder, tmp_path, monkeypatch):
   with monkeypatch.context() as patch:
     stop_after(patch, 3)
     with pytest.raises(PreemptedError):
-      runner.run(make_config(folder), tmp_path)
+      run_finetune(make_config(folder), tmp_path, EVERY, 1)
   with pytest.raises(ConfigMismatchError, match=r"lora.rank: 2 there, 3 here"):
-    runner.run(make_config(folder, lora__rank=3), tmp_path)
+    run_finetune(make_config(folder, lora__rank=3), tmp_path, EVERY, 1)
 
 
 def child(folder, workdir, cache):
@@ -144,14 +132,13 @@ def child(folder, workdir, cache):
   jax.config.update("jax_platforms", "cpu")
   jax.config.update("jax_compilation_cache_dir", str(cache))
   jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
-  snapshots.SECONDS, snapshots.SHARE, segments.SECONDS = 0.0, np.inf, 0.0
-  runner.run(make_config(folder), workdir)
+  run_finetune(make_config(folder), workdir, EVERY, 1)
 
 
 def test_killed_at_twenty_random_moments(folder, undisturbed, tmp_path):
   """Every kill loses at most a segment; the lines end up as if nothing had happened."""
   context = multiprocessing.get_context("forkserver")
-  context.set_forkserver_preload(["mdtrap_jax.run.finetune", "tests.episodes"])  # imported once
+  context.set_forkserver_preload(["mdtrap_jax.run.loop", "tests.episodes"])  # imported once
   flags = "--xla_force_host_platform_device_count=1 --xla_backend_optimization_level=0"
   moments, kills = random.Random(0), 0
   with pytest.MonkeyPatch.context() as patch:
@@ -173,7 +160,7 @@ def test_killed_at_twenty_random_moments(folder, undisturbed, tmp_path):
       process.start()
       process.join()
       assert process.exitcode == 0
-      for one, other in zip(results.read_episodes(workdir), undisturbed, strict=True):
+      for one, other in zip(read_episodes(workdir), undisturbed, strict=True):
         assert one["support"] == other["support"]
         assert one["accuracy"] == other["accuracy"]
 
@@ -228,8 +215,8 @@ def test_two_processes_share_a_run(folder, undisturbed, tmp_path):
   assert [process.returncode for process in processes] == [0, 0], outputs
   assert "adapted accuracy" in outputs[0][0]
   assert "accuracy" not in outputs[1][0]
-  ours = results.read_episodes(tmp_path)
-  assert ours == results.read_episodes(tmp_path / "process-1")
+  ours = read_episodes(tmp_path)
+  assert ours == read_episodes(tmp_path / "process-1")
   assert [line["episode"] for line in ours] == list(range(4))
   for one, other in zip(ours, undisturbed, strict=True):
     assert one["support"] == other["support"]

@@ -9,16 +9,18 @@ import pytest
 from configs import copa
 from mdtrap_jax.methods.heads import METHODS
 from mdtrap_jax.report import heads as table
-from mdtrap_jax.report.heads import compare, format_table
-from mdtrap_jax.run import parallel, results
-from mdtrap_jax.run.heads import run
+from mdtrap_jax.report.comparison import compare
+from mdtrap_jax.report.heads import format_table
+from mdtrap_jax.run import loop, place
+from mdtrap_jax.run.lines import read_episodes
+from tests.episodes import run_heads
 
 
 @pytest.fixture(scope="module")
 def features(tmp_path_factory):
   rng = np.random.default_rng(0)
   arrays = {}
-  for domain, ways in (("one", 6), ("look/two", 9)):
+  for domain, ways in (("one", 6), ("two", 9)):
     labels = np.repeat(np.arange(ways), rng.integers(14, 40, ways))
     centers = rng.standard_normal((ways, 16))
     arrays[f"{domain}/labels"] = labels
@@ -32,12 +34,10 @@ def features(tmp_path_factory):
 
 def make_config(features, method="copa", **fields):
   config = copa.get_config(method)
-  config.domains, config.seeds, config.episodes = ("one",), (41, 42), 3
-  config.features.path = str(features)
+  config.domains, config.seeds, config.episodes = ("one",), 2, 3
+  config.data.features = str(features)
   config.head.steps = None if method == "ncc" else 4
-  config.update_from_flattened_dict(
-    {"tasks.ways": 5, "tasks.shots": 2, "tasks.queries": 4} | fields
-  )
+  config.update_from_flattened_dict({"data.ways": 5, "data.shots": 2, "data.queries": 4} | fields)
   return config
 
 
@@ -45,23 +45,23 @@ def make_config(features, method="copa", **fields):
 def finished(features, tmp_path_factory):
   """A run over two domains and two seeds: its summary and its directory."""
   workdir = tmp_path_factory.mktemp("finished")
-  return run(make_config(features, domains=("one", "look/two")), workdir), workdir
+  return run_heads(make_config(features, domains=("one", "two")), workdir), workdir
 
 
 def test_tasks_that_do_not_fit_are_refused(features, tmp_path, monkeypatch):
-  monkeypatch.setattr(parallel, "memory_limit", lambda device: 2**12)
-  with pytest.raises(MemoryError, match="one task needs .* use smaller tasks"):
-    run(make_config(features), tmp_path)
+  monkeypatch.setattr(place, "memory_limit", lambda device: 2**12)
+  with pytest.raises(MemoryError, match="one task needs .* smaller tasks"):
+    run_heads(make_config(features), tmp_path)
 
 
 def test_a_run_writes_one_table_over_domains_and_seeds(finished):
   summary, workdir = finished
   assert (summary["method"], summary["episodes"], summary["failed"]) == ("copa", 12, 0)
   rows = {row["domain"]: row for row in summary["domains"]}
-  assert list(rows) == ["one", "look/two"]
-  lines = results.read_episodes(workdir)
+  assert list(rows) == ["one", "two"]
+  lines = read_episodes(workdir)
   assert sorted((line["domain"], line["seed"], line["task"]) for line in lines) == sorted(
-    itertools.product(("one", "look/two"), (41, 42), range(3))
+    itertools.product(("one", "two"), (41, 42), range(3))
   )
   for domain, row in rows.items():
     own = [line for line in lines if line["domain"] == domain]
@@ -83,71 +83,72 @@ def test_a_run_writes_one_table_over_domains_and_seeds(finished):
 
 def test_a_resumed_run_ends_like_an_uninterrupted_one(features, finished, tmp_path):
   part = make_config(features, episodes=1, episodes_per_device=1)
-  run(part, tmp_path / "part")
+  run_heads(part, tmp_path / "part")
   before = (tmp_path / "part" / "episodes.jsonl").read_text()
   with open(tmp_path / "part" / "episodes.jsonl", "a") as file:
     file.write('{"episode": 7, "dom')  # what a kill leaves
-  resumed = run(make_config(features), tmp_path / "part")
+  resumed = run_heads(make_config(features), tmp_path / "part")
   after = (tmp_path / "part" / "episodes.jsonl").read_text()
   assert after.startswith(before)
   assert len(after.splitlines()) == 6
   assert resumed["domains"] == finished[0]["domains"][:1]
-  with pytest.raises(ValueError, match="tasks.shots"):
-    run(make_config(features, **{"tasks.shots": 1}), tmp_path / "part")
+  with pytest.raises(ValueError, match="data.shots"):
+    run_heads(make_config(features, **{"data.shots": 1}), tmp_path / "part")
 
 
 def test_varying_sizes_run_in_one_program_per_domain(features, tmp_path, monkeypatch):
-  programs = []
-  compiling = parallel.over_episodes
+  made, making = [], loop.make_programs
 
-  def keep(*arguments, **options):
-    programs.append(compiling(*arguments, **options))
-    return programs[-1]
+  def keep(*arguments):
+    made.append(making(*arguments))
+    return made[-1]
 
-  monkeypatch.setattr(parallel, "over_episodes", keep)
+  monkeypatch.setattr(loop, "make_programs", keep)
   config = make_config(
-    features, **{"tasks.protocol": "vary_way_vary_shot", "episodes_per_device": 1}
+    features, **{"data.protocol": "vary_way_vary_shot", "episodes_per_device": 1}
   )
   config.episodes = 10  # batches of eight, one for each device
-  summary = run(config, tmp_path)
-  assert [program._cache_size() for program in programs] == [1]
+  summary = run_heads(config, tmp_path)
+  (programs,) = made
+  assert programs.run[False]._cache_size() == programs.evaluate._cache_size() == 1
   assert summary["failed"] == 0
-  lines = results.read_episodes(tmp_path)
+  lines = read_episodes(tmp_path)
   assert len({len(line["class_names"]) for line in lines}) > 1
   assert len({sum(map(len, line["support"])) for line in lines}) > 4
 
 
 @pytest.mark.parametrize("method", ["ncc", "url"])
 def test_methods_meet_the_same_tasks_and_can_be_paired(method, features, finished, tmp_path):
-  run(make_config(features, method), tmp_path)
-  first, second = results.read_episodes(tmp_path), results.read_episodes(finished[1])
-  difference = compare(first, second)
-  assert set(difference) == {"one"}
-  assert difference["one"].episodes == 6
+  run_heads(make_config(features, method), tmp_path)
+  first, second = read_episodes(tmp_path), read_episodes(finished[1])
+  ours, *rows = compare([tmp_path, finished[1]])
+  assert ours.difference is None
+  difference = {row.domain: row.difference for row in rows}
+  assert [(domain, row.episodes) for domain, row in difference.items()] == [
+    ("one", 6),
+    ("two", 0),
+  ]
   mean = lambda lines: np.mean([line["accuracy"] for line in lines if line["domain"] == "one"])
   assert difference["one"].mean == pytest.approx(mean(second) - mean(first))
   if method == "ncc":
     assert all(line["accuracy"] == line["zero_shot_accuracy"] for line in first)
-  first[0]["support"] = [[0]]
-  with pytest.raises(ValueError, match="different images"):
-    compare(first, second)
 
 
 def test_diagnosis_goes_into_the_summary_and_a_figure(features, tmp_path):
   config = make_config(
     features,
     "ncc",
-    **{"domains": ("look/two",), "diagnosis.tasks": 2, "diagnosis.distances": (-1, 1, 3)},
+    **{"domains": ("two",), "diagnosis.tasks": 2, "diagnosis.distances": (-1, 1, 3)},
   )
-  summary = run(config, tmp_path)
-  assert set(summary["diagnosis"]) == {"look/two"}
-  assert summary["diagnosis"]["look/two"]["distances"] == [-1.0, 0.0, 1.0]
-  assert (tmp_path / "figures" / "gap_look-two.png").exists()
+  summary = run_heads(config, tmp_path)
+  assert set(summary["diagnosis"]) == {"two"}
+  assert summary["diagnosis"]["two"]["distances"] == [-1.0, 0.0, 1.0]
+  assert (tmp_path / "figures" / "gap_two.png").exists()
 
 
 def test_a_task_that_fails_is_counted_apart(features, tmp_path):
   config = make_config(features, **{"head.learning_rate": 1e38})
-  summary = run(config, tmp_path)
+  summary = run_heads(config, tmp_path)
   assert summary["failed"] == 6
   assert summary["accuracy_mean"] is None
   assert "–" in format_table(summary)
@@ -157,16 +158,16 @@ def test_a_task_that_fails_is_counted_apart(features, tmp_path):
   ("fields", "message"),
   [
     ({"method": "capo"}, "config.method='capo'"),
-    ({"domains": ()}, "config.domains is empty"),
+    ({"domains": ()}, "config.domains="),
     ({"domains": ("one", "one")}, "each once"),
-    ({"seeds": ()}, "config.seeds"),
+    ({"seeds": 0}, "config.seeds=0"),
     ({"episodes": 0}, "config.episodes=0"),
-    ({"tasks.protocol": "any"}, "config.tasks.protocol='any'"),
-    ({"tasks.ways": 7}, "at least 7 classes, but only 6"),
-    ({"tasks.ways": 1}, "nothing to tell apart"),
-    ({"tasks.shots": 30}, "fewer than 34 images"),
-    ({"domains": ("three",)}, "domains look/two, one"),
-    ({"features.path": "nowhere.npz"}, "features.path"),
+    ({"data.protocol": "any"}, "config.data.protocol='any'"),
+    ({"data.ways": 7}, "at least 7 classes, but only 6"),
+    ({"data.ways": 1}, "config.data.ways=1"),
+    ({"data.shots": 30}, "fewer than 34 images"),
+    ({"domains": ("three",)}, "domains one, two|domains two, one"),
+    ({"data.features": "nowhere.npz"}, "data.features"),
     ({"method": "copa_tsa"}, "cannot run on stored features"),
     ({"method": "copa_transformer", "diagnosis.tasks": 1}, "pooled features"),
     ({"method": "copa_transformer"}, r"one: the stored features are float32 .* needs floats"),
@@ -178,13 +179,13 @@ def test_bad_configs_are_named(fields, message, features, tmp_path):
   config = make_config(features)
   config.update_from_flattened_dict(fields)
   with pytest.raises((ValueError, FileNotFoundError), match=message):
-    run(config, tmp_path)
+    run_heads(config, tmp_path)
 
 
 def test_a_missing_checkpoint_says_what_to_do(tmp_path):
   config = copa.get_config("url_tsa")
-  with pytest.raises(ValueError, match="features.checkpoint"):
-    run(config, tmp_path)
+  with pytest.raises(ValueError, match="model.checkpoint"):
+    run_heads(config, tmp_path)
 
 
 def test_an_unknown_method_of_the_config():

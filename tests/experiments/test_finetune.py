@@ -9,19 +9,19 @@ import subprocess
 import sys
 import time
 
-import jax
 import numpy as np
 import pytest
 from PIL import Image
 
 from mdtrap_jax import experiments
-from mdtrap_jax.run import finetune as runner
-from mdtrap_jax.run import results
-from tests.episodes import QUERIES, SHOTS, STEPS, WAYS, small_config
+from mdtrap_jax.run.lines import read_episodes
+from tests.episodes import QUERIES, SHOTS, STEPS, WAYS, run_finetune, small_config
 from tests.paths import ROOT
 
 CONTRACT = {
   "episode",
+  "seed",
+  "task",
   "status",
   "accuracy",
   "accuracy_at",
@@ -46,23 +46,22 @@ def folder(tmp_path_factory):
   return root
 
 
-def run(folder, workdir, **overrides):
-  return runner.run(small_config(data__path=str(folder), **overrides), workdir)[""]
+def run(folder, workdir, devices=None, **overrides):
+  config = small_config(data__path=str(folder), **overrides)
+  return run_finetune(config, workdir, devices=devices)[""]
 
 
 @pytest.fixture(scope="session")
 def finished(folder, tmp_path_factory):
   """A run of five episodes, two at a time on one device."""
   workdir = tmp_path_factory.mktemp("run")
-  with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(jax, "local_devices", lambda: jax.devices()[:1])
-    summary = run(folder, workdir, episodes_per_device=2)
+  summary = run(folder, workdir, 1, episodes_per_device=2)
   return workdir, summary
 
 
 def test_the_files_of_a_run(finished):
   workdir, summary = finished
-  rows = results.read_episodes(workdir)
+  rows = read_episodes(workdir)
   assert [row["episode"] for row in rows] == list(range(5))
   for row in rows:
     assert set(row) == CONTRACT
@@ -89,7 +88,7 @@ def test_the_files_of_a_run(finished):
 
 def test_the_same_numbers_on_eight_devices(folder, finished, tmp_path):
   run(folder, tmp_path, episodes=3)
-  assert_same(results.read_episodes(tmp_path), results.read_episodes(finished[0])[:3])
+  assert_same(read_episodes(tmp_path), read_episodes(finished[0])[:3])
 
 
 def test_running_again_does_nothing_and_more_episodes_continue(folder, finished, tmp_path):
@@ -102,7 +101,7 @@ def test_running_again_does_nothing_and_more_episodes_continue(folder, finished,
   run(folder, workdir, episodes=6, episodes_per_device=1)
   after = (workdir / "episodes.jsonl").read_bytes()
   assert after.startswith(before)
-  assert len(results.read_episodes(workdir)) == 6
+  assert len(read_episodes(workdir)) == 6
 
 
 def test_losing_lines_reproduces_them(folder, finished, tmp_path):
@@ -113,7 +112,7 @@ def test_losing_lines_reproduces_them(folder, finished, tmp_path):
   lines = path.read_bytes().splitlines(keepends=True)
   path.write_bytes(lines[0] + lines[3] + lines[2][:40])
   run(folder, workdir, episodes_per_device=1)
-  assert_same(results.read_episodes(workdir), results.read_episodes(finished[0]))
+  assert_same(read_episodes(workdir), read_episodes(finished[0]))
 
 
 def assert_same(ours, theirs):
@@ -128,7 +127,7 @@ def assert_same(ours, theirs):
 
 def test_a_non_finite_episode_is_reported(folder, tmp_path):
   summary = run(folder, tmp_path, optimizer__learning_rate=1e30, episodes=2)
-  rows = results.read_episodes(tmp_path)
+  rows = read_episodes(tmp_path)
   assert [row["status"] for row in rows] == ["non-finite"] * 2
   assert [row["accuracy"] for row in rows] == [None] * 2
   assert summary["failed"] == 2
@@ -139,8 +138,8 @@ def test_variants_have_a_directory_each_and_are_compared(folder, finished, tmp_p
   config = small_config(data__path=str(folder), episodes=3)
   config.variants = {"vlm": {"svl": 0.0, "ra": 0.0}, "svl_ra": {}}
   table = experiments.run(config, tmp_path)
-  assert_same(results.read_episodes(tmp_path / "svl_ra"), results.read_episodes(finished[0])[:3])
-  plain = results.read_episodes(tmp_path / "vlm")
+  assert_same(read_episodes(tmp_path / "svl_ra"), read_episodes(finished[0])[:3])
+  plain = read_episodes(tmp_path / "vlm")
   assert [set(line["losses"]) for line in plain] == [{"vlm"}] * 3
   assert re.search(r"vlm +3 +0 ", table)
   assert re.search(r"svl_ra +3 .* [+-]\d+\.\d+ ± \d", table)
@@ -148,7 +147,7 @@ def test_variants_have_a_directory_each_and_are_compared(folder, finished, tmp_p
     data__path=str(folder), episodes=3, objective__svl__weight=0.0, objective__ra__weight=0.0
   )
   before = (tmp_path / "vlm" / "episodes.jsonl").read_bytes()
-  runner.run(alone, tmp_path / "vlm")  # a variant's directory is a run of its own
+  run_finetune(alone, tmp_path / "vlm")  # a variant's directory is a run of its own
   assert (tmp_path / "vlm" / "episodes.jsonl").read_bytes() == before
 
 
@@ -202,7 +201,7 @@ def test_a_killed_run_resumes(folder, tmp_path):
     check=True,
   )
   assert path.read_bytes().startswith(kept)
-  assert [row["episode"] for row in results.read_episodes(tmp_path)] == list(range(40))
+  assert [row["episode"] for row in read_episodes(tmp_path)] == list(range(40))
   assert "adapted accuracy" in done.stdout
   assert "40/40 episodes" in done.stderr
 

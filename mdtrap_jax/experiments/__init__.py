@@ -1,0 +1,70 @@
+"""The kinds of experiment that a config can name: what each runs, and the table it ends with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import ml_collections
+
+from mdtrap_jax import config as configs
+from mdtrap_jax.experiments import finetune, heads, study
+from mdtrap_jax.report import comparison, summary
+from mdtrap_jax.report import heads as heads_report
+from mdtrap_jax.run.loop import run as run_loop
+
+
+def run_finetune(config: ml_collections.ConfigDict, workdir: Path) -> str:
+  """Adapts a vision-language model; with variants, compares them on the same episodes."""
+  finished = run_loop(finetune.experiment(config), workdir)
+  summaries = {
+    name: summary.write(directory, finished.rate)
+    for name, directory in finished.directories.items()
+  }
+  if list(summaries) == [""]:
+    return summary.format_summary(summaries[""])
+  paths = [directory.path for directory in finished.directories.values()]
+  return comparison.format_text(comparison.compare(paths))
+
+
+def run_heads(config: ml_collections.ConfigDict, workdir: Path) -> str:
+  """Fine-tunes light heads on frozen features: NCC, URL, CoPA."""
+  config = configs.resolve(config)
+  experiment, found = heads.experiment(config)
+  finished = run_loop(experiment, workdir)
+  directory = finished.directories[""]
+  wanted = {task.episode for group in experiment.groups for task in group.tasks}
+  lines = [line for number, line in sorted(directory.finished.items()) if number in wanted]
+  extras = heads_report.summarize(lines, config.method)
+  if config.diagnosis.tasks:
+    extras["diagnosis"] = heads.diagnoses(config, found, directory.folder("figures"))
+  return heads_report.format_table(summary.write(directory, finished.rate, lines, extras))
+
+
+def run_study(config: ml_collections.ConfigDict, workdir: Path) -> str:
+  """The paper's study: many cells, in each all methods on the same episodes."""
+  experiment = study.experiment(config)
+  finished = run_loop(experiment, workdir)
+  for directory in finished.directories.values():
+    summary.write(directory, finished.rate)
+  return study.tabulate(config, finished.directories, workdir)
+
+
+EXPERIMENTS: dict[str, Callable[[ml_collections.ConfigDict, Path], str]] = {
+  "finetune": run_finetune,
+  "heads": run_heads,
+  "study": run_study,
+}
+
+
+def run(config: ml_collections.ConfigDict, workdir: str | Path) -> str:
+  """Runs `config.experiment` in `workdir`; returns a table for the terminal.
+
+  Raises:
+    ValueError: no such experiment, or what the experiment itself raises.
+  """
+  if config.experiment not in EXPERIMENTS:
+    raise ValueError(
+      f"config.experiment={config.experiment!r}: choose one of {sorted(EXPERIMENTS)}."
+    )
+  return EXPERIMENTS[config.experiment](config, Path(workdir))

@@ -1,0 +1,313 @@
+"""Fine-tuning a vision-language model on episodes of one data set: from a config to a group."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+from absl import logging
+
+from mdtrap_jax import checkpoints, models
+from mdtrap_jax import config as configs
+from mdtrap_jax.data.cache import ImageCache
+from mdtrap_jax.data.class_selection import check_feasible
+from mdtrap_jax.data.loader import load_episode, task_batches
+from mdtrap_jax.data.prompts import make_prompts
+from mdtrap_jax.data.sampler import sample_episode
+from mdtrap_jax.data.sources import Source, make_source
+from mdtrap_jax.data.task import Loaded, Task, TaskId, all_tasks
+from mdtrap_jax.methods.finetune import FineTuning
+from mdtrap_jax.models.lora import LoraConfig
+from mdtrap_jax.models.vlm import Params, VisionLanguageModel
+from mdtrap_jax.objectives import chain
+from mdtrap_jax.run.experiment import Experiment, Group, Ready
+from mdtrap_jax.run.identity import describe
+
+Load = Callable[[], tuple[VisionLanguageModel, Params]]
+
+
+class Prompts(NamedTuple):
+  """All classes of a source as the text encoder sees them."""
+
+  token_ids: np.ndarray  # [n, L] int32
+  text: np.ndarray  # [n, D] float32, embeddings by the base model
+
+
+def experiment(config: ml_collections.ConfigDict) -> Experiment:
+  """The one group of a config of `configs/`, or with `config.variants` one run for each.
+
+  Raises:
+    ValueError, OSError: input that cannot be right.
+  """
+  config = settled(config)
+  runs = configs.variants(config)
+  check(config, runs)
+  source = load_source(config)
+  load = functools.cache(functools.partial(load_model, config))
+  return Experiment(
+    runs=runs,
+    sources=dict.fromkeys(runs, identity(config, source)),
+    groups=[make_group("episodes", config, runs, source, load)],
+    placing=placing(config),
+  )
+
+
+def settled(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
+  """A complete, checked copy, with what depends on the machine and on the model's family.
+
+  Raises:
+    FileNotFoundError, ValueError: a value that cannot be right, or an unknown model.
+  """
+  config = configs.resolve(config)
+  settings: dict[str, Any] = {}
+  if config.model.dtype == "auto":  # settled here, so that a resumed run keeps it
+    settings["model.dtype"] = "float32" if jax.default_backend() == "cpu" else "bfloat16"
+  if config.data.template is None or config.data.resize == "family":
+    family = models.FAMILIES[_family(config.model)]
+    settings["data.template"] = config.data.template or family.prompt
+    if config.data.resize == "family":
+      settings["data.resize"] = family.resize
+  return configs.replace(config, settings)
+
+
+def check(config: ml_collections.ConfigDict, runs: Mapping[str, ml_collections.ConfigDict]) -> None:
+  """Refuses an objective or adapters that cannot be, before a model is loaded.
+
+  Raises:
+    ValueError: names the field, its value and the remedy.
+  """
+  names = [config.model.name, *(n for n, m in models.MODELS.items() if m.hub == config.model.name)]
+  known = next((name for name in names if name in models.MODELS), None)
+  make_method(config, shared_objective(runs), known and models.build(known), logit_scale=1.0)
+
+
+def _family(model: ml_collections.ConfigDict) -> str:
+  if model.random_weights:
+    return models.find(model.name).family
+  return checkpoints.family_of(model.name)
+
+
+def placing(config: ml_collections.ConfigDict) -> dict[str, Any]:
+  """What a config says of placing tasks on devices."""
+  return {
+    "shards": config.weight_shards,
+    "each": config.episodes_per_device,
+    "fixed": bool(config.adapt.chunk),
+  }
+
+
+def load_source(config: ml_collections.ConfigDict) -> Source:
+  """The images of `config.data`, once it is sure that every episode can be drawn."""
+  data = config.data
+  return check_feasible(make_source(data), data.ways, data.shots, data.queries, data.small_classes)
+
+
+def identity(config: ml_collections.ConfigDict, source: Source) -> dict[str, Any]:
+  """What the indices and numbers in a run's lines refer to; see `run.identity`."""
+  domain = describe(source.class_names, source.labels, source.identity)
+  return {"weights": None, "domains": {config.data.name: domain}}
+
+
+def load_model(config: ml_collections.ConfigDict) -> tuple[VisionLanguageModel, Params]:
+  """The model of `config.model`, published or of random weights."""
+  dtype = "float32" if config.model.dtype == "auto" else config.model.dtype
+  if not config.model.random_weights:
+    return checkpoints.load(config.model.name, dtype=jnp.dtype(dtype))
+  logging.warning("%s has random weights: its accuracy means nothing.", config.model.name)
+  model = models.build(config.model.name)
+  params = jax.jit(model.init)(jax.random.key(config.seed))
+  return model, jax.tree.map(lambda leaf: leaf.astype(dtype), params)
+
+
+def make_group(
+  name: str,
+  config: ml_collections.ConfigDict,
+  runs: Mapping[str, ml_collections.ConfigDict],
+  source: Source,
+  load: Load,
+) -> Group:
+  """Episodes of one source, under the weights of all `runs` in one program.
+
+  Args:
+    name: of the group.
+    config: settled; what the runs share.
+    runs: configs that differ in the terms' weights alone.
+    source: of the images.
+    load: gives the model and its parameters, when they are needed.
+  """
+  seeds = range(config.seed, config.seed + config.seeds)
+  tasks = all_tasks(("",), seeds, config.episodes)
+
+  def prepare() -> Ready:
+    model, params = load()
+    objective = shared_objective(runs)
+    method = make_method(config, objective, model, float(model.logit_scale(params)))
+    prompts = encode_prompts(model, params, source.class_names, config.data.template)
+    cache = _image_cache(config, source, model)
+    load_task = _loader(config, source, prompts, model.image.image_size, cache)
+    return Ready(
+      method=method,
+      params=params,
+      weights=make_weights(runs),
+      task=task_shape(config, model),
+      batches=functools.partial(task_batches, load_task, threads=config.data.threads),
+    )
+
+  return Group(name, list(runs), tasks, prepare)
+
+
+def shared_objective(runs: Mapping[str, ml_collections.ConfigDict]) -> dict[str, Any]:
+  """The objective of a program that serves all runs: a term is in it if any of them uses it."""
+  objectives = [run.objective.to_dict() for run in runs.values()]
+  shared = {name: dict(options) for name, options in objectives[0].items()}
+  for name in shared:
+    shared[name]["weight"] = max((o[name]["weight"] for o in objectives), key=abs)
+  return shared
+
+
+def make_weights(runs: Mapping[str, ml_collections.ConfigDict]) -> dict[str, np.ndarray]:
+  """`{term: [P]}`, the weights of every term that any of the runs uses."""
+  objectives = [run.objective.to_dict() for run in runs.values()]
+  names = {name for objective in objectives for name in chain.enabled_terms(objective)}
+  return {
+    name: np.array([objective[name]["weight"] for objective in objectives], np.float32)
+    for name in sorted(names)
+  }
+
+
+def make_lora(config: ml_collections.ConfigDict) -> LoraConfig:
+  """`config.lora` as the models take it."""
+  position = config.lora.position
+  blocks = [block.strip() for block in position.split(",") if block.strip()]
+  if all(block.isdigit() for block in blocks):
+    position = tuple(int(block) for block in blocks)
+  return LoraConfig(
+    rank=config.lora.rank,
+    alpha=config.lora.alpha,
+    dropout=config.lora.dropout,
+    projections=tuple(config.lora.projections),
+    encoder=config.lora.encoder,
+    position=position,
+    scale=config.lora.scale,
+  )
+
+
+def make_method(
+  config: ml_collections.ConfigDict,
+  objective: Mapping[str, Mapping[str, Any]],
+  model: VisionLanguageModel | None,
+  logit_scale: float,
+) -> FineTuning:
+  """How `config` adapts an episode of `model`.
+
+  Args:
+    config: settled.
+    objective: `config.objective`, or that of several runs.
+    model: what is adapted; `None` where nothing but the settings is of interest.
+    logit_scale: `s`.
+
+  Raises:
+    ValueError: settings that do not fit each other or the model.
+  """
+  data, adapt, lora = config.data, config.adapt, make_lora(config)
+  chain.evaluation_marks(adapt.steps)  # raises where there are too few
+  for encoder in lora.encoders if model else ():
+    lora.blocks({"image": model.image, "text": model.text}[encoder].depth)
+  num_clean = data.ways * data.shots
+  batch_size = adapt.batch_size or None
+  tx = chain.make_objective(
+    objective,
+    chain.make_optimizer(steps=adapt.steps, **config.optimizer.to_dict()),
+    steps=adapt.steps,
+    logit_scale=logit_scale,
+    num_views=adapt.views * num_clean,
+    num_clean=num_clean,
+    batch_size=batch_size,
+  )
+  return FineTuning(
+    model=model,
+    lora=lora,
+    tx=tx,
+    steps=adapt.steps,
+    phases=chain.make_phases(objective, adapt.steps),
+    views=adapt.views,
+    batch_size=batch_size,
+    chunk=adapt.chunk or None,
+  )
+
+
+def encode_prompts(
+  model: VisionLanguageModel, params: Params, class_names: tuple[str, ...], template: str
+) -> Prompts:
+  """Tokens and base-model embeddings of every class of a source, computed once."""
+  token_ids = model.tokenize(make_prompts(class_names, template))
+  text = jax.jit(model.encode_text)(params, token_ids)
+  return Prompts(token_ids, np.asarray(text.astype(jnp.float32)))
+
+
+def task_shape(config: ml_collections.ConfigDict, model: VisionLanguageModel) -> Task:
+  """The shapes of one episode."""
+  data, size = config.data, model.image.image_size
+  images = lambda count: jax.ShapeDtypeStruct((count, size, size, 3), jnp.uint8)
+  integers = lambda *shape: jax.ShapeDtypeStruct(shape, jnp.int32)
+  support, query = data.ways * data.shots, data.ways * data.queries
+  return Task(
+    support=images(support),
+    support_labels=integers(support),
+    query=images(query),
+    query_labels=integers(query),
+    seed=integers(),
+    number=integers(),
+    token_ids=integers(data.ways, model.text.context_length),
+    text=jax.ShapeDtypeStruct((data.ways, model.text.embed_dim), jnp.float32),
+  )
+
+
+def _image_cache(config, source: Source, model: VisionLanguageModel) -> ImageCache | None:
+  if not config.data.cache_dir:
+    return None
+  return ImageCache(
+    config.data.cache_dir,
+    source.identity,
+    len(source.labels),
+    model.image.image_size,
+    config.data.resize,
+  )
+
+
+def _loader(
+  config, source: Source, prompts: Prompts, size: int, cache: ImageCache | None
+) -> Callable[[TaskId], Loaded]:
+  """What reads an episode: its images, and its classes' prompts."""
+  data = config.data
+  sizes = {"ways": data.ways, "shots": data.shots, "queries": data.queries}
+  labels = lambda count: np.repeat(np.arange(data.ways, dtype=np.int32), count)
+
+  def load(task: TaskId) -> Loaded:
+    indices = sample_episode(source.labels, seed=task.seed, episode=task.task, **sizes)
+    read = load_episode(
+      source, indices, size, data.unreadable, resize=data.resize, episode=task.task, cache=cache
+    )
+    arrays = Task(
+      support=read.support,
+      support_labels=labels(data.shots),
+      query=read.query,
+      query_labels=labels(data.queries),
+      seed=np.int32(task.seed),
+      number=np.int32(task.task),
+      token_ids=prompts.token_ids[indices.classes],
+      text=prompts.text[indices.classes],
+    )
+    about = {
+      "class_names": [source.class_names[label] for label in indices.classes],
+      "support": read.support_index.tolist(),
+      "query": read.query_index.tolist(),
+    }
+    return Loaded(arrays, about)
+
+  return load

@@ -1,0 +1,228 @@
+"""Few-shot heads on frozen features, or on images with adapters: one group of tasks a domain."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+
+from mdtrap_jax.data import tasks as task_data
+from mdtrap_jax.data.domains import domain_name, open_domain
+from mdtrap_jax.data.feature_set import FeatureSet, feature_content
+from mdtrap_jax.data.features import cached_features
+from mdtrap_jax.data.loader import task_batches
+from mdtrap_jax.data.sources import Source
+from mdtrap_jax.data.task import Loaded, TaskId, all_tasks
+from mdtrap_jax.methods.extractors import (
+  Backbone,
+  check_backbone,
+  check_kind,
+  load_backbone,
+  make_extractor,
+)
+from mdtrap_jax.methods.heads import METHODS, make_method, seen_domains
+from mdtrap_jax.report import figures
+from mdtrap_jax.report.diagnosis import diagnose
+from mdtrap_jax.run.experiment import Experiment, Group, Ready
+
+Found = Callable[[], FeatureSet]  # the features of a domain, computed when first asked for
+
+
+def experiment(config: ml_collections.ConfigDict) -> tuple[Experiment, Mapping[str, Found]]:
+  """One group for each of `config.domains`, and what gives their features.
+
+  Args:
+    config: resolved, of `configs/copa.py`.
+
+  Raises:
+    ValueError, OSError: input that cannot be right.
+  """
+  check(config)
+  rule = make_rule(config.data)
+  domains = {domain_name(entry): open_domain(config, entry) for entry in config.domains}
+  for name, data in domains.items():
+    task_data.check_rule(name, data.labels, data.class_names, rule)
+    if isinstance(data, FeatureSet):
+      check_kind(data, METHODS[config.method].needs)
+  contents = {
+    name: {"class_names": list(data.class_names), "content": _content(data)}
+    for name, data in domains.items()
+  }
+  backbone = functools.cache(functools.partial(load_backbone, config.model, config.seed))
+  found = {
+    name: functools.cache(functools.partial(_features, config, name, data, backbone))
+    for name, data in domains.items()
+  }
+  seeds = range(config.seed, config.seed + config.seeds)
+  tasks = all_tasks(list(domains), seeds, config.episodes)
+  groups = [
+    Group(
+      name=name,
+      runs=("",),
+      tasks=own,
+      prepare=functools.partial(_prepare, config, found[name], backbone, rule, own),
+    )
+    for name in domains
+    if (own := [task for task in tasks if task.domain == name])
+  ]
+  placing = {"each": config.episodes_per_device}
+  source = {"weights": None, "domains": contents}
+  return Experiment({"": config}, {"": source}, groups, placing), found
+
+
+def check(config: ml_collections.ConfigDict) -> None:
+  """Refuses a config whose fields do not fit each other.
+
+  Raises:
+    ValueError: names the field, its value and the remedy.
+  """
+  names = [domain_name(entry) for entry in config.domains]
+  if not names or len(set(names)) < len(names):
+    raise ValueError(f"config.domains={tuple(config.domains)}: give at least one, each once.")
+  _seen(config)  # its names too
+  needs = METHODS[config.method].needs
+  if needs == "image" and config.data.features:
+    raise ValueError(
+      f"config.method={config.method!r} tunes adapters inside the ResNet-18 and cannot run on "
+      "stored features: leave config.data.features empty."
+    )
+  if not config.data.features:
+    check_backbone(config.model)
+  if needs != "pooled" and config.diagnosis.tasks:
+    raise ValueError(
+      "config.diagnosis.tasks: the gap is studied on pooled features; use the methods ncc, url "
+      "or copa for it."
+    )
+
+
+def _seen(config) -> frozenset[str]:
+  """The domains that the backbone was trained on."""
+  return seen_domains(config.seen, {domain_name(entry): entry for entry in config.domains})
+
+
+def make_rule(data: Any) -> task_data.Rule | task_data.Fixed:
+  """The task sizes of `config.data`.
+
+  Raises:
+    ValueError: no such protocol.
+  """
+  if data.protocol == "fixed":
+    return task_data.Fixed(data.ways, data.shots, data.queries)
+  if data.protocol not in task_data.RULES:
+    raise ValueError(
+      f"config.data.protocol={data.protocol!r}: choose one of {['fixed', *task_data.RULES]}."
+    )
+  return task_data.RULES[data.protocol]
+
+
+def _content(data: FeatureSet | Source) -> dict[str, Any]:
+  return feature_content(data) if isinstance(data, FeatureSet) else data.content()
+
+
+def _features(config, name: str, data: FeatureSet | Source, backbone) -> FeatureSet:
+  """The features (or images) of a domain: as read, from the cache, or computed."""
+  if isinstance(data, FeatureSet):
+    return data
+  extractor = make_extractor(config.model.name, backbone(), METHODS[config.method].needs)
+  return cached_features(
+    name,
+    data,
+    extractor,
+    config.data.cache_dir or None,
+    batch_size=config.model.batch_size,
+    threads=config.data.threads,
+    resize=config.data.resize,
+    unreadable=config.data.unreadable,
+  )
+
+
+def _prepare(
+  config, features: Found, backbone: Callable[[], Backbone], rule, tasks: list[TaskId]
+) -> Ready:
+  """Draws all tasks of a domain, done or not: a resumed run is padded to the same shape."""
+  found = features()
+  # Once more, as images that cannot be read may have been left out.
+  task_data.check_rule(found.name, found.labels, found.class_names, rule)
+  drawn = {
+    task: task_data.sample_task(
+      found.labels, seed=task.seed, number=task.task, rule=rule, hierarchy=found.hierarchy
+    )
+    for task in tasks
+  }
+  sizes = task_data.common_sizes(list(drawn.values()))
+  adapters = METHODS[config.method].needs == "image"
+  method = make_method(
+    config.method,
+    ways=sizes.ways,
+    domain=found.name,
+    seen=found.name in _seen(config),
+    one_shot=sizes.support == sizes.ways == 5,
+    model=backbone().model if adapters else None,
+    **config.head.to_dict(),
+  )
+
+  def load(task: TaskId) -> Loaded:
+    indices = drawn[task]
+    arrays = jax.tree.map(lambda leaf: leaf[0], task_data.gather(found.features, [indices], sizes))
+    arrays = arrays._replace(
+      support=_floats(arrays.support),
+      query=_floats(arrays.query),
+      seed=np.int32(task.seed),
+      number=np.int32(task.task),
+    )
+    about = {
+      "class_names": [found.class_names[label] for label in indices.classes],
+      "support": _by_class(indices.support, indices.support_labels),
+      "query": _by_class(indices.query, indices.query_labels),
+    }
+    return Loaded(arrays, about)
+
+  return Ready(
+    method=method,
+    params=backbone().params if adapters else None,
+    weights={},
+    task=jax.tree.map(_shape, load(tasks[0]).task),
+    batches=functools.partial(task_batches, load, threads=0),
+  )
+
+
+def _shape(leaf: Any) -> jax.ShapeDtypeStruct:
+  return jax.ShapeDtypeStruct(np.shape(leaf), leaf.dtype)
+
+
+def _floats(rows: np.ndarray) -> np.ndarray:
+  """Images stay bytes; features become what heads compute in."""
+  return rows if rows.dtype == np.uint8 else rows.astype(jnp.zeros((), float).dtype)
+
+
+def _by_class(indices: np.ndarray, labels: np.ndarray) -> list[list[int]]:
+  return [indices[labels == label].tolist() for label in np.unique(labels)]
+
+
+def diagnoses(
+  config: ml_collections.ConfigDict, found: Mapping[str, Found], folder: Path
+) -> dict[str, Any]:
+  """The gap study of each domain, with its figures in `folder`."""
+  rule, results = make_rule(config.data), {}
+  for name, features in found.items():
+    drawn = [
+      task_data.sample_task(
+        features().labels,
+        seed=config.seed,
+        number=number,
+        rule=rule,
+        hierarchy=features().hierarchy,
+      )
+      for number in range(config.diagnosis.tasks)
+    ]
+    first, last, count = config.diagnosis.distances
+    distances = np.linspace(first, last, int(count))
+    results[name] = diagnose(features(), drawn, distances, name in _seen(config))
+    figures.plot_gap(folder / f"gap_{name.replace('/', '-')}.png", name, results[name])
+  return results

@@ -1,0 +1,327 @@
+"""The one loop: adapts what an experiment's work directory does not hold yet, and resumes.
+
+It knows methods, data and experiments by their protocols alone. What one run has, every run has:
+several processes, stopping when asked, going on in the middle of a batch, the next batch loaded
+while this one is adapted, progress and rates.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from absl import logging
+
+from mdtrap_jax.data.loader import ahead
+from mdtrap_jax.data.task import Task, TaskBatch, TaskId
+from mdtrap_jax.methods.method import STATUS, AdaptState, Evaluation, Method
+from mdtrap_jax.objectives import chain
+from mdtrap_jax.run import claim, hosts
+from mdtrap_jax.run.directory import WorkDirectory
+from mdtrap_jax.run.experiment import Experiment, Group, Ready
+from mdtrap_jax.run.place import place
+from mdtrap_jax.run.programs import Programs, make_programs, replicate, spread
+from mdtrap_jax.run.progress import Progress
+from mdtrap_jax.run.snapshots import Snapshot, SnapshotDirectory
+from mdtrap_jax.run.stop import Preemption, preemption
+
+
+class Pace(NamedTuple):
+  """How long segments are: after each, the host reports, saves, and stops if it is asked to."""
+
+  segment: float = 5.0  # seconds that one should take
+  snapshot: float = 10.0  # seconds, at least, from one snapshot to the next
+  share: float = 0.05  # of the time that writing snapshots may take
+
+
+PACE = Pace()
+
+
+class Finished(NamedTuple):
+  """What a run leaves."""
+
+  directories: Mapping[str, WorkDirectory]  # by run, with the lines of all processes
+  rate: float | None  # tasks per second of all processes; None if there was nothing to do
+
+
+def run(experiment: Experiment, workdir: str | Path, pace: Pace = PACE) -> Finished:
+  """Adapts every task of `experiment` that `workdir` does not hold yet.
+
+  Args:
+    experiment: what to do.
+    workdir: where the runs' files are; made, or resumed.
+    pace: of segments and snapshots.
+
+  Raises:
+    ValueError, OSError, MemoryError: input that cannot be right; raised before anything is
+      computed where it can be known then.
+    PreemptedError: it was asked to stop; all is saved.
+  """
+  workdir = claim.claim_root(workdir)
+  with contextlib.ExitStack() as stack:
+    directories = {
+      name: stack.enter_context(
+        WorkDirectory(
+          workdir,
+          config,
+          experiment.sources[name],
+          variant=name,
+          process=jax.process_index(),
+        )
+      )
+      for name, config in experiment.runs.items()
+    }
+    hosts.merge(workdir, directories)
+    snapshots = stack.enter_context(
+      contextlib.closing(
+        SnapshotDirectory(
+          hosts.own_directory(workdir) / "snapshots",
+          {name: directory.config for name, directory in directories.items()},
+          seconds=pace.snapshot,
+          share=pace.share,
+        )
+      )
+    )
+    todo = {group.name: _todo(group, directories) for group in experiment.groups}
+    mine = {name: hosts.share(tasks) for name, tasks in todo.items()}
+    total = sum(len(group.tasks) for group in experiment.groups)
+    left = sum(map(len, todo.values()))
+    progress = stack.enter_context(Progress(directories, total, total - left))
+    for group in experiment.groups:
+      if mine[group.name]:
+        ready = group.prepare()
+        adapting = _Adapting(group, ready, directories, snapshots, progress, pace)
+        with progress.group(group.runs), preemption() as asked:
+          adapting.run(mine[group.name], experiment.placing, asked)
+    rate = hosts.total(progress.rate)
+    hosts.merge(workdir, directories)
+    snapshots.remove()
+    return Finished(directories, rate)
+
+
+def _todo(group: Group, directories: Mapping[str, WorkDirectory]) -> list[TaskId]:
+  """The tasks that at least one of the group's runs has not finished."""
+  return [
+    task
+    for task in group.tasks
+    if any(task.episode not in directories[name].finished for name in group.runs)
+  ]
+
+
+class _Adapting(NamedTuple):
+  """One group under way."""
+
+  group: Group
+  ready: Ready
+  directories: Mapping[str, WorkDirectory]
+  snapshots: SnapshotDirectory
+  progress: Progress
+  pace: Pace
+
+  def run(self, todo: Sequence[TaskId], placing: Mapping[str, Any], asked: Preemption) -> None:
+    """Adapts the tasks `todo`, batch after batch."""
+    ready = self.ready
+    most = -(-len(self.group.tasks) // jax.process_count())
+    placement = place(ready.method, ready.params, ready.task, ready.weights, most=most, **placing)
+    method, mesh = placement.method, placement.mesh
+    size = mesh.size * placement.each
+    logging.info("%s: %d tasks at once on %d devices", self.group.name, size, mesh.size)
+    params = replicate(method.needed(ready.params, placing.get("shards", 1)), mesh)
+    programs = make_programs(method, mesh, bool(ready.weights))
+    on_devices = lambda batch: spread(_filled(batch.tasks, size), mesh)
+    lengths = _Lengths(self.pace.segment)
+    for tasks, left in _parts(todo, self.snapshots.restore(self.group.name)):
+      with contextlib.closing(ahead(on_devices, ready.batches(tasks, size))) as loaded:
+        for batch, arrays in loaded:
+          prepared, state = programs.prepare(params, arrays, ready.weights)
+          start, evaluations = 0, {}
+          if left is not None:
+            numbers = [task.episode for task in batch.ids]
+            state, evaluations = left.rows(numbers, size, state)
+            state, start = spread(state, mesh), left.step
+            evaluations = {step: _evaluation(kept) for step, kept in evaluations.items()}
+            self.progress.skipped(len(batch.ids), start / max(method.steps, 1))
+          self.snapshots.begin()
+          after = functools.partial(self._after_segment, batch, method, asked)
+          outcome = adapt_batch(
+            programs,
+            method,
+            params,
+            prepared,
+            state,
+            lengths,
+            start=start,
+            evaluations=evaluations,
+            after=after,
+          )
+          self._append(batch, outcome)
+          self.progress.finished(outcome, len(batch.ids))
+          asked.check()
+
+  def _after_segment(self, batch, method, asked, step, done, state, evaluations) -> None:
+    """Reports, saves where the batch is, and stops the run if that was asked for."""
+    rows = len(batch.ids)
+    self.progress.stepped(rows, done / method.steps)
+    if asked.name or self.snapshots.due():
+      leaves, kept = jax.tree.map(
+        lambda leaf: np.asarray(leaf)[:rows],
+        (jax.tree.leaves(state), {mark: _arrays(e) for mark, e in evaluations.items()}),
+      )
+      numbers = tuple(task.episode for task in batch.ids)
+      self.snapshots.save(Snapshot(self.group.name, numbers, step, leaves, kept))
+    asked.check()
+
+  def _append(self, batch: TaskBatch, outcome: Outcome) -> None:
+    """Writes the lines of a finished batch."""
+    for p, name in enumerate(self.group.runs):
+      directory = self.directories[name]
+      directory.append(
+        make_line(task, about, outcome.row(i, p))
+        for i, (task, about) in enumerate(zip(batch.ids, batch.about, strict=True))
+      )
+
+
+def _parts(
+  todo: Sequence[TaskId], snapshot: Snapshot | None
+) -> Iterator[tuple[list[TaskId], Snapshot | None]]:
+  """The tasks to adapt: first those that a snapshot holds, then those that start anew."""
+  held = set(snapshot.episodes) if snapshot else set()
+  if under_way := [task for task in todo if task.episode in held]:
+    yield under_way, snapshot
+  if rest := [task for task in todo if task.episode not in held]:
+    yield rest, None
+
+
+def _filled(tasks: Task, size: int) -> Task:
+  """A batch with `size` rows: the last one is repeated where rows lack."""
+  rows = np.minimum(np.arange(size), len(tasks.support_labels) - 1)
+  return jax.tree.map(lambda leaf: leaf[rows], tasks)
+
+
+def _arrays(evaluation: Evaluation) -> dict[str, Any]:
+  """An evaluation as a snapshot keeps it."""
+  return {"accuracy": evaluation.accuracy, "cosines": evaluation.cosines, **evaluation.extras}
+
+
+def _evaluation(arrays: Mapping[str, Any]) -> Evaluation:
+  """The evaluation of which `_arrays` made this."""
+  extras = dict(arrays)
+  return Evaluation(extras.pop("accuracy"), extras.pop("cosines"), extras)
+
+
+class _Lengths:
+  """How many steps make a segment, by what steps took before; kept over batches."""
+
+  def __init__(self, seconds: float):
+    self._seconds, self._steps = seconds, {}
+
+  def of(self, clean: bool) -> int:
+    """Steps of the next segment of a phase; one where nothing is known yet."""
+    return self._steps.get(clean, 1)
+
+  def took(self, clean: bool, steps: int, seconds: float) -> None:
+    """Notes how long a segment was."""
+    self._steps[clean] = max(1, int(self._seconds * steps / max(seconds, 1e-6)))
+
+
+class Outcome(NamedTuple):
+  """What a batch came to, on the host; leaves are `[E, P, ...]`."""
+
+  evaluations: dict[int, Evaluation]  # by step; 0 is the baseline
+  terms: dict[str, chain.TermState]  # after the last step, without their memories
+  status: np.ndarray  # [E, P]
+
+  def row(self, task: int, variant: int) -> Outcome:
+    """One task under one variant."""
+    return jax.tree.map(lambda leaf: leaf[task, variant], self)
+
+
+def adapt_batch(
+  programs: Programs,
+  method: Method,
+  params: Any,
+  prepared: Any,
+  state: AdaptState,
+  lengths: _Lengths,
+  *,
+  start: int = 0,
+  evaluations: Mapping[int, Evaluation] | None = None,
+  after: Any = lambda *_: None,
+) -> Outcome:
+  """Takes a batch through its remaining steps, in segments of a few seconds.
+
+  Args:
+    programs: compiled.
+    method: whose phases and marks these are.
+    params: of the model.
+    prepared: `[E, ...]`, the tasks' fixed parts.
+    state: `[E, …]`, after `start` steps; its memory is taken over.
+    lengths: of segments.
+    start: steps already done.
+    evaluations: those already made, by step.
+    after: called after each segment with the steps done in all, the segment's steps, the state
+      and the evaluations so far; may raise to stop.
+  """
+  evaluations = dict(evaluations or {})
+  if 0 not in evaluations:
+    evaluations[0] = jax.device_get(programs.baseline(params, prepared, state))
+  for phase in method.phases:
+    step = max(phase.start, start)
+    while step < phase.stop:
+      marks = [mark for mark in method.marks if mark > step]
+      stop = min(step + lengths.of(phase.clean), phase.stop, *marks)
+      before = time.monotonic()
+      state = jax.block_until_ready(programs.run[phase.clean](params, prepared, state, step, stop))
+      lengths.took(phase.clean, stop - step, time.monotonic() - before)
+      done, step = stop - step, stop
+      if step in method.marks:
+        evaluations[step] = jax.device_get(programs.evaluate(params, prepared, state))
+      after(step, done, state, evaluations)
+  terms = {
+    name: term._replace(memory=()) for name, term in chain.term_states(state.opt_state).items()
+  }
+  terms, status = jax.device_get((terms, state.status))
+  # Without variants states have no axis of them: [E] becomes [E, 1].
+  with_variants = lambda leaf: leaf.reshape(len(status), -1)
+  return Outcome(evaluations, *jax.tree.map(with_variants, (terms, status)))
+
+
+def make_line(task: TaskId, about: Mapping[str, Any], row: Outcome) -> dict[str, Any]:
+  """What `episodes.jsonl` says of a task under one variant."""
+  steps = sorted(row.evaluations)
+  ok = row.status == STATUS.index("ok") and not any(
+    np.isnan(evaluation.cosines).any() for evaluation in row.evaluations.values()
+  )
+  if not ok:
+    logging.warning("episode %d became non-finite: counted as failed.", task.episode)
+  accuracy = {step: round(float(row.evaluations[step].accuracy), 6) for step in steps}
+  first, last = row.evaluations[steps[0]].extras, row.evaluations[steps[-1]].extras
+  extras = {f"{name}_before": value for name, value in first.items()}
+  extras |= {f"{name}_after": value for name, value in last.items()}
+  losses = {name: term.value for name, term in row.terms.items() if term.weight}
+  identity = task._asdict()
+  if not task.domain:
+    del identity["domain"]
+  return {
+    **identity,
+    "status": "ok" if ok else "non-finite",
+    "accuracy": accuracy[steps[-1]] if ok else None,
+    "accuracy_at": {str(step): accuracy[step] for step in steps if step},
+    "zero_shot_accuracy": accuracy[steps[0]],
+    **{name: _number(value, 6) for name, value in extras.items()},
+    **about,
+    "losses": {name: _number(value) for name, value in losses.items()},
+  }
+
+
+def _number(value: Any, digits: int | None = None) -> float | None:
+  """A number for JSON, which has no NaN."""
+  if not np.isfinite(value):
+    return None
+  return float(value) if digits is None else round(float(value), digits)

@@ -1,0 +1,52 @@
+"""The smallest CLIP, made without compiling anything, and its tokenizer's files."""
+
+import json
+
+import numpy as np
+from flax import traverse_util
+
+from mdtrap_jax.checkpoints.convert import parameter_shapes
+from mdtrap_jax.models import Specification, build
+from mdtrap_jax.models.image_stem import ImageConfig
+from mdtrap_jax.models.text_stem import TextConfig
+
+_BLOCKS = dict(width=8, depth=2, heads=2, mlp_width=16, embed_dim=4)
+MERGES = [("p", "h"), ("ph", "o"), ("pho", "t"), ("phot", "o</w>")]
+
+
+def make_model(tokenize=None, **text):
+  specification = Specification(
+    "clip",
+    ImageConfig(image_size=8, patch_size=4, **_BLOCKS),
+    TextConfig(**{"context_length": 12, "vocabulary_size": 518, **_BLOCKS, **text}),
+  )
+  model = build(specification)
+  if tokenize is not None:
+    object.__setattr__(model, "tokenize", tokenize)
+  return model
+
+
+def make_params(model, seed=0):
+  generator = np.random.default_rng(seed)
+  flat = {
+    path: generator.standard_normal(shape).astype(np.float32)
+    for path, shape in parameter_shapes(model).items()
+  }
+  return traverse_util.unflatten_dict(flat, sep="/")
+
+
+def byte_level_vocabulary(*special):
+  from tokenizers.pre_tokenizers import ByteLevel
+
+  letters = sorted(ByteLevel.alphabet())
+  ends = [letter + "</w>" for letter in letters]
+  tokens = [*letters, *ends, "ph", "pho", "phot", "photo</w>", *special]
+  return {token: i for i, token in enumerate(tokens)}
+
+
+def write_tokenizer(folder):
+  """CLIP's two files; 518 tokens, the end token last."""
+  vocabulary = byte_level_vocabulary("<|startoftext|>", "<|endoftext|>")
+  (folder / "vocab.json").write_text(json.dumps(vocabulary))
+  lines = ["#version: 0.2", *(" ".join(pair) for pair in MERGES)]
+  (folder / "merges.txt").write_text("\n".join(lines) + "\n")

@@ -1,0 +1,28 @@
+"""Cores and memory, on a host and in a container."""
+
+import jax
+
+from mdtrap_jax.run import devices
+
+
+def test_every_core_is_a_device_unless_somebody_said_how_many(monkeypatch):
+  asked = []
+  monkeypatch.setattr(jax.config, "update", lambda name, value: asked.append((name, value)))
+  devices.use_cpu_cores()  # these tests set the number by XLA's flag
+  assert not asked
+  monkeypatch.delenv("XLA_FLAGS")
+  devices.use_cpu_cores()
+  assert asked == [("jax_num_cpu_devices", devices.cpu_cores())]
+
+
+def test_a_container_may_use_less_than_its_host(monkeypatch, tmp_path):
+  monkeypatch.setattr(devices, "CONTAINER", tmp_path)
+  monkeypatch.setattr(devices.os, "sched_getaffinity", lambda process: range(8), raising=False)
+  device, limit = jax.devices()[0], lambda text: int(devices.MEMORY_SHARE * text)
+  assert (devices.cpu_cores(), devices.memory_limit(device) > 2**20) == (8, True)
+  (tmp_path / "cpu.max").write_text("250000 100000\n")
+  (tmp_path / "memory.max").write_text("1048576\n")
+  assert (devices.cpu_cores(), devices.memory_limit(device)) == (2, limit(2**20))
+  (tmp_path / "cpu.max").write_text("max 100000\n")
+  (tmp_path / "memory.max").write_text("max\n")
+  assert (devices.cpu_cores(), devices.memory_limit(device) > 2**20) == (8, True)
