@@ -5,15 +5,15 @@ from __future__ import annotations
 import argparse
 import difflib
 import os
-import signal
 import sys
 import textwrap
-import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NoReturn
 
-USAGE, INTERRUPTED = 2, 130  # exit codes, beside 0 and 1
+from mdtrap_jax.run import stop
+
+USAGE = 2  # exit code, beside 0 and 1
 OVERRIDES = """\
 Any field of the config can be set, as in --config.data.shots=5; --help-config lists them with
 their values and meaning. The same command again resumes a run that was stopped."""
@@ -102,26 +102,18 @@ def make_parser() -> Parser:
 def main(arguments: Sequence[str] | None = None) -> int:
   """Runs one command; returns the exit code.
 
-  Input errors and Ctrl-C are one line on standard error, with code 1 and 130.
+  Input errors are one line on standard error, with code 1; signals are too, see `run.stop`.
   """
   for stream in (sys.stdout, sys.stderr):
     if hasattr(stream, "reconfigure"):
       stream.reconfigure(errors="replace")  # a terminal without "±" must not end a long run
-  numbers = (signal.SIGTERM, signal.SIGHUP)
-  if threading.current_thread() is not threading.main_thread():
-    numbers = ()  # Python delivers signals to the main thread alone
-  before = {number: signal.getsignal(number) for number in numbers}
-  for number, handler in before.items():
-    if handler is signal.SIG_DFL:  # under nohup the second one is ignored, and stays so
-      signal.signal(number, _interrupt)
   options = None
   try:
-    options = _parse(sys.argv[1:] if arguments is None else arguments)
-    code = options.action(options)
-    sys.stdout.flush()
-    return code
-  except KeyboardInterrupt as stopped:
-    return _end(f"stopped by {stopped or 'SIGINT'}", INTERRUPTED)
+    with stop.handled():
+      options = _parse(sys.argv[1:] if arguments is None else arguments)
+      code = options.action(options)
+      sys.stdout.flush()
+      return code
   except BrokenPipeError:  # the reader of a pipe has enough
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 0
@@ -130,13 +122,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if line is None or getattr(options, "traceback", False):
       raise
     return _end(f"error: {' '.join(line.split())}", 1)
-  finally:
-    for number, handler in before.items():
-      signal.signal(number, handler)
-
-
-def _interrupt(number: int, frame: object) -> NoReturn:
-  raise KeyboardInterrupt(signal.Signals(number).name)
 
 
 def _explain(error: Exception) -> str | None:
@@ -165,22 +150,26 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.error("give a command, such as run")
   options.fields = []
   while rest:
-    flag, given, text = rest.pop(0).partition("=")
+    token = rest.pop(0)
+    flag, given, text = token.partition("=")
     if not (flag.startswith("--config.") and options.takes_fields):
-      _refuse(parser, options, flag)
+      _refuse(parser, options, token)
     if not given:  # `--config.FIELD VALUE`, or a flag alone: true
       text = rest.pop(0) if rest and not rest[0].startswith("--") else "true"
     options.fields.append((flag.removeprefix("--config."), text))
   return options
 
 
-def _refuse(parser: Parser, options: argparse.Namespace, flag: str) -> NoReturn:
+def _refuse(parser: Parser, options: argparse.Namespace, token: str) -> NoReturn:
+  """Ends the program because of an argument that no command takes."""
   parser.prog = getattr(options, "prog", parser.prog)
-  if not flag.startswith("-"):
-    parser.error(f"unexpected argument {flag!r}; fields are set as --config.NAME=VALUE")
-  known = [f"--{name}" for name in vars(options)]
-  close = difflib.get_close_matches(flag.replace("-", "_").replace("__", "--", 1), known, 1)
-  parser.error(f"unknown flag {flag}" + (f"; did you mean {close[0]}?" if close else ""))
+  flag = token.partition("=")[0]
+  if not flag.startswith("--"):
+    parser.error(f"unexpected argument {token!r}; fields are set as --config.NAME=VALUE")
+  known = {name.replace("_", "-"): name for name in vars(options)}
+  close = difflib.get_close_matches(flag[2:].replace("_", "-"), known, 1)
+  meant = f"; did you mean --{known[close[0]]}?" if close else ""
+  parser.error(f"unknown flag {flag}{meant}")
 
 
 def run(options: argparse.Namespace) -> int:
@@ -199,24 +188,20 @@ def run(options: argparse.Namespace) -> int:
 
   from mdtrap_jax import experiments, files
   from mdtrap_jax.run import devices, hosts
-  from mdtrap_jax.run.stop import PreemptedError
 
   logging.use_absl_handler()
   logging.set_verbosity(logging.WARNING)
   if "JAX_COMPILATION_CACHE_DIR" not in os.environ:  # "" there: not kept
     jax.config.update("jax_compilation_cache_dir", str(files.cache_directory() / "programs"))
   devices.use_cpu_cores()
-  processes = (options.coordinator, options.num_processes, options.process_id)
-  try:
-    if options.distributed or any(given is not None for given in processes):
-      hosts.initialize(*processes)
-    workdir = options.workdir if "://" in options.workdir else Path(options.workdir).expanduser()
+  here = hosts.place(
+    options.coordinator, options.num_processes, options.process_id, detect=options.distributed
+  )
+  workdir = options.workdir if "://" in options.workdir else Path(options.workdir).expanduser()
+  with hosts.joined(here):
     table = experiments.run(config, workdir)
-  except PreemptedError as stopped:
-    print(stopped)
-    return 0
-  if jax.process_index() == 0:
-    print(f"{table}\nwritten to {options.workdir}")
+    if hosts.index() == 0:
+      print(f"{table}\nwritten to {options.workdir}", flush=True)
   return 0
 
 

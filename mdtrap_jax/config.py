@@ -57,7 +57,7 @@ def resolve(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
       )
   for field, value in given.items():
     if not field.startswith("variants."):
-      _put(config, field, _check(_rule(known, field, given), field, value))
+      put(config, field, _check(_rule(known, field, given), field, value))
   for term, options in config.get("objective", {}).items():
     for field in sorted({"weight", "window"}.difference(options)):
       raise ValueError(f"config.objective.{term}.{field} is absent: a term has weight and window.")
@@ -75,7 +75,7 @@ def replace(
   """A locked copy of a config with other values of some (dotted) fields."""
   config = config.copy_and_resolve_references()
   for field, value in fields.items():
-    _put(config, field, value)
+    put(config, field, value)
   config.lock()
   return config
 
@@ -98,21 +98,24 @@ def _check(rule, field: str, value: Any) -> Any:
     raise complaint(field, value, str(error)) from None
 
 
-def _put(config: ml_collections.ConfigDict, field: str, value: Any) -> None:
+def put(config: ml_collections.ConfigDict, field: str, value: Any) -> None:
+  """Sets a dotted field of a config that is not resolved yet, whatever was there before."""
   section, _, name = field.rpartition(".")
   section = get(config, section) if section else config
-  with section.unlocked(), section.ignore_type():
+  with section.unlocked():
+    if name in section:
+      del section[name]  # what replaces a list would become one
     section[name] = value
 
 
 def _complete(config: ml_collections.ConfigDict) -> None:
   """The paper's values of what was left open."""
   if config.adapt.steps is None:
-    _put(config, "adapt.steps", config.adapt.steps_per_shot * config.data.shots)
+    put(config, "adapt.steps", config.adapt.steps_per_shot * config.data.shots)
   if config.episodes is None:
-    _put(config, "episodes", 800 if config.data.shots == 1 else 400)
+    put(config, "episodes", 800 if config.data.shots == 1 else 400)
   if "svl" in config.objective and config.objective.svl.weight is None:
-    _put(config, "objective.svl.weight", 0.001 if config.lora.encoder == "text" else 0.1)
+    put(config, "objective.svl.weight", 0.001 if config.lora.encoder == "text" else 0.1)
   if config.adapt.steps < 5:
     raise complaint("adapt.steps", config.adapt.steps, "an episode needs at least 5 steps")
 
@@ -138,7 +141,7 @@ def _check_variants(config: ml_collections.ConfigDict) -> None:
           weight,
           "the objective has no such term" + nearest(term, list(config.objective)),
         )
-      _put(config, f"{field}.{term}", _check(real(), f"{field}.{term}", weight))
+      put(config, f"{field}.{term}", _check(real(), f"{field}.{term}", weight))
 
 
 def _check_steps(config: ml_collections.ConfigDict) -> None:

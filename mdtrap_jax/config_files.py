@@ -141,8 +141,7 @@ def override(config: ml_collections.ConfigDict, field: str, text: str) -> None:
       inner = f"--config.{field}.{next(iter(section[name]), 'NAME')}="
       raise complaint(field, text, f"this is a section; give one of its fields, such as {inner}")
     value = ml_collections.ConfigDict(value)
-  with section.unlocked(), section.ignore_type():
-    section[name] = value
+  settings.put(config, field, value)
 
 
 def parse(text: str, current: Any = None) -> Any:

@@ -317,7 +317,7 @@ KINDS = {"finetune": FINETUNE, "heads": HEADS, "study": STUDY, "pretrain": PRETR
 
 def complaint(field: str, value: Any, must: str) -> ValueError:
   """What is wrong with a field, as it is typed on the command line."""
-  shown = value if isinstance(value, str) else repr(value)
+  shown = value if isinstance(value, str) and value.isprintable() else repr(value)
   if isinstance(value, float):
     shown = f"{value:.12g}"
   if len(shown) > 100:

@@ -103,7 +103,10 @@ def run(experiment: Experiment, workdir: str | Path, pace: Pace = PACE) -> Finis
       if mine[group.name]:
         ready = group.prepare()
         adapting = _Adapting(group, ready, directories, snapshots, progress, pace)
-        with progress.group(group.runs), preemption(hosts.request_stop, hosts.stop_requested) as asked:
+        with (
+          progress.group(group.runs),
+          preemption(hosts.request_stop, hosts.stop_requested) as asked,
+        ):
           adapting.run(mine[group.name], experiment.placing, asked)
     rate = hosts.total(progress.rate)
     hosts.merge(workdir, directories)
@@ -192,9 +195,7 @@ class _Adapting(NamedTuple):
         (jax.tree.leaves(state), {mark: _arrays(e) for mark, e in evaluations.items()}),
       )
       numbers = tuple(task.episode for task in batch.ids)
-      self.snapshots.save(
-        Snapshot(self.group.name, numbers, step, leaves, kept, self.group.runs)
-      )
+      self.snapshots.save(Snapshot(self.group.name, numbers, step, leaves, kept, self.group.runs))
     asked.check()
 
   def _append(self, batch: TaskBatch, outcome: Outcome) -> None:

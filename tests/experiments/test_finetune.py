@@ -216,7 +216,7 @@ def test_a_killed_run_resumes(folder, tmp_path):
     (["", "--config.data.ways=9"], "9"),
     (["", "--config.model.name=clip-tiney"], "clip-tiny"),
     (["", "--config.adapt.steps=3"], "steps=3"),
-    (["", "--config.lora.position=middle"], "lora.position='middle'"),
+    (["", "--config.lora.position=middle"], "lora.position=middle"),
     (["", "--config.adapt.batch_size=5"], "batch_size=5: ra compares all views"),
   ],
 )
