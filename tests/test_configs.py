@@ -58,7 +58,9 @@ PUBLISHED = {
 }
 
 
-BY_NAME = {"data.background", "data.files", "data.max_pixels", "data.window"}  # by getattr
+BY_NAME = {  # by getattr, or where what was left open is settled
+  "data.background", "data.files", "data.max_pixels", "data.window", "adapt.steps_per_shot",
+}  # fmt: skip
 
 
 def get_config(name, *method):

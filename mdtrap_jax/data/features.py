@@ -44,6 +44,7 @@ def cached_features(
   batch_size: int = 64,
   threads: int = 4,
   resize: str = "squash",
+  interpolation: str = "bilinear",
   unreadable: str = "error",
 ) -> FeatureSet:
   """The features of a source: from the cache, or computed now and put there.
@@ -57,6 +58,7 @@ def cached_features(
     batch_size: images encoded at once.
     threads: that decode images.
     resize: how images come to the extractor's size, of `images.RESIZE_MODES`.
+    interpolation: by which filter, of `images.INTERPOLATIONS`.
     unreadable: what an image that cannot be read does: "error", or "skip", which leaves it out
       with a warning and the label -1.
 
@@ -68,14 +70,14 @@ def cached_features(
   if extractor.align_corners and getattr(source, "align_corners", False):
     resize = ALIGN_CORNERS
   folder, stored = None, None
-  identity = _identity(domain, source, extractor, resize, unreadable)
+  identity = _identity(domain, source, extractor, (resize, interpolation), unreadable)
   if cache_dir:
     folder = Path(cache_dir).expanduser() / feature_cache.folder_name(identity)
     stored = feature_cache.load(folder, identity)
   hierarchy = getattr(source, "hierarchy", None)
   if stored is not None:
     return FeatureSet(domain, *stored, source.class_names, hierarchy)
-  read = functools.partial(_read, source, extractor.image_size, resize, unreadable)
+  read = functools.partial(_read, source, extractor.image_size, resize, interpolation, unreadable)
   features, labels = _extract(domain, source.labels, read, extractor, batch_size, threads)
   found = check_features(domain, features, labels, source.class_names, hierarchy)
   if folder is not None:
@@ -86,7 +88,9 @@ def cached_features(
   return found
 
 
-def _identity(domain, source, extractor, resize: str, unreadable: str) -> dict[str, Any]:
+def _identity(
+  domain, source, extractor, resizing: tuple[str, str], unreadable: str
+) -> dict[str, Any]:
   """All that decides a feature set, in types that JSON knows."""
   return {
     "version": _VERSION,
@@ -94,7 +98,7 @@ def _identity(domain, source, extractor, resize: str, unreadable: str) -> dict[s
     "model": extractor.name,
     "weights": extractor.identity,
     "size": extractor.image_size,
-    "resize": resize,
+    "resize": " ".join(resizing),
     "unreadable": unreadable,
     "data": source.name,
     "images": source.identity,
@@ -103,13 +107,15 @@ def _identity(domain, source, extractor, resize: str, unreadable: str) -> dict[s
   }
 
 
-def _read(source, size: int, resize: str, unreadable: str, index: int) -> np.ndarray | None:
+def _read(
+  source, size: int, resize: str, interpolation: str, unreadable: str, index: int
+) -> np.ndarray | None:
   """An image at the extractor's size; `None` for one that is skipped."""
   try:
     image = source.image(index)
     if resize == ALIGN_CORNERS:
       return resize_align_corners(image, size)
-    return images.resize(image, size, resize)
+    return images.resize(image, size, resize, interpolation)
   except images.UnreadableImageError as error:
     if unreadable == "error":
       raise

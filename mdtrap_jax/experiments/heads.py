@@ -130,6 +130,12 @@ def _features(config, name: str, data: FeatureSet | Source, backbone) -> Feature
   if isinstance(data, FeatureSet):
     return data
   extractor = make_extractor(config.model.name, backbone(), METHODS[config.method].needs)
+  resize, interpolation = config.data.resize, config.data.interpolation
+  if resize == "family":  # of which the ResNet-18 has none
+    family = models.FAMILIES.get(getattr(backbone().model, "family", None))
+    resize, interpolation = (
+      (family.resize, family.interpolation) if family else ("squash", "bilinear")
+    )
   return cached_features(
     name,
     data,
@@ -137,7 +143,8 @@ def _features(config, name: str, data: FeatureSet | Source, backbone) -> Feature
     config.data.cache_dir or None,
     batch_size=config.model.batch_size,
     threads=config.data.threads,
-    resize=config.data.resize,
+    resize=resize,
+    interpolation=interpolation,
     unreadable=config.data.unreadable,
   )
 

@@ -173,10 +173,10 @@ def test_images_are_resized_as_asked(source, tmp_path):
   for cache in (None, open_cache(source, tmp_path / "cache", resize="crop")):
     options = {**OPTIONS, "resize": "crop", "cache": cache}
     batch = next(batches_of(source, [0], 1, **options))
-    index = batch.support_index.reshape(-1)[0]
-    expected = images.resize(source.image(index), 8, "crop")
-    np.testing.assert_array_equal(batch.support[0, 0], expected)
-    assert (expected != images.resize(source.image(index), 8)).any()
+    first = index(batch, "support").reshape(-1)[0]
+    expected = images.resize(source.image(first), 8, "crop")
+    np.testing.assert_array_equal(batch.tasks.support[0, 0], expected)
+    assert (expected != images.resize(source.image(first), 8)).any()
 
 
 def test_other_data_size_or_resizing_has_other_files(source, tmp_path):
@@ -194,9 +194,9 @@ def test_other_data_size_or_resizing_has_other_files(source, tmp_path):
 def test_the_filter_of_resizing_reaches_the_pixels(interpolation, source):
   options = {**OPTIONS, "interpolation": interpolation}
   batch = next(batches_of(source, [0], 1, **options))
-  whole = source.image(batch.support_index.reshape(-1)[0])
+  whole = source.image(index(batch, "support").reshape(-1)[0])
   expected = images.resize(whole, 8, interpolation=interpolation)
-  np.testing.assert_array_equal(batch.support[0, 0], expected)
+  np.testing.assert_array_equal(batch.tasks.support[0, 0], expected)
 
 
 def test_cache_refuses_what_does_not_fit(source, tmp_path):
