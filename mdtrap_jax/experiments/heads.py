@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
+from mdtrap_jax import models
 from mdtrap_jax.data import tasks as task_data
 from mdtrap_jax.data.domains import domain_name, open_domain
 from mdtrap_jax.data.feature_set import FeatureSet, feature_content
