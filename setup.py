@@ -21,12 +21,13 @@ INSTALL = [
   "safetensors>=0.4.5",
   "tensorboardX>=2.6",
   "tensorflow-datasets>=4.9.9",
+  "tokenizers>=0.20",
   "tqdm>=4.66",
-  "transformers>=4.50",
 ]
 EXTRAS = {
   "benchmarks": ["peft>=0.15", "torch==2.13.0"],
   "digits": ["scikit-learn>=1.4"],
+  "sentencepiece": ["sentencepiece>=0.2"],  # tokenizers given as spiece.model alone
   "test": [
     "hypothesis>=6.100",
     "pytest>=8.0",
@@ -34,6 +35,7 @@ EXTRAS = {
     "ruff>=0.9",
     "scikit-learn>=1.4",
     "torch==2.13.0",
+    "transformers>=5.0",
   ],
 }
 
