@@ -48,7 +48,8 @@ def experiment(config: ml_collections.ConfigDict) -> tuple[Experiment, Mapping[s
   rule = make_rule(config.data)
   domains = {domain_name(entry): open_domain(config, entry) for entry in config.domains}
   for name, data in domains.items():
-    task_data.check_rule(name, data.labels, data.class_names, rule)
+    hierarchy = getattr(data, "hierarchy", None)
+    task_data.check_rule(name, data.labels, data.class_names, rule, hierarchy)
     if isinstance(data, FeatureSet):
       check_kind(data, METHODS[config.method].needs)
   contents = {
@@ -156,7 +157,7 @@ def _prepare(
   """Draws all tasks of a domain, done or not: a resumed run is padded to the same shape."""
   found = features()
   # Once more, as images that cannot be read may have been left out.
-  task_data.check_rule(found.name, found.labels, found.class_names, rule)
+  task_data.check_rule(found.name, found.labels, found.class_names, rule, found.hierarchy)
   drawn = {
     task: task_data.sample_task(
       found.labels, seed=task.seed, number=task.task, rule=rule, hierarchy=found.hierarchy

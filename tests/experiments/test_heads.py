@@ -157,12 +157,12 @@ def test_a_task_that_fails_is_counted_apart(features, tmp_path):
 @pytest.mark.parametrize(
   ("fields", "message"),
   [
-    ({"method": "capo"}, "config.method='capo'"),
+    ({"method": "capo"}, "config.method=capo"),
     ({"domains": ()}, "config.domains="),
     ({"domains": ("one", "one")}, "each once"),
     ({"seeds": 0}, "config.seeds=0"),
     ({"episodes": 0}, "config.episodes=0"),
-    ({"data.protocol": "any"}, "config.data.protocol='any'"),
+    ({"data.protocol": "any"}, "config.data.protocol=any"),
     ({"data.ways": 7}, "at least 7 classes, but only 6"),
     ({"data.ways": 1}, "config.data.ways=1"),
     ({"data.shots": 30}, "fewer than 34 images"),
@@ -171,8 +171,8 @@ def test_a_task_that_fails_is_counted_apart(features, tmp_path):
     ({"method": "copa_tsa"}, "cannot run on stored features"),
     ({"method": "copa_transformer", "diagnosis.tasks": 1}, "pooled features"),
     ({"method": "copa_transformer"}, r"one: the stored features are float32 .* needs floats"),
-    ({"data.unreadable": "ignore"}, "config.data.unreadable='ignore'"),
-    ({"data.resize": "stretch"}, "config.data.resize='stretch'"),
+    ({"data.unreadable": "ignore"}, "config.data.unreadable=ignore"),
+    ({"data.resize": "stretch"}, "config.data.resize=stretch"),
   ],
 )
 def test_bad_configs_are_named(fields, message, features, tmp_path):
@@ -188,9 +188,7 @@ def test_a_missing_checkpoint_says_what_to_do(tmp_path):
     run_heads(config, tmp_path)
 
 
-def test_an_unknown_method_of_the_config():
-  with pytest.raises(ValueError, match="copa_transformer"):
-    copa.get_config("capo")
+def test_the_config_names_every_method():
   assert set(copa.METHODS) == set(METHODS)
 
 
