@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 
 from configs import copa
-from mdtrap_jax.methods.heads import METHODS
 from mdtrap_jax.report import heads as table
 from mdtrap_jax.report.comparison import compare
 from mdtrap_jax.report.heads import format_table
@@ -186,10 +185,6 @@ def test_a_missing_checkpoint_says_what_to_do(tmp_path):
   config = copa.get_config("url_tsa")
   with pytest.raises(ValueError, match="model.checkpoint"):
     run_heads(config, tmp_path)
-
-
-def test_the_config_names_every_method():
-  assert set(copa.METHODS) == set(METHODS)
 
 
 def test_an_empty_table():
