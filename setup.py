@@ -7,6 +7,7 @@ from setuptools import find_packages, setup
 
 INSTALL = [
   "absl-py>=2.1",
+  "array-record>=0.5",
   "flax>=0.10",
   "grain>=0.2.10",
   "huggingface_hub>=0.30",
@@ -17,7 +18,7 @@ INSTALL = [
   "numpy>=1.26",
   "optax>=0.2.5",
   "orbax-checkpoint>=0.11",
-  "pillow>=10.0",
+  "pillow>=11.3",
   "safetensors>=0.4.5",
   "tensorboardX>=2.6",
   "tensorflow-datasets>=4.9.9",
