@@ -18,7 +18,7 @@ from mdtrap_jax.data.domains import domain_name, open_domain
 from mdtrap_jax.data.feature_set import FeatureSet, feature_content
 from mdtrap_jax.data.features import cached_features
 from mdtrap_jax.data.loader import task_batches
-from mdtrap_jax.data.sources import Source
+from mdtrap_jax.data.source import Source
 from mdtrap_jax.data.task import Loaded, TaskId, all_tasks
 from mdtrap_jax.methods.extractors import (
   Backbone,
