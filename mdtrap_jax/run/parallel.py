@@ -101,12 +101,15 @@ def over_episodes(
     )
 
   return jax.jit(  # unused weights are in the memory too: keep them in its analysis
-    call, donate_argnums=donate, keep_unused=True, compiler_options=compiler_options(mesh.size)
+    call,
+    donate_argnums=donate,
+    keep_unused=True,
+    compiler_options=compiler_options(mesh.size, mesh.devices.flat[0].platform),
   )
 
 
 @functools.cache
-def compiler_options(devices: int = 1) -> dict[str, Any]:
+def compiler_options(devices: int = 1, platform: str | None = None) -> dict[str, Any]:
   """What makes XLA's programs for a CPU faster, where this XLA knows the options.
 
   Without the first, matrix products and what surrounds them are fused into YNNPACK kernels,
@@ -115,8 +118,9 @@ def compiler_options(devices: int = 1) -> dict[str, Any]:
 
   Args:
     devices: that a program runs on at once.
+    platform: what they are; jax's default when `None`.
   """
-  if jax.default_backend() != "cpu":
+  if (platform or jax.default_backend()) != "cpu":
     return {}
   options: dict[str, Any] = {"xla_cpu_experimental_ynn_fusion_type": ""}
   if devices >= _cores():
