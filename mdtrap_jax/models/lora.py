@@ -128,23 +128,53 @@ def init_factors(key: jax.Array, config: LoraConfig, depth: int, width: int) -> 
   return LoraFactors(a=a, b=jnp.zeros((adapted, projections, config.rank, width)))
 
 
-def keep_mask(key: jax.Array, shape: Sequence[int], rate: float) -> jax.Array:
-  """`True` with probability `1 - rate`, from as few random bits as represent `rate` exactly.
+def keep_masks(keys: jax.Array, shape: Sequence[int], rate: float, count: int) -> list[jax.Array]:
+  """`count` independent masks for each key, `True` with probability `1 - rate`.
 
-  For the usual rate of 1/4 four elements share a random word, which makes masks four times
-  cheaper. (`jax.random.bits` draws a word for each byte.)
+  A mask is an elementwise function of key and position, two rounds of multiplications and
+  shifts (C. Wellons' `lowbias32`, with half of the key added before either): XLA computes it
+  where it is used, and nothing is stored. The masks take different bits of one word, as few
+  as represent `rate` exactly: for the usual 1/4 three masks cost one word.
+
+  Args:
+    keys: `[B]` typed keys; consumed.
+    shape: of a row.
+    rate: probability of `False`.
+    count: of masks.
+
+  Returns:
+    `count` arrays `[B, *shape] bool`.
   """
   bits = next((b for b in (8, 16) if (rate * 2**b).is_integer()), 32)
-  dtype, size = jnp.dtype(f"uint{bits}"), math.prod(shape)
-  words = jax.random.bits(key, (-(-size * bits // 32),))
-  drawn = jax.lax.bitcast_convert_type(words, dtype).reshape(-1)[:size].reshape(tuple(shape))
-  return drawn >= dtype.type(rate * 2**bits)
+  halves = jax.random.key_data(keys).reshape(*keys.shape, -1, *[1] * len(shape))
+  first, second = halves[:, 0], halves[:, -1]
+  strides = [math.prod(shape[axis + 1 :]) for axis in range(len(shape))]
+  position = sum(
+    jax.lax.broadcasted_iota(jnp.uint32, (1, *shape), axis + 1) * jnp.uint32(stride)
+    for axis, stride in enumerate(strides)
+  )
+  masks, per_word = [], 32 // bits
+  for mask in range(count):
+    if mask % per_word == 0:
+      words = _mix(position * jnp.uint32(0x9E3779B9) + first, second + jnp.uint32(mask))
+    drawn = words >> jnp.uint32(bits * (mask % per_word))
+    drawn = drawn & jnp.uint32(2**bits - 1)
+    masks.append(drawn >= jnp.uint32(round(rate * 2**bits)))
+  return masks
 
 
-def lora_delta(
+def _mix(x: jax.Array, key: jax.Array) -> jax.Array:
+  """Spreads every bit of `x` and `key`, uint32, over all bits of a word."""
+  x = (x ^ (x >> 16)) * jnp.uint32(0x7FEB352D)
+  x = (x ^ (x >> 15)) + key
+  x = (x ^ (x >> 15)) * jnp.uint32(0x846CA68B)
+  return x ^ (x >> 16)
+
+
+def lora_deltas(
   x: jax.Array, factors: LoraFactors, config: LoraConfig, key: jax.Array | None
-) -> jax.Array:
-  """`s · (dropout(x) A) B` of one block, for several of its projections at once.
+) -> list[jax.Array]:
+  """`s · (dropout(x) A) B` of one block, for several of its projections.
 
   Args:
     x: `[B, S, d_in]`, the input of the projections.
@@ -154,15 +184,14 @@ def lora_delta(
       dropout off.
 
   Returns:
-    `[P, B, S, d_out]` in the dtype of `x`.
+    `P` arrays `[B, S, d_out]` in the dtype of `x`.
   """
-  a, b = factors.a.astype(x.dtype), (config.multiplier * factors.b).astype(x.dtype)
-  if key is None or config.dropout == 0.0:
-    low = jnp.einsum("bsi,pir->pbsr", x, a)
-  else:
+  count, scale = factors.a.shape[0], config.multiplier
+  dropped = [x] * count
+  if key is not None and config.dropout > 0:
     keys = key if key.ndim else row_keys(key, x.shape[0])
-    shape = (a.shape[0], *x.shape[1:])
-    keep = jax.vmap(lambda k: keep_mask(k, shape, config.dropout), out_axes=1)(keys)
-    dropped = jnp.where(keep, x[None] / (1.0 - config.dropout), jnp.zeros((), x.dtype))
-    low = jnp.einsum("pbsi,pir->pbsr", dropped, a)
-  return jnp.einsum("pbsr,pro->pbso", low, b)
+    masks = keep_masks(keys, x.shape[1:], config.dropout, count)
+    dropped = [jnp.where(keep, x, jnp.zeros((), x.dtype)) for keep in masks]
+    scale /= 1.0 - config.dropout  # of what was kept; on `b`, which is smaller than `x`
+  a, b = factors.a.astype(x.dtype), (scale * factors.b).astype(x.dtype)
+  return [(dropped[p] @ a[p]) @ b[p] for p in range(count)]

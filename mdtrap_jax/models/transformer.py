@@ -17,7 +17,7 @@ from flax import linen as nn
 
 from mdtrap_jax.keys import fold
 from mdtrap_jax.models import sharding
-from mdtrap_jax.models.lora import PROJECTIONS, LoraConfig, LoraFactors, lora_delta
+from mdtrap_jax.models.lora import PROJECTIONS, LoraConfig, LoraFactors, lora_deltas
 from mdtrap_jax.models.rope import Rope, rotate
 
 # Encoders whose tokens have at least so many elements an episode save memory: blocks run one to
@@ -98,6 +98,22 @@ def attention(q: jax.Array, k: jax.Array, v: jax.Array, heads: int, causal: bool
   return jnp.concatenate(out, axis=-1)
 
 
+class Projections(nn.Module):
+  """Queries, keys and values by one kernel `[W, 3, W]`, as the checkpoints have it."""
+
+  width: int
+
+  @nn.compact
+  def __call__(self, x: jax.Array) -> list[jax.Array]:
+    """Maps `[B, S, W]` to three of its shape: an axis of 3 between would ruin a TPU's tiles."""
+    shape = (x.shape[-1], 3, self.width)
+    normal = nn.initializers.lecun_normal(in_axis=0, out_axis=(1, 2))
+    kernel = self.param("kernel", normal, shape).astype(x.dtype)
+    bias = self.param("bias", nn.initializers.zeros, shape[1:]).astype(x.dtype)
+    bias = bias.reshape(3, *[1] * (x.ndim - 1), self.width)
+    return [x @ kernel[:, part] + bias[part] for part in range(3)]
+
+
 class Attention(nn.Module):
   """Multi-head self-attention; the three projections are one kernel `[W, 3, W]`."""
 
@@ -109,15 +125,13 @@ class Attention(nn.Module):
     self, x: jax.Array, factors: LoraFactors | None = None, key: jax.Array | None = None
   ) -> jax.Array:
     """Maps `[B, S, W]` to `[B, S, W]`."""
-    qkv = nn.DenseGeneral((3, self.config.width), name="qkv")(x)
-    # The gradient of `split` is one concatenation; that of three indexings is a sum of paddings.
-    projected = [part[..., 0, :] for part in jnp.split(qkv, 3, axis=-2)]
+    projected = Projections(self.config.width, name="qkv")(x)
     adapted = () if factors is None else self.lora.projections
     inner = [PROJECTIONS.index(name) for name in adapted if name != "out"]
     if inner:
-      delta = lora_delta(x, jax.tree.map(lambda leaf: leaf[: len(inner)], factors), self.lora, key)
-      for number, part in zip(inner, jnp.split(delta, len(inner)), strict=True):
-        projected[number] = projected[number] + part[0]
+      own = jax.tree.map(lambda leaf: leaf[: len(inner)], factors)
+      for number, delta in zip(inner, lora_deltas(x, own, self.lora, key), strict=True):
+        projected[number] = projected[number] + delta
     q, k, v = projected
     if self.config.rope is not None:
       q, k = (rotate(t, self.config.rope, self.config.heads) for t in (q, k))
@@ -126,7 +140,7 @@ class Attention(nn.Module):
     if "out" in adapted:
       last = jax.tree.map(lambda leaf: leaf[-1:], factors)
       key = None if key is None else fold(key, PROJECTIONS.index("out"))
-      result = result + lora_delta(out, last, self.lora, key)[0]
+      result = result + lora_deltas(out, last, self.lora, key)[0]
     return result
 
 
