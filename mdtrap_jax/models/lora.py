@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
 from mdtrap_jax.keys import row_keys
 
@@ -128,47 +128,47 @@ def init_factors(key: jax.Array, config: LoraConfig, depth: int, width: int) -> 
   return LoraFactors(a=a, b=jnp.zeros((adapted, projections, config.rank, width)))
 
 
-def keep_masks(keys: jax.Array, shape: Sequence[int], rate: float, count: int) -> list[jax.Array]:
+def keep_masks(
+  keys: jax.Array, shape: tuple[int, int], rate: float, count: int
+) -> list[jax.Array]:
   """`count` independent masks for each key, `True` with probability `1 - rate`.
 
-  A mask is an elementwise function of key and position, two rounds of multiplications and
-  shifts (C. Wellons' `lowbias32`, with half of the key added before either): XLA computes it
-  where it is used, and nothing is stored. The masks take different bits of one word, as few
-  as represent `rate` exactly: for the usual 1/4 three masks cost one word.
+  A mask is an elementwise function of key and position, two rounds of shifts and
+  multiplications (after C. Wellons' `lowbias32`) into which both halves of the key go: XLA
+  computes it where it is used, and nothing is stored. The masks take the upper bits of one
+  word, as few as represent `rate` exactly: for the usual 1/4 two each.
 
   Args:
     keys: `[B]` typed keys; consumed.
-    shape: of a row.
+    shape: of a row, `(S, W)`.
     rate: probability of `False`.
     count: of masks.
 
   Returns:
-    `count` arrays `[B, *shape] bool`.
+    `count` arrays `[B, S, W] bool`.
   """
-  bits = next((b for b in (8, 16) if (rate * 2**b).is_integer()), 32)
-  halves = jax.random.key_data(keys).reshape(*keys.shape, -1, *[1] * len(shape))
-  first, second = halves[:, 0], halves[:, -1]
-  strides = [math.prod(shape[axis + 1 :]) for axis in range(len(shape))]
-  position = sum(
-    jax.lax.broadcasted_iota(jnp.uint32, (1, *shape), axis + 1) * jnp.uint32(stride)
-    for axis, stride in enumerate(strides)
+  bits = next((b for b in range(1, 17) if (rate * 2**b).is_integer()), 32)
+  first, second = (
+    jax.random.key_data(keys)[:, half].reshape(-1, 1, 1) for half in (0, -1)
   )
+  # Positions count rows and columns together; each axis is multiplied while it is one.
+  odd = jnp.uint32(0x9E3779B9)
+  row = jnp.arange(shape[0], dtype=jnp.uint32).reshape(1, -1, 1) * (odd * jnp.uint32(shape[1]))
+  column = jnp.arange(shape[1], dtype=jnp.uint32).reshape(1, 1, -1) * odd
   masks, per_word = [], 32 // bits
   for mask in range(count):
-    if mask % per_word == 0:
-      words = _mix(position * jnp.uint32(0x9E3779B9) + first, second + jnp.uint32(mask))
-    drawn = words >> jnp.uint32(bits * (mask % per_word))
-    drawn = drawn & jnp.uint32(2**bits - 1)
+    used = bits * (mask % per_word)
+    if not used:
+      words = _mix((first + row) + column, second + jnp.uint32(mask))
+    drawn = words << used >> (32 - bits)
     masks.append(drawn >= jnp.uint32(round(rate * 2**bits)))
   return masks
 
 
 def _mix(x: jax.Array, key: jax.Array) -> jax.Array:
-  """Spreads every bit of `x` and `key`, uint32, over all bits of a word."""
-  x = (x ^ (x >> 16)) * jnp.uint32(0x7FEB352D)
-  x = (x ^ (x >> 15)) + key
-  x = (x ^ (x >> 15)) * jnp.uint32(0x846CA68B)
-  return x ^ (x >> 16)
+  """Spreads every bit of `x` and `key`, uint32, over the upper bits of a word."""
+  x = (x ^ (x >> 16) ^ key) * jnp.uint32(0x7FEB352D)
+  return (x ^ (x >> 15)) * jnp.uint32(0x846CA68B)
 
 
 def lora_deltas(
@@ -194,4 +194,4 @@ def lora_deltas(
     dropped = [jnp.where(keep, x, jnp.zeros((), x.dtype)) for keep in masks]
     scale /= 1.0 - config.dropout  # of what was kept; on `b`, which is smaller than `x`
   a, b = factors.a.astype(x.dtype), (scale * factors.b).astype(x.dtype)
-  return [(dropped[p] @ a[p]) @ b[p] for p in range(count)]
+  return [checkpoint_name(dropped[p] @ a[p], "low") @ b[p] for p in range(count)]

@@ -14,19 +14,21 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from jax.ad_checkpoint import checkpoint_name
 
 from mdtrap_jax.keys import fold
-from mdtrap_jax.models import sharding
+from mdtrap_jax.models import backend, sharding
+from mdtrap_jax.models.fused_attention import fits, fused_attention
 from mdtrap_jax.models.lora import PROJECTIONS, LoraConfig, LoraFactors, lora_deltas
 from mdtrap_jax.models.rope import Rope, rotate
 
 # Encoders whose tokens have at least so many elements an episode save memory: blocks run one to
-# a turn of the loop, and the backward pass keeps products with weights and computes the rest
+# a turn of the loop, and the backward pass keeps what is named in KEPT and computes the rest
 # again, attention too. At ViT-B/16 on a CPU that takes a third of the memory and no longer.
 # Smaller ones, such as the miniature, would become a third slower. Where weights are split
 # between devices, all encoders do: what is put together for a block must not be kept.
 LARGE = 2**20
-KEPT = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
+KEPT = ("low", "slope", "statistics")
 UNROLL = 4  # blocks to a turn of the loop in small encoders
 
 ACTIVATIONS = {
@@ -55,15 +57,79 @@ class BlockConfig:
       raise ValueError(f"width={self.width} is not a multiple of heads={self.heads}.")
 
 
-class LayerNorm(nn.LayerNorm):
+@functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
+def activate(name: str, x: jax.Array) -> jax.Array:
+  """An activation of `ACTIVATIONS`, elementwise.
+
+  For its derivative the slope is kept instead of `x`: it costs little beside the value, and
+  the backward pass between two products is left with one multiplication.
+  """
+  return ACTIVATIONS[name](x)
+
+
+@activate.defjvp
+def _activate_jvp(name, primals, tangents):
+  (x,), (tangent,) = primals, tangents
+  value, slope = jax.jvp(ACTIVATIONS[name], (x,), (jnp.ones_like(x),))
+  return value, checkpoint_name(slope, "slope") * tangent
+
+
+class LayerNorm(nn.Module):
   """Layer norm with statistics in at least float32 and the output in the input's dtype."""
 
-  use_fast_variance: bool = False
+  epsilon: float = 1e-6
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
     """Normalizes the last axis of `x [..., W]`."""
-    return super().__call__(x).astype(x.dtype)
+    scale = self.param("scale", nn.initializers.ones, x.shape[-1:])
+    bias = self.param("bias", nn.initializers.zeros, x.shape[-1:])
+    return normalize(self.epsilon, x, scale, bias)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def normalize(epsilon: float, x: jax.Array, scale: jax.Array, bias: jax.Array) -> jax.Array:
+  """Layer norm over the last axis of `x [..., W]` with `scale` and `bias [W]`.
+
+  Mean and mean square are taken together, in one pass over the input, as the two sums of the
+  backward pass are. That loses digits only where the mean is much larger than the deviation,
+  which the channels of a trained encoder rule out: their largest are few.
+  """
+  return _normalize_forward(epsilon, x, scale, bias)[0]
+
+
+def _normalize_forward(epsilon, x, scale, bias):
+  wide = _wide(x)
+  mean, square = wide.mean(-1), jnp.square(wide).mean(-1)
+  inverse = jax.lax.rsqrt(jnp.maximum(square - jnp.square(mean), 0.0) + epsilon)
+  mean, inverse = checkpoint_name((mean, inverse), "statistics")
+  normal = (wide - mean[..., None]) * inverse[..., None]
+  out = normal * _row(scale, x.ndim) + _row(bias, x.ndim)
+  return out.astype(x.dtype), (x, mean, inverse, scale, bias)
+
+
+def _normalize_backward(epsilon, residuals, cotangent):
+  del epsilon
+  x, mean, inverse, scale, bias = residuals
+  normal = (_wide(x) - mean[..., None]) * inverse[..., None]
+  wide = _wide(cotangent)
+  scaled = wide * _row(scale, x.ndim)
+  common, along = scaled.mean(-1), (scaled * normal).mean(-1)
+  back = (scaled - common[..., None] - normal * along[..., None]) * inverse[..., None]
+  rows = tuple(range(x.ndim - 1))
+  of_scale, of_bias = (wide * normal).sum(rows), wide.sum(rows)
+  return back.astype(x.dtype), of_scale.astype(scale.dtype), of_bias.astype(bias.dtype)
+
+
+normalize.defvjp(_normalize_forward, _normalize_backward)
+
+
+def _wide(x):
+  return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+
+
+def _row(weight, ndim):
+  return weight.reshape((1,) * (ndim - 1) + weight.shape)
 
 
 def attention(q: jax.Array, k: jax.Array, v: jax.Array, heads: int, causal: bool = False):
@@ -79,7 +145,10 @@ def attention(q: jax.Array, k: jax.Array, v: jax.Array, heads: int, causal: bool
   Returns:
     `[B, S, W]`.
   """
-  if q.dtype in (jnp.bfloat16, jnp.float16):
+  form = backend.attention_form(q.dtype)
+  if form == "kernel" and q.shape == k.shape and fits(*q.shape[1:], heads):
+    return fused_attention(q, k, v, heads, causal, interpret=False)
+  if form != "heads":
     q, k, v = (t.reshape(*t.shape[:-1], heads, -1) for t in (q, k, v))
     out = jax.nn.dot_product_attention(q, k, v, is_causal=causal)
     return out.reshape(*out.shape[:-2], -1)
@@ -115,33 +184,44 @@ class Projections(nn.Module):
 
 
 class Attention(nn.Module):
-  """Multi-head self-attention; the three projections are one kernel `[W, 3, W]`."""
+  """Multi-head self-attention, with LoRA on its four projections."""
 
   config: BlockConfig
   lora: LoraConfig | None = None
 
-  @nn.compact
-  def __call__(
+  def setup(self):
+    """Declares the parameters that `project` and `merge` share out between them."""
+    self.qkv = Projections(self.config.width)
+    self.out = nn.Dense(self.config.width)
+
+  def project(
     self, x: jax.Array, factors: LoraFactors | None = None, key: jax.Array | None = None
-  ) -> jax.Array:
-    """Maps `[B, S, W]` to `[B, S, W]`."""
-    projected = Projections(self.config.width, name="qkv")(x)
-    adapted = () if factors is None else self.lora.projections
-    inner = [PROJECTIONS.index(name) for name in adapted if name != "out"]
+  ) -> list[jax.Array]:
+    """Queries, keys and values of `[B, S, W]`, each of its shape."""
+    projected = self.qkv(x)
+    inner = [PROJECTIONS.index(name) for name in self._adapted(factors) if name != "out"]
     if inner:
       own = jax.tree.map(lambda leaf: leaf[: len(inner)], factors)
       for number, delta in zip(inner, lora_deltas(x, own, self.lora, key), strict=True):
         projected[number] = projected[number] + delta
-    q, k, v = projected
     if self.config.rope is not None:
-      q, k = (rotate(t, self.config.rope, self.config.heads) for t in (q, k))
-    out = attention(q, k, v, self.config.heads, self.config.causal)
-    result = nn.Dense(self.config.width, name="out")(out)
-    if "out" in adapted:
+      for number in (0, 1):
+        projected[number] = rotate(projected[number], self.config.rope, self.config.heads)
+    return projected
+
+  def merge(
+    self, x: jax.Array, factors: LoraFactors | None = None, key: jax.Array | None = None
+  ) -> jax.Array:
+    """The output projection of what the heads have attended to, `[B, S, W]`."""
+    result = self.out(x)
+    if "out" in self._adapted(factors):
       last = jax.tree.map(lambda leaf: leaf[-1:], factors)
       key = None if key is None else fold(key, PROJECTIONS.index("out"))
-      result = result + lora_deltas(out, last, self.lora, key)[0]
+      result = result + lora_deltas(x, last, self.lora, key)[0]
     return result
+
+  def _adapted(self, factors):
+    return () if factors is None else self.lora.projections
 
 
 class Mlp(nn.Module):
@@ -153,26 +233,44 @@ class Mlp(nn.Module):
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
     """Maps `[..., W]` to `[..., W]`."""
-    hidden = ACTIVATIONS[self.activation](nn.Dense(self.width, name="fc1")(x))
+    hidden = activate(self.activation, nn.Dense(self.width, name="fc1")(x))
     return nn.Dense(x.shape[-1], name="fc2")(hidden)
 
 
 class Block(nn.Module):
-  """`x + attention(norm(x))`, then `x + mlp(norm(x))`."""
+  """`x + attention(norm(x))`, then `x + mlp(norm(x))`.
+
+  With `frugal` the backward pass keeps the inputs of its three parts and what is named in
+  `KEPT`, and computes the rest again.
+  """
 
   config: BlockConfig
   lora: LoraConfig | None = None
+  frugal: bool = False
 
-  @nn.compact
+  def setup(self):
+    """Declares the parameters, which the three parts share out between them."""
+    config = self.config
+    self.norm1 = LayerNorm(epsilon=config.epsilon)
+    self.attention = Attention(config, self.lora)
+    self.norm2 = LayerNorm(epsilon=config.epsilon)
+    self.mlp = Mlp(config.mlp_width, config.activation)
+
   def __call__(
     self, x: jax.Array, factors: LoraFactors | None = None, key: jax.Array | None = None
   ) -> jax.Array:
     """Maps `[B, S, W]` to `[B, S, W]`; `factors` are this block's own."""
-    epsilon = self.config.epsilon
-    attend = Attention(self.config, self.lora, name="attention")
-    x = x + attend(LayerNorm(epsilon=epsilon, name="norm1")(x), factors, key)
-    mlp = Mlp(self.config.mlp_width, self.config.activation, name="mlp")
-    return x + mlp(LayerNorm(epsilon=epsilon, name="norm2")(x))
+    project = lambda block, x, f, k: block.attention.project(block.norm1(x), f, k)
+    attend = lambda block, q, k, v: attention(q, k, v, self.config.heads, self.config.causal)
+    feed = lambda block, x: block.mlp(block.norm2(x))
+    if self.frugal:
+      policy = jax.checkpoint_policies.save_only_these_names(*KEPT)
+      project, attend, feed = (
+        nn.remat(part, policy=policy, prevent_cse=False) for part in (project, attend, feed)
+      )
+    attended = attend(self, *project(self, x, factors, key))
+    x = x + self.attention.merge(attended, factors, key)
+    return x + feed(self, x)
 
 
 def init_blocks(key: jax.Array, config: BlockConfig, depth: int) -> Any:
@@ -218,14 +316,15 @@ def run_blocks(
   stop = depth if stop is None else stop
   adapted = () if factors is None else lora.blocks(depth)
   large = x.size >= LARGE or sharding.is_split(params)
+  keep = jax.checkpoint_policies.save_only_these_names(*KEPT)
 
   def step(x, block):
     block_params, block_factors, number = block
     block_key = None if key is None else fold(key, number)
-    module = Block(config, lora)
+    module = Block(config, lora, frugal=is_adapted and large)
     apply = lambda p, x, f, k: module.apply({"params": sharding.whole(p)}, x, f, k)
-    if is_adapted and large:
-      apply = jax.checkpoint(apply, policy=KEPT, prevent_cse=False)
+    if is_adapted and sharding.is_split(params):
+      apply = jax.checkpoint(apply, policy=keep, prevent_cse=False)
     return apply(block_params, x, block_factors, block_key), None
 
   for is_adapted, run in itertools.groupby(range(start, stop), key=adapted.__contains__):
