@@ -33,6 +33,7 @@ from mdtrap_jax.run import finetune as runner
 from mdtrap_jax.run import parallel as programs_of
 
 LOGIT_SCALE = 100.0
+KERNEL = 2  # times the least that its operations and bytes take: no estimate, a convention
 # Set before jax looks for a chip, by `offline`; a machine with chips needs none of it.
 ENVIRONMENT = {
   "JAX_PLATFORMS": "cpu",
@@ -47,14 +48,15 @@ class Chip(NamedTuple):
   """What a chip, or a core where jax calls that a device, can do at most."""
 
   flop_per_second: float  # of bfloat16 products
+  bytes_per_second: float  # of its memory
   hertz: float  # of the clock that the compiler counts in
 
 
 # Google Cloud's system architecture pages; clocks from the peak and the count of multipliers.
 CHIPS = {
-  "v5e": Chip(197e12, 1.5e9),
-  "v5p": Chip(459e12, 1.75e9),
-  "v6e": Chip(918e12, 1.75e9),
+  "v5e": Chip(197e12, 819e9, 1.5e9),
+  "v5p": Chip(459e12, 2765e9, 1.75e9),
+  "v6e": Chip(918e12, 1640e9, 1.75e9),
 }
 
 
@@ -138,11 +140,12 @@ def model_flops(arguments: argparse.Namespace) -> dict[str, float]:
   }
 
 
-def estimated_cycles(hlo: str) -> int:
+def estimated_cycles(hlo: str, chip: Chip) -> int:
   """Sum of the compiler's `estimated_cycles` over what a program runs.
 
   A loop counts as often as the constant in its condition says, and once where the number of
-  turns is not known, as that of the steps is not.
+  turns is not known, as that of the steps is not. Of a Pallas kernel the compiler knows
+  nothing: it counts as `KERNEL` times what its operations or its bytes take at the least.
   """
   computations: dict[str, list[str]] = {}
   entry, name = "", ""
@@ -169,6 +172,13 @@ def estimated_cycles(hlo: str) -> int:
         cycles += sum(map(cost, re.findall(called, line)))
       if own := re.search(r'"estimated_cycles":"(\d+)"', line):
         cycles += int(own.group(1))
+      elif "tpu_custom_call" in line:
+        flops, moved = (
+          int(re.search(rf'"cost_estimate":\{{[^}}]*"{name}":"?(\d+)', line).group(1))
+          for name in ("flops", "bytes_accessed")
+        )
+        seconds = max(flops / chip.flop_per_second, moved / chip.bytes_per_second)
+        cycles += round(KERNEL * seconds * chip.hertz)
     return cycles
 
   return cost(entry)
@@ -198,20 +208,20 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
   if kind not in CHIPS:
     raise ValueError(f"--topology={arguments.topology}: give one of {sorted(CHIPS)}, as v5e:2x2.")
   flops, report = model_flops(arguments), {}
-  per_cycle = CHIPS[kind].flop_per_second / CHIPS[kind].hertz
+  chip = CHIPS[kind]
   for name, lowered in lower(arguments).items():
     compiled = lowered.compile()
     hlo = compiled.as_text()
     if arguments.dump:
       arguments.dump.mkdir(parents=True, exist_ok=True)
       (arguments.dump / f"{name}.txt").write_text(hlo, encoding="utf-8")
-    cycles = estimated_cycles(hlo)
+    cycles = estimated_cycles(hlo, chip)
     report[name] = {
       "bytes_needed": bytes_needed(compiled),
       "model_flop": flops[name],
       "estimated_cycles": cycles,
-      "estimated_seconds": cycles / CHIPS[kind].hertz,
-      "estimated_share_of_peak": flops[name] / (cycles * per_cycle),
+      "estimated_seconds": cycles / chip.hertz,
+      "estimated_share_of_peak": flops[name] / (cycles / chip.hertz * chip.flop_per_second),
     }
   return {
     "work": {

@@ -1,9 +1,8 @@
 """Attention for a TPU as one kernel: what lies between the products never leaves the chip.
 
 Encoders' sequences are short: all logits of a head fit in a TPU's vector memory, so that no
-running softmax is needed. Queries, keys and values stay as the projections make them,
-`[B, S, W]` with the heads side by side, and nothing is transposed; the backward pass computes
-the weights again from them.
+running softmax is needed. Queries, keys and values stay as one product makes them, side by
+side, and nothing is transposed; the backward pass computes the weights again from them.
 """
 
 from __future__ import annotations
@@ -16,28 +15,26 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-LANES = 128  # of a vector register: blocks of heads are a multiple, or the whole width
-BLOCKS = 6 * 2**20  # bytes of inputs and results that a turn may hold, twice as it prefetches
+LANES = 128  # of a vector register
 SCRATCH = 8  # arrays of one head's logits, float32, that the backward pass may need at once
 VECTOR_MEMORY = 64 * 2**20  # bytes that a kernel may use; the chips have 96 MiB and more
 LEAST = 16 * 2**20  # what the compiler allows without being asked
 
 
-def fits(tokens: int, width: int, heads: int) -> bool:
-  """Whether a head's logits fit in the vector memory: those of all published sizes do."""
-  return _memory(tokens, width, heads) <= VECTOR_MEMORY
+def fits(tokens: int, width: int) -> bool:
+  """Whether an image's queries, keys, values and a head's logits fit in the vector memory."""
+  return _memory(tokens, width) <= VECTOR_MEMORY
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4, 5))
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3, 4))
 def fused_attention(
-  q: jax.Array, k: jax.Array, v: jax.Array, heads: int, causal: bool, interpret: bool
+  qkv: jax.Array, tokens: int, heads: int, causal: bool, interpret: bool
 ) -> jax.Array:
   """Scaled dot-product attention, logits and softmax in float32.
 
   Args:
-    q: `[B, S, W]` bfloat16, the heads side by side.
-    k: `[B, S, W]`.
-    v: `[B, S, W]`.
+    qkv: `[B, S, 3·W]` bfloat16: queries, keys and values beside each other, in each the heads.
+    tokens: how many of the `S` there are; the others fill up the tiles, and their result is 0.
     heads: number of heads; divides `W`.
     causal: a position sees itself and earlier ones only.
     interpret: runs the kernel's operations one by one, on any device.
@@ -45,68 +42,59 @@ def fused_attention(
   Returns:
     `[B, S, W]`.
   """
-  return _call(_forward, (q, k, v), 1, heads, causal, interpret)[0]
+  width = qkv.shape[-1] // 3
+  return _call(_forward, (qkv,), width, tokens, heads, causal, interpret)
 
 
-def _attend(q, k, v, heads, causal, interpret):
-  return fused_attention(q, k, v, heads, causal, interpret), (q, k, v)
+def _attend(qkv, tokens, heads, causal, interpret):
+  return fused_attention(qkv, tokens, heads, causal, interpret), qkv
 
 
-def _attend_back(heads, causal, interpret, residuals, cotangent):
-  return tuple(_call(_backward, (*residuals, cotangent), 3, heads, causal, interpret))
+def _attend_back(tokens, heads, causal, interpret, qkv, cotangent):
+  inputs = (qkv, cotangent)
+  return (_call(_backward, inputs, qkv.shape[-1], tokens, heads, causal, interpret),)
 
 
 fused_attention.defvjp(_attend, _attend_back)
 
 
-def _call(kernel, inputs, results, heads, causal, interpret):
-  """Runs `kernel` for each row and each group of heads."""
-  batch, tokens, width = inputs[0].shape
-  group = _group(tokens, width, heads)
-  block = pl.BlockSpec((1, tokens, width * group // heads), lambda row, part: (row, 0, part))
-  shape = jax.ShapeDtypeStruct(inputs[0].shape, inputs[0].dtype)
+def _call(kernel, inputs, width, tokens, heads, causal, interpret):
+  """Runs `kernel` for each image; the result is `[B, S, width]`."""
+  batch, rows = inputs[0].shape[:2]
+  backward = len(inputs) > 1
+  image = width // 3 if backward else width
+  block = lambda width: pl.BlockSpec((1, rows, width), lambda image: (image, 0, 0))
   return pl.pallas_call(
-    functools.partial(kernel, heads=group, causal=causal),
-    grid=(batch, heads // group),
-    in_specs=[block] * len(inputs),
-    out_specs=[block] * results,
-    out_shape=[shape] * results,
+    functools.partial(kernel, tokens=tokens, heads=heads, causal=causal),
+    grid=(batch,),
+    in_specs=[block(array.shape[-1]) for array in inputs],
+    out_specs=block(width),
+    out_shape=jax.ShapeDtypeStruct((batch, rows, width), inputs[0].dtype),
+    cost_estimate=pl.CostEstimate(
+      flops=2 * (5 if backward else 2) * batch * rows * tokens * image,
+      bytes_accessed=inputs[0].dtype.itemsize * (7 if backward else 4) * batch * rows * image,
+      transcendentals=batch * heads * tokens * tokens,
+    ),
     interpret=interpret,
     compiler_params=pltpu.CompilerParams(
-      dimension_semantics=("parallel", "parallel"),
-      vmem_limit_bytes=max(LEAST, _memory(tokens, width, heads)),
+      dimension_semantics=("parallel",),
+      vmem_limit_bytes=max(LEAST, _memory(rows, image)),
     ),
   )(*inputs)
 
 
-def _group(tokens: int, width: int, heads: int) -> int:
-  """Heads to a turn of the kernel: as many as `BLOCKS` holds, of a width that is allowed."""
-  size = width // heads
-  allowed = [n for n in range(1, heads + 1) if heads % n == 0 and n * size % LANES == 0]
-  return max(
-    (n for n in allowed if _block_bytes(tokens, n * size) <= BLOCKS),
-    default=min(allowed, default=heads),
-  )
-
-
-def _block_bytes(tokens: int, width: int) -> int:
-  """Of the backward pass: four inputs and three results in bfloat16."""
-  return 7 * 2 * tokens * width
-
-
-def _memory(tokens: int, width: int, heads: int) -> int:
+def _memory(tokens: int, width: int) -> int:
   """Vector memory of the backward pass, which needs more, in bytes."""
+  blocks = 7 * 2 * tokens * width  # queries, keys, values, their cotangents and the result's
   logits = 4 * tokens * -(-tokens // LANES) * LANES
-  blocks = _block_bytes(tokens, width * _group(tokens, width, heads) // heads)
-  return 2 * blocks + SCRATCH * logits
+  return 2 * blocks + SCRATCH * logits  # the next image's blocks come while one is computed
 
 
-def _heads(heads: int, *refs):
-  """Of each head its lanes, and its part `[S, head_dim]` of each block."""
-  size = refs[0].shape[-1] // heads
-  for head in range(heads):
-    lanes = slice(head * size, (head + 1) * size)
-    yield lanes, [ref[0, :, lanes] for ref in refs]
+def _head(ref, part, head, heads, tokens, parts=3):
+  """Where one head's part `[S, head_dim]` lies in a block."""
+  size = ref.shape[-1] // (parts * heads)
+  start = (part * heads + head) * size
+  return 0, slice(0, tokens), slice(start, start + size)
 
 
 def _product(a, b, contract: tuple[int, int]):
@@ -124,23 +112,35 @@ def _weights(q, k, causal):
   return weights, weights.sum(-1, keepdims=True)
 
 
-def _forward(q_ref, k_ref, v_ref, out_ref, *, heads, causal):
-  for lanes, (q, k, v) in _heads(heads, q_ref, k_ref, v_ref):
+def _clear(ref, tokens):
+  """Zeros where there are no tokens."""
+  if tokens < ref.shape[1]:
+    ref[0, tokens:] = jnp.zeros((ref.shape[1] - tokens, ref.shape[2]), ref.dtype)
+
+
+def _forward(qkv_ref, out_ref, *, tokens, heads, causal):
+  _clear(out_ref, tokens)
+  for head in range(heads):
+    q, k, v = (qkv_ref[_head(qkv_ref, part, head, heads, tokens)] for part in range(3))
     weights, total = _weights(q, k, causal)
     # The division comes after the product, where there is less to divide.
     out = _product(weights.astype(v.dtype), v, (1, 0)) / total
-    out_ref[0, :, lanes] = out.astype(out_ref.dtype)
+    out_ref[_head(out_ref, 0, head, heads, tokens, parts=1)] = out.astype(out_ref.dtype)
 
 
-def _backward(q_ref, k_ref, v_ref, g_ref, dq_ref, dk_ref, dv_ref, *, heads, causal):
-  scale = 1 / math.sqrt(q_ref.shape[-1] // heads)
-  for lanes, (q, k, v, g) in _heads(heads, q_ref, k_ref, v_ref, g_ref):
+def _backward(qkv_ref, g_ref, back_ref, *, tokens, heads, causal):
+  scale = 1 / math.sqrt(g_ref.shape[-1] // heads)
+  _clear(back_ref, tokens)
+  for head in range(heads):
+    lanes = [_head(qkv_ref, part, head, heads, tokens) for part in range(3)]
+    q, k, v = (qkv_ref[part] for part in lanes)
+    g = g_ref[_head(g_ref, 0, head, heads, tokens, parts=1)]
     weights, total = _weights(q, k, causal)
     weights = weights / total
     back = _product(g, v, (1, 1))
     # The softmax's own derivative: what is common to a row has no effect.
     logits = weights * (back - (weights * back).sum(-1, keepdims=True)) * scale
     logits = logits.astype(q.dtype)
-    dq_ref[0, :, lanes] = _product(logits, k, (1, 0)).astype(q.dtype)
-    dk_ref[0, :, lanes] = _product(logits, q, (0, 0)).astype(q.dtype)
-    dv_ref[0, :, lanes] = _product(weights.astype(g.dtype), g, (0, 0)).astype(q.dtype)
+    back_ref[lanes[0]] = _product(logits, k, (1, 0)).astype(q.dtype)
+    back_ref[lanes[1]] = _product(logits, q, (0, 0)).astype(q.dtype)
+    back_ref[lanes[2]] = _product(weights.astype(g.dtype), g, (0, 0)).astype(q.dtype)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
@@ -128,9 +129,7 @@ def init_factors(key: jax.Array, config: LoraConfig, depth: int, width: int) -> 
   return LoraFactors(a=a, b=jnp.zeros((adapted, projections, config.rank, width)))
 
 
-def keep_masks(
-  keys: jax.Array, shape: tuple[int, int], rate: float, count: int
-) -> list[jax.Array]:
+def keep_masks(keys: jax.Array, shape: tuple[int, int], rate: float, count: int) -> list[jax.Array]:
   """`count` independent masks for each key, `True` with probability `1 - rate`.
 
   A mask is an elementwise function of key and position, two rounds of shifts and
@@ -148,18 +147,15 @@ def keep_masks(
     `count` arrays `[B, S, W] bool`.
   """
   bits = next((b for b in range(1, 17) if (rate * 2**b).is_integer()), 32)
-  first, second = (
-    jax.random.key_data(keys)[:, half].reshape(-1, 1, 1) for half in (0, -1)
-  )
-  # Positions count rows and columns together; each axis is multiplied while it is one.
-  odd = jnp.uint32(0x9E3779B9)
-  row = jnp.arange(shape[0], dtype=jnp.uint32).reshape(1, -1, 1) * (odd * jnp.uint32(shape[1]))
-  column = jnp.arange(shape[1], dtype=jnp.uint32).reshape(1, 1, -1) * odd
+  first, second = (jax.random.key_data(keys)[:, half].reshape(-1, 1, 1) for half in (0, -1))
+  row, column = (jax.lax.broadcasted_iota(jnp.uint32, (1, *shape), axis) for axis in (1, 2))
+  # The position, rows and columns counted together, times an odd number.
+  position = row * jnp.uint32(0x9E3779B9 * shape[1] % 2**32) + column * jnp.uint32(0x9E3779B9)
   masks, per_word = [], 32 // bits
   for mask in range(count):
     used = bits * (mask % per_word)
     if not used:
-      words = _mix((first + row) + column, second + jnp.uint32(mask))
+      words = _mix(position + first, second + jnp.uint32(mask))
     drawn = words << used >> (32 - bits)
     masks.append(drawn >= jnp.uint32(round(rate * 2**bits)))
   return masks
@@ -186,6 +182,74 @@ def lora_deltas(
   Returns:
     `P` arrays `[B, S, d_out]` in the dtype of `x`.
   """
+  lows, b = _low_rank(x, factors, config, key)
+  return [low @ b[p] for p, low in enumerate(lows)]
+
+
+def lora_packed(
+  x: jax.Array,
+  factors: LoraFactors,
+  config: LoraConfig,
+  key: jax.Array | None,
+  columns: Sequence[int],
+  count: int,
+) -> tuple[jax.Array, jax.Array]:
+  """Two factors, whose product is what `lora_deltas` gives, side by side in one array.
+
+  Args:
+    x: `[B, S, d_in]`.
+    factors: one block's factors.
+    config: rank scale, dropout rate.
+    key: as there.
+    columns: of the product's `count` parts, which belongs to each of the `P` projections; the
+      others are 0.
+    count: of parts.
+
+  Returns:
+    `[B, S, P · r]` and `[P · r, count · d_out]`.
+  """
+  lows, b = _low_rank(x, factors, config, key)
+  blocks = jnp.zeros((len(lows), b.shape[1], count, b.shape[2]), b.dtype)
+  for p, column in enumerate(columns):
+    blocks = blocks.at[p, :, column].set(b[p])
+  return jnp.concatenate(lows, -1), blocks.reshape(len(lows) * b.shape[1], -1)
+
+
+@jax.custom_vjp
+def joined_product(x: jax.Array, low: jax.Array, kernel: jax.Array, b: jax.Array) -> jax.Array:
+  """`x @ kernel + low @ b` as one product, so that the sum is never read and written again.
+
+  For a TPU, where that halves the time of the projections. An episode has a copy of the kernel
+  meanwhile, of one block: an eighth of what its activations take there.
+
+  Args:
+    x: `[R, W]`.
+    low: `[R, r]`.
+    kernel: `[W, n]`; its gradient costs nothing where it is not asked for.
+    b: `[r, n]`.
+
+  Returns:
+    `[R, n]`.
+  """
+  return jnp.concatenate([x, low], -1) @ jnp.concatenate([kernel, b])
+
+
+def _joined_forward(x, low, kernel, b):
+  return joined_product(x, low, kernel, b), (x, low, kernel, b)
+
+
+def _joined_backward(residuals, cotangent):
+  x, low, kernel, b = residuals
+  back = cotangent @ jnp.concatenate([kernel, b]).T
+  of_x, of_low = jnp.split(back, [x.shape[-1]], axis=-1)
+  return of_x, of_low, x.T @ cotangent, low.T @ cotangent
+
+
+joined_product.defvjp(_joined_forward, _joined_backward)
+
+
+def _low_rank(x, factors, config, key):
+  """`dropout(x) A` of each projection, `[B, S, r]`, and the scaled `B [P, r, d_out]`."""
   count, scale = factors.a.shape[0], config.multiplier
   dropped = [x] * count
   if key is not None and config.dropout > 0:
@@ -194,4 +258,4 @@ def lora_deltas(
     dropped = [jnp.where(keep, x, jnp.zeros((), x.dtype)) for keep in masks]
     scale /= 1.0 - config.dropout  # of what was kept; on `b`, which is smaller than `x`
   a, b = factors.a.astype(x.dtype), (scale * factors.b).astype(x.dtype)
-  return [checkpoint_name(dropped[p] @ a[p], "low") @ b[p] for p in range(count)]
+  return [checkpoint_name(dropped[p] @ a[p], "low") for p in range(count)], b

@@ -9,17 +9,24 @@ from __future__ import annotations
 import dataclasses
 import functools
 import itertools
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from jax.ad_checkpoint import checkpoint_name
 
-from mdtrap_jax.keys import fold
+from mdtrap_jax.keys import fold, row_keys
 from mdtrap_jax.models import backend, sharding
 from mdtrap_jax.models.fused_attention import fits, fused_attention
-from mdtrap_jax.models.lora import PROJECTIONS, LoraConfig, LoraFactors, lora_deltas
+from mdtrap_jax.models.lora import (
+  PROJECTIONS,
+  LoraConfig,
+  LoraFactors,
+  joined_product,
+  lora_deltas,
+  lora_packed,
+)
 from mdtrap_jax.models.rope import Rope, rotate
 
 # Encoders whose tokens have at least so many elements an episode save memory: blocks run one to
@@ -29,6 +36,7 @@ from mdtrap_jax.models.rope import Rope, rotate
 # between devices, all encoders do: what is put together for a block must not be kept.
 LARGE = 2**20
 KEPT = ("low", "slope", "statistics")
+TILE = 8  # rows of a TPU's tile
 UNROLL = 4  # blocks to a turn of the loop in small encoders
 
 ACTIVATIONS = {
@@ -145,10 +153,7 @@ def attention(q: jax.Array, k: jax.Array, v: jax.Array, heads: int, causal: bool
   Returns:
     `[B, S, W]`.
   """
-  form = backend.attention_form(q.dtype)
-  if form == "kernel" and q.shape == k.shape and fits(*q.shape[1:], heads):
-    return fused_attention(q, k, v, heads, causal, interpret=False)
-  if form != "heads":
+  if backend.attention_form(q.dtype) == "library":
     q, k, v = (t.reshape(*t.shape[:-1], heads, -1) for t in (q, k, v))
     out = jax.nn.dot_product_attention(q, k, v, is_causal=causal)
     return out.reshape(*out.shape[:-2], -1)
@@ -167,27 +172,56 @@ def attention(q: jax.Array, k: jax.Array, v: jax.Array, heads: int, causal: bool
   return jnp.concatenate(out, axis=-1)
 
 
+class Rows(NamedTuple):
+  """How the tokens of all images lie in one matrix; see `backend.packs_rows`."""
+
+  tokens: int  # `S` of an image
+  filled: int  # with what fills up the tiles
+
+  def pack(self, x: jax.Array) -> jax.Array:
+    """`[B, S, W]` to `[B · filled, W]`."""
+    filled = jnp.pad(x, ((0, 0), (0, self.filled - x.shape[1]), (0, 0)))
+    return filled.reshape(-1, x.shape[-1])
+
+  def images(self, x: jax.Array) -> jax.Array:
+    """`[B · filled, W]` to `[B, filled, W]`."""
+    return x.reshape(-1, self.filled, x.shape[-1])
+
+  def unpack(self, x: jax.Array) -> jax.Array:
+    """`[B · filled, W]` to `[B, S, W]`."""
+    return self.images(x)[:, : self.tokens]
+
+
 class Projections(nn.Module):
-  """Queries, keys and values by one kernel `[W, 3, W]`, as the checkpoints have it."""
+  """Queries, keys and values side by side, by one kernel `[W, 3, W]` as checkpoints have it."""
 
   width: int
 
   @nn.compact
-  def __call__(self, x: jax.Array) -> list[jax.Array]:
-    """Maps `[B, S, W]` to three of its shape: an axis of 3 between would ruin a TPU's tiles."""
+  def __call__(self, x: jax.Array, *adapter: jax.Array) -> jax.Array:
+    """Maps `[..., W]` to `[..., 3·W]`: an axis of 3 would ruin a TPU's tiles.
+
+    With the two factors of `lora_packed` their product is part of the result.
+    """
     shape = (x.shape[-1], 3, self.width)
     normal = nn.initializers.lecun_normal(in_axis=0, out_axis=(1, 2))
     kernel = self.param("kernel", normal, shape).astype(x.dtype)
     bias = self.param("bias", nn.initializers.zeros, shape[1:]).astype(x.dtype)
-    bias = bias.reshape(3, *[1] * (x.ndim - 1), self.width)
-    return [x @ kernel[:, part] + bias[part] for part in range(3)]
+    kernel = kernel.reshape(shape[0], -1)
+    product = joined_product(x, adapter[0], kernel, adapter[1]) if adapter else x @ kernel
+    return product + bias.reshape((1,) * (x.ndim - 1) + (-1,))
 
 
 class Attention(nn.Module):
-  """Multi-head self-attention, with LoRA on its four projections."""
+  """Multi-head self-attention, with LoRA on its four projections.
+
+  With `rows` the inputs and results of its three parts are packed, and queries, keys and
+  values are one array.
+  """
 
   config: BlockConfig
   lora: LoraConfig | None = None
+  rows: Rows | None = None
 
   def setup(self):
     """Declares the parameters that `project` and `merge` share out between them."""
@@ -197,17 +231,40 @@ class Attention(nn.Module):
   def project(
     self, x: jax.Array, factors: LoraFactors | None = None, key: jax.Array | None = None
   ) -> list[jax.Array]:
-    """Queries, keys and values of `[B, S, W]`, each of its shape."""
-    projected = self.qkv(x)
+    """Queries, keys and values of `[B, S, W]`, each of its shape; packed, one `[R, 3·W]`."""
+    rope = self.config.rope
     inner = [PROJECTIONS.index(name) for name in self._adapted(factors) if name != "out"]
+    own = jax.tree.map(lambda leaf: leaf[: len(inner)], factors)
+    if self.rows is not None:
+      adapter = ()
+      if inner:
+        low, b = lora_packed(self.rows.images(x), own, self.lora, key, inner, 3)
+        adapter = (low.reshape(len(x), -1), b)
+      qkv = self.qkv(x, *adapter)
+      if rope is not None:
+        turned, value = jnp.split(self.rows.images(qkv), [2 * self.config.width], axis=-1)
+        qkv = jnp.concatenate([rotate(turned, rope), value], -1).reshape(qkv.shape)
+      return [qkv]
+    # The gradient of `split` is one concatenation; that of three slices is a sum of paddings.
+    projected = jnp.split(self.qkv(x), 3, axis=-1)
     if inner:
-      own = jax.tree.map(lambda leaf: leaf[: len(inner)], factors)
       for number, delta in zip(inner, lora_deltas(x, own, self.lora, key), strict=True):
         projected[number] = projected[number] + delta
-    if self.config.rope is not None:
-      for number in (0, 1):
-        projected[number] = rotate(projected[number], self.config.rope, self.config.heads)
+    if rope is not None:
+      projected[:2] = (rotate(part, rope) for part in projected[:2])
     return projected
+
+  def attend(self, *projected: jax.Array) -> jax.Array:
+    """What `project` gave to what the heads see, `[B, S, W]` or packed `[R, W]`."""
+    heads, causal, rows = self.config.heads, self.config.causal, self.rows
+    if rows is None:
+      return attention(*projected, heads, causal)
+    qkv = rows.images(*projected)
+    if qkv.dtype == jnp.bfloat16 and fits(rows.filled, self.config.width):
+      interpret = backend.platform() != "tpu"
+      out = fused_attention(qkv, rows.tokens, heads, causal, interpret)
+      return out.reshape(-1, self.config.width)
+    return rows.pack(attention(*jnp.split(qkv[:, : rows.tokens], 3, axis=-1), heads, causal))
 
   def merge(
     self, x: jax.Array, factors: LoraFactors | None = None, key: jax.Array | None = None
@@ -217,7 +274,8 @@ class Attention(nn.Module):
     if "out" in self._adapted(factors):
       last = jax.tree.map(lambda leaf: leaf[-1:], factors)
       key = None if key is None else fold(key, PROJECTIONS.index("out"))
-      result = result + lora_deltas(x, last, self.lora, key)[0]
+      images = x if self.rows is None else self.rows.images(x)
+      result = result + lora_deltas(images, last, self.lora, key)[0].reshape(result.shape)
     return result
 
   def _adapted(self, factors):
@@ -247,21 +305,22 @@ class Block(nn.Module):
   config: BlockConfig
   lora: LoraConfig | None = None
   frugal: bool = False
+  rows: Rows | None = None
 
   def setup(self):
     """Declares the parameters, which the three parts share out between them."""
     config = self.config
     self.norm1 = LayerNorm(epsilon=config.epsilon)
-    self.attention = Attention(config, self.lora)
+    self.attention = Attention(config, self.lora, self.rows)
     self.norm2 = LayerNorm(epsilon=config.epsilon)
     self.mlp = Mlp(config.mlp_width, config.activation)
 
   def __call__(
     self, x: jax.Array, factors: LoraFactors | None = None, key: jax.Array | None = None
   ) -> jax.Array:
-    """Maps `[B, S, W]` to `[B, S, W]`; `factors` are this block's own."""
+    """Maps `[B, S, W]`, or packed `[R, W]`, to its shape; `factors` are this block's own."""
     project = lambda block, x, f, k: block.attention.project(block.norm1(x), f, k)
-    attend = lambda block, q, k, v: attention(q, k, v, self.config.heads, self.config.causal)
+    attend = lambda block, *projected: block.attention.attend(*projected)
     feed = lambda block, x: block.mlp(block.norm2(x))
     if self.frugal:
       policy = jax.checkpoint_policies.save_only_these_names(*KEPT)
@@ -316,12 +375,17 @@ def run_blocks(
   stop = depth if stop is None else stop
   adapted = () if factors is None else lora.blocks(depth)
   large = x.size >= LARGE or sharding.is_split(params)
+  rows = None
+  if backend.packs_rows():
+    rows = Rows(x.shape[1], -(-x.shape[1] // TILE) * TILE)
+    key = row_keys(key, len(x)) if key is not None and not key.ndim else key
+    x = rows.pack(x)
   keep = jax.checkpoint_policies.save_only_these_names(*KEPT)
 
   def step(x, block):
     block_params, block_factors, number = block
     block_key = None if key is None else fold(key, number)
-    module = Block(config, lora, frugal=is_adapted and large)
+    module = Block(config, lora, frugal=is_adapted and large, rows=rows)
     apply = lambda p, x, f, k: module.apply({"params": sharding.whole(p)}, x, f, k)
     if is_adapted and sharding.is_split(params):
       apply = jax.checkpoint(apply, policy=keep, prevent_cse=False)
@@ -339,7 +403,7 @@ def run_blocks(
       (block_params, block_factors, jnp.asarray(run)),
       unroll=1 if large else min(UNROLL, len(run)),
     )
-  return x
+  return x if rows is None else rows.unpack(x)
 
 
 def _take(tree: Any, start: int, count: int, depth: int) -> Any:
