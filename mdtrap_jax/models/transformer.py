@@ -35,7 +35,7 @@ from mdtrap_jax.models.rope import Rope, rotate
 # Smaller ones, such as the miniature, would become a third slower. Where weights are split
 # between devices, all encoders do: what is put together for a block must not be kept.
 LARGE = 2**20
-KEPT = ("low", "slope", "statistics")
+KEPT = ("projected", "attended", "low", "slope", "statistics")
 TILE = 8  # rows of a TPU's tile
 UNROLL = 4  # blocks to a turn of the loop in small encoders
 
@@ -327,8 +327,9 @@ class Block(nn.Module):
       project, attend, feed = (
         nn.remat(part, policy=policy, prevent_cse=False) for part in (project, attend, feed)
       )
-    attended = attend(self, *project(self, x, factors, key))
-    x = x + self.attention.merge(attended, factors, key)
+    projected = checkpoint_name(project(self, x, factors, key), "projected")
+    x = x + self.attention.merge(attend(self, *projected), factors, key)
+    x = checkpoint_name(x, "attended")
     return x + feed(self, x)
 
 
@@ -374,7 +375,8 @@ def run_blocks(
   depth = jax.tree.leaves(params)[0].shape[0]
   stop = depth if stop is None else stop
   adapted = () if factors is None else lora.blocks(depth)
-  large = x.size >= LARGE or sharding.is_split(params)
+  split = sharding.is_split(params)
+  large = x.size >= LARGE or split
   rows = None
   if backend.packs_rows():
     rows = Rows(x.shape[1], -(-x.shape[1] // TILE) * TILE)
@@ -385,9 +387,9 @@ def run_blocks(
   def step(x, block):
     block_params, block_factors, number = block
     block_key = None if key is None else fold(key, number)
-    module = Block(config, lora, frugal=is_adapted and large, rows=rows)
+    module = Block(config, lora, frugal=is_adapted and large and not split, rows=rows)
     apply = lambda p, x, f, k: module.apply({"params": sharding.whole(p)}, x, f, k)
-    if is_adapted and sharding.is_split(params):
+    if is_adapted and split:
       apply = jax.checkpoint(apply, policy=keep, prevent_cse=False)
     return apply(block_params, x, block_factors, block_key), None
 
