@@ -20,6 +20,7 @@ _PUBLIC = {
   "load_model": "checkpoints:load",
   "make_source": "data.sources",
   "make_term": "objectives",
+  "register_term": "objectives:register",
   "resolve_config": "config:resolve",
   "run_experiment": "experiments:run",
   "save_model": "checkpoints:save",

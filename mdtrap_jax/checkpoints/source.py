@@ -160,10 +160,11 @@ def _open_file(path: Path) -> Checkpoint:
       f"{path}: no known format; weights files end in {', '.join(WEIGHT_SUFFIXES)}."
     )
   longest = max(map(len, arrays), default=0)
-  if not 0 < len(arrays) <= _MOST_ARRAYS or longest > _LONGEST_NAME:
+  printable = all(map(str.isprintable, arrays))
+  if not 0 < len(arrays) <= _MOST_ARRAYS or longest > _LONGEST_NAME or not printable:
     raise UnusableFileError(
-      f"{path}: has {len(arrays)} arrays, the longest name of {longest} characters, which no "
-      "weights have. Download it again."
+      f"{path}: has {len(arrays)} arrays, the longest name of {longest} characters"
+      f"{'' if printable else ', some unprintable'}, which no weights have. Download it again."
     )
   configs = [_fields(path.parent / name) for name in CONFIG_FILES]
   return Checkpoint(arrays, str(path), path.parent, *configs, is_torchscript)

@@ -5,16 +5,13 @@ import functools
 import os
 import pathlib
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 from absl import logging
 
 from mdtrap_jax.data.content import Content, digest_of
 from mdtrap_jax.data.names import nfc, shown
-
-if TYPE_CHECKING:
-  from mdtrap_jax.data.sources import Source
+from mdtrap_jax.data.source import Source
 
 
 class ClassSubset:
@@ -25,7 +22,7 @@ class ClassSubset:
   of its images serves every subset.
   """
 
-  def __init__(self, source: "Source", class_names: Sequence[str]):
+  def __init__(self, source: Source, class_names: Sequence[str]):
     """Keeps `class_names`, in the source's own order."""
     kept = [label for label, name in enumerate(source.class_names) if name in set(class_names)]
     renumbered = np.full(len(source.class_names) + 1, -1, np.int32)  # The last is for -1 itself.
@@ -50,7 +47,7 @@ class ClassSubset:
 class FileSubset(ClassSubset):
   """A source restricted to the files of a list, its images under their original indices."""
 
-  def __init__(self, source: "Source", listing: str, named: frozenset[str]):
+  def __init__(self, source: Source, listing: str, named: frozenset[str]):
     """Keeps the files in `named`, as `source.files` spells them; `listing` is their list."""
     super().__init__(source, source.class_names)
     listed = np.array([name in named for name in source.files], bool)
@@ -67,7 +64,7 @@ class FileSubset(ClassSubset):
     return self._source.content() | self._entry
 
 
-def keep_classes(source: "Source", class_names: Sequence[str]) -> "Source":
+def keep_classes(source: Source, class_names: Sequence[str]) -> Source:
   """Restricts a source to the named classes; no names at all keep it whole.
 
   Raises:
@@ -85,7 +82,7 @@ def keep_classes(source: "Source", class_names: Sequence[str]) -> "Source":
   return ClassSubset(source, [own[nfc(name)] for name in class_names]) if class_names else source
 
 
-def keep_files(source: "Source", listing: str | os.PathLike[str]) -> "Source":
+def keep_files(source: Source, listing: str | os.PathLike[str]) -> Source:
   """Restricts a source to the files of a list: the images that a reference draws from, say.
 
   Args:
@@ -129,10 +126,10 @@ def keep_files(source: "Source", listing: str | os.PathLike[str]) -> "Source":
   return FileSubset(source, os.path.basename(listing), frozenset(named))
 
 
-def describe_classes(source: "Source") -> str:
+def describe_classes(source: Source) -> str:
   """What was understood: the classes with the number of their images, a line each.
 
-  >>> from mdtrap_jax.data.sources import ArraySource
+  >>> from mdtrap_jax.data.array_source import ArraySource
   >>> pixels = np.zeros((3, 2, 2, 3), np.uint8)
   >>> print(describe_classes(ArraySource(pixels, np.array([0, 1, 1]), ["ant", "bee"])))
   arrays: 2 classes, 3 images
@@ -150,8 +147,8 @@ def describe_classes(source: "Source") -> str:
 
 
 def check_feasible(
-  source: "Source", ways: int, shots: int, queries: int, small_classes: str = "error"
-) -> "Source":
+  source: Source, ways: int, shots: int, queries: int, small_classes: str = "error"
+) -> Source:
   """Makes sure that every class can fill an episode and that there are enough classes.
 
   Args:

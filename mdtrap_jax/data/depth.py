@@ -2,10 +2,12 @@
 
 import sys
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
+_BITS, _PLANES = 258, 284  # Tags of TIFF.
 _EXACT = ("PPM", "JPEG2000")  # Formats that say what white is; Pillow scales by it.
 # Pillow keeps the high byte of 16-bit color. Read in the other byte order, it keeps the low one.
 _SWAPPED = {
@@ -16,7 +18,18 @@ _SWAPPED = {
 
 
 def is_deep(image: Image.Image) -> bool:
-  """Whether an image that is not loaded yet has more than 8 bits a channel."""
+  """Whether an image that is not loaded yet has more than 8 bits a channel.
+
+  Raises:
+    ValueError: If it is of a kind that Pillow would take for bytes.
+  """
+  tags = getattr(image, "tag_v2", {})
+  apart = tags.get(_PLANES) == 2 and any(tile.codec_name == "raw" for tile in image.tile)
+  if apart and max(tags.get(_BITS, (8,))) > 8:
+    raise ValueError(
+      "it is an uncompressed TIFF of more than 8 bits with each color in a plane of its own, a "
+      "kind that cannot be read; export it with interleaved colors"
+    )
   deep = any(";16" in _raw_mode(tile) for tile in image.tile)
   return image.mode[0] in "IF" or (image.mode in ("RGB", "RGBA") and deep)
 
@@ -98,12 +111,12 @@ def _loaded(image: Image.Image) -> np.ndarray:
   return np.asarray(image)
 
 
-def _raw_mode(tile: tuple) -> str:
-  arguments = tile[3]
+def _raw_mode(tile: Any) -> str:
+  arguments = tile.args
   return str(arguments if isinstance(arguments, str) else (arguments or ("",))[0])
 
 
-def _low_bytes(tile: tuple) -> tuple:
-  raw, arguments = _raw_mode(tile), tile[3]
+def _low_bytes(tile: Any) -> Any:  # Pillow's named tuple of codec, extents, offset, args.
+  raw, arguments = _raw_mode(tile), tile.args
   low = "RGBA" if raw == "LA;16B" else raw[:-1] + _SWAPPED[raw[-1]]
-  return (*tile[:3], low if isinstance(arguments, str) else (low, *arguments[1:]))
+  return tile._replace(args=low if isinstance(arguments, str) else (low, *arguments[1:]))

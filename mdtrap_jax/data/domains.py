@@ -10,10 +10,12 @@ from typing import Any
 
 import ml_collections
 
+from mdtrap_jax.data.class_selection import keep_classes
 from mdtrap_jax.data.feature_files import read_features
 from mdtrap_jax.data.feature_set import FeatureSet
 from mdtrap_jax.data.meta_dataset import RecordSource
-from mdtrap_jax.data.sources import Source, keep_classes, make_source
+from mdtrap_jax.data.source import Source
+from mdtrap_jax.data.sources import make_source
 from mdtrap_jax.files import check_name
 
 WORLD, META = "world/", "meta/"

@@ -48,7 +48,7 @@ def _read_folder(folder: Path, domain: str, features: str = "features.npy") -> F
   labels = features.replace("features", "labels") if "features" in features else "labels.npy"
   if not (folder / features).is_file():
     raise FileNotFoundError(
-      f"{folder} has no {features}. Set --config.features.path= to something else. {_FORMATS}."
+      f"{folder} has no {features}. Set --config.data.features= to something else. {_FORMATS}."
     )
   if not (folder / labels).is_file():
     raise FileNotFoundError(f"{folder} has {features} but no {labels} beside it.")

@@ -16,7 +16,7 @@ from tqdm import tqdm
 from mdtrap_jax.data import feature_cache, images
 from mdtrap_jax.data.align_corners import resize_align_corners
 from mdtrap_jax.data.feature_set import FeatureSet, check_features
-from mdtrap_jax.data.sources import Source
+from mdtrap_jax.data.source import Source
 
 __all__ = ["Extractor", "FeatureSet", "cached_features"]
 

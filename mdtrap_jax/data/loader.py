@@ -16,7 +16,7 @@ from mdtrap_jax.data import images
 from mdtrap_jax.data.cache import ImageCache
 from mdtrap_jax.data.prompts import Prompts
 from mdtrap_jax.data.sampler import EpisodeIndices, sample_episode
-from mdtrap_jax.data.sources import Source
+from mdtrap_jax.data.source import Source
 from mdtrap_jax.data.task import Loaded, Task, TaskBatch, TaskId
 
 UNREADABLE = ("error", "skip")

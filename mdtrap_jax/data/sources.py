@@ -1,13 +1,11 @@
-"""Where labeled images come from: folders, arrays, and the four target domains by name."""
+"""The sources that a config can name: folders, the four target domains, generated images."""
 
 import difflib
-import functools
-import hashlib
-from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from collections.abc import Callable
+from importlib import import_module
+from typing import Any
 
-import numpy as np
-
+from mdtrap_jax.data.array_source import ArraySource
 from mdtrap_jax.data.class_selection import (
   ClassSubset,
   check_feasible,
@@ -15,13 +13,11 @@ from mdtrap_jax.data.class_selection import (
   keep_classes,
   keep_files,
 )
-from mdtrap_jax.data.content import Content, describe_changes, identity_of
+from mdtrap_jax.data.content import describe_changes
 from mdtrap_jax.data.folder_source import FolderSource
 from mdtrap_jax.data.images import decoding_of
-from mdtrap_jax.data.names import nfc
+from mdtrap_jax.data.source import Source
 from mdtrap_jax.data.tfds_source import TARGETS, TfdsSource
-from mdtrap_jax.world.digits import DigitsSource
-from mdtrap_jax.world.source import WorldSource
 
 __all__ = [
   "SOURCES",
@@ -39,87 +35,9 @@ __all__ = [
 ]
 
 
-class Source(Protocol):
-  """A data set of `n` labeled images, each found by its index."""
-
-  name: str  # For messages.
-  class_names: tuple[str, ...]  # As used in prompts, before the template.
-  labels: np.ndarray  # [n] int32, into class_names; -1 for an image left out.
-  identity: str  # Hex digest of all that decides the pixels; equal data may share a cache.
-
-  def content(self) -> Content:
-    """Number of images and a digest of them for each class, read when first asked for."""
-
-  def image(self, index: int) -> np.ndarray:
-    """Decodes an image, uint8 `[H, W, 3]`; safe to call from many threads."""
-
-  def describe(self, index: int) -> str:
-    """Names an image in messages: its file, or its id in the data set."""
-
-
-class ArraySource:
-  """Images in memory."""
-
-  def __init__(
-    self,
-    images: Sequence[np.ndarray] | np.ndarray,
-    labels: np.ndarray,
-    class_names: Sequence[str],
-  ):
-    """Takes the arrays as they are.
-
-    Args:
-      images: `n` images uint8 `[H, W, 3]`, of equal or of different sizes.
-      labels: Integers `[n]` into `class_names`.
-      class_names: The names in prompts.
-
-    Raises:
-      ValueError: If an image is not uint8 RGB, or labels do not fit the images or the names.
-    """
-    for index, image in enumerate(images):
-      if image.dtype != np.uint8 or image.ndim != 3 or image.shape[-1] != 3:
-        raise ValueError(
-          f"Image {index} is {image.dtype} {list(image.shape)}, not uint8 [H, W, 3] of RGB."
-        )
-    labels = np.asarray(labels)
-    if labels.shape != (len(images),):
-      raise ValueError(f"Labels of shape {labels.shape} for {len(images)} images.")
-    if len(labels) and not 0 <= labels.min() <= labels.max() < len(class_names):
-      raise ValueError(
-        f"Labels go from {labels.min()} to {labels.max()}, but {len(class_names)} class names "
-        f"need 0 to {len(class_names) - 1}."
-      )
-    self.name = "arrays"
-    self.class_names = tuple(nfc(name) for name in class_names)
-    self.labels = labels.astype(np.int32)
-    self._images = images
-
-  @functools.cached_property
-  def identity(self) -> str:
-    """Hex digest of the arrays and the class names."""
-    return identity_of(self.class_names, self.content(), self.labels.tolist())
-
-  def content(self) -> Content:
-    """Number of images and a digest of their pixels for each class."""
-    return dict(self._content)
-
-  @functools.cached_property
-  def _content(self) -> Content:
-    digests = [hashlib.sha256() for _ in self.class_names]
-    for label, image in zip(self.labels, self._images, strict=True):
-      digests[label].update(repr(image.shape).encode())
-      digests[label].update(np.ascontiguousarray(image))
-    counts = np.bincount(self.labels, minlength=len(digests)).tolist()
-    entries = zip(counts, (digest.hexdigest() for digest in digests), strict=True)
-    return dict(zip(self.class_names, entries, strict=True))
-
-  def image(self, index: int) -> np.ndarray:
-    """An image, uint8 `[H, W, 3]`."""
-    return np.asarray(self._images[index])
-
-  def describe(self, index: int) -> str:
-    """The image's place in the arrays."""
-    return f"image {index}"
+def _lazily(name: str) -> Any:
+  """Of the generated world, whose renderer nobody else should wait for."""
+  return getattr(import_module("mdtrap_jax.world"), name)
 
 
 def _folder(config: Any) -> Source:
@@ -131,7 +49,7 @@ def _folder(config: Any) -> Source:
 
 
 def _world(config: Any) -> Source:
-  return WorldSource(config.domain, config.severity, config.images_per_class)
+  return _lazily("WorldSource")(config.domain, config.severity, config.images_per_class)
 
 
 def _target(name: str) -> Callable[[Any], Source]:
@@ -151,7 +69,7 @@ def _target(name: str) -> Callable[[Any], Source]:
 SOURCES: dict[str, Callable[[Any], Source]] = {
   "folder": _folder,
   "world": _world,
-  "digits": lambda config: DigitsSource(),
+  "digits": lambda config: _lazily("DigitsSource")(),
   **{name: _target(name) for name in TARGETS},
 }
 """Makers of sources by the name in a config."""

@@ -1,4 +1,8 @@
-"""The kinds of experiment that a config can name: what each runs, and the table it ends with."""
+"""The kinds of experiment that a config can name: what each runs, and the table it ends with.
+
+Of several processes, each says in its own directories what the run came to; the first alone makes
+the tables and figures.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +15,7 @@ from mdtrap_jax import config as configs
 from mdtrap_jax.experiments import finetune, heads, study
 from mdtrap_jax.report import comparison, summary
 from mdtrap_jax.report import heads as heads_report
+from mdtrap_jax.run import hosts
 from mdtrap_jax.run.loop import run as run_loop
 
 
@@ -21,6 +26,8 @@ def run_finetune(config: ml_collections.ConfigDict, workdir: Path) -> str:
     name: summary.write(directory, finished.rate)
     for name, directory in finished.directories.items()
   }
+  if hosts.index():
+    return ""
   if list(summaries) == [""]:
     return summary.format_summary(summaries[""])
   paths = [directory.path for directory in finished.directories.values()]
@@ -36,9 +43,10 @@ def run_heads(config: ml_collections.ConfigDict, workdir: Path) -> str:
   wanted = {task.episode for group in experiment.groups for task in group.tasks}
   lines = [line for number, line in sorted(directory.finished.items()) if number in wanted]
   extras = heads_report.summarize(lines, config.method)
-  if config.diagnosis.tasks:
+  if config.diagnosis.tasks and hosts.index() == 0:
     extras["diagnosis"] = heads.diagnoses(config, found, directory.folder("figures"))
-  return heads_report.format_table(summary.write(directory, finished.rate, lines, extras))
+  table = heads_report.format_table(summary.write(directory, finished.rate, lines, extras))
+  return "" if hosts.index() else table
 
 
 def run_study(config: ml_collections.ConfigDict, workdir: Path) -> str:
@@ -47,7 +55,7 @@ def run_study(config: ml_collections.ConfigDict, workdir: Path) -> str:
   finished = run_loop(experiment, workdir)
   for directory in finished.directories.values():
     summary.write(directory, finished.rate)
-  return study.tabulate(config, finished.directories, workdir)
+  return "" if hosts.index() else study.tabulate(config, finished.directories, workdir)
 
 
 EXPERIMENTS: dict[str, Callable[[ml_collections.ConfigDict, Path], str]] = {
@@ -59,6 +67,8 @@ EXPERIMENTS: dict[str, Callable[[ml_collections.ConfigDict, Path], str]] = {
 
 def run(config: ml_collections.ConfigDict, workdir: str | Path) -> str:
   """Runs `config.experiment` in `workdir`; returns a table for the terminal.
+
+  Of several processes, the first alone returns one.
 
   Raises:
     ValueError: no such experiment, or what the experiment itself raises.

@@ -18,7 +18,8 @@ from mdtrap_jax.data.cache import ImageCache
 from mdtrap_jax.data.class_selection import check_feasible, describe_classes
 from mdtrap_jax.data.loader import episode_loader, task_batches
 from mdtrap_jax.data.prompts import Prompts, check_distinct, make_prompts
-from mdtrap_jax.data.sources import Source, make_source
+from mdtrap_jax.data.source import Source
+from mdtrap_jax.data.sources import make_source
 from mdtrap_jax.data.task import Task, all_tasks
 from mdtrap_jax.methods.finetune import FineTuning, template_mean
 from mdtrap_jax.models.lora import LoraConfig

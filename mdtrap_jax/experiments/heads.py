@@ -18,7 +18,7 @@ from mdtrap_jax.data.domains import domain_name, open_domain
 from mdtrap_jax.data.feature_set import FeatureSet, feature_content
 from mdtrap_jax.data.features import cached_features
 from mdtrap_jax.data.loader import task_batches
-from mdtrap_jax.data.sources import Source
+from mdtrap_jax.data.source import Source
 from mdtrap_jax.data.task import Loaded, TaskId, all_tasks
 from mdtrap_jax.methods.extractors import (
   Backbone,
@@ -48,7 +48,8 @@ def experiment(config: ml_collections.ConfigDict) -> tuple[Experiment, Mapping[s
   rule = make_rule(config.data)
   domains = {domain_name(entry): open_domain(config, entry) for entry in config.domains}
   for name, data in domains.items():
-    task_data.check_rule(name, data.labels, data.class_names, rule)
+    hierarchy = getattr(data, "hierarchy", None)
+    task_data.check_rule(name, data.labels, data.class_names, rule, hierarchy)
     if isinstance(data, FeatureSet):
       check_kind(data, METHODS[config.method].needs)
   contents = {
@@ -156,7 +157,7 @@ def _prepare(
   """Draws all tasks of a domain, done or not: a resumed run is padded to the same shape."""
   found = features()
   # Once more, as images that cannot be read may have been left out.
-  task_data.check_rule(found.name, found.labels, found.class_names, rule)
+  task_data.check_rule(found.name, found.labels, found.class_names, rule, found.hierarchy)
   drawn = {
     task: task_data.sample_task(
       found.labels, seed=task.seed, number=task.task, rule=rule, hierarchy=found.hierarchy

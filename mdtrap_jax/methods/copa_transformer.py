@@ -66,7 +66,7 @@ def two_transformers() -> Head:
     if len(row.shape) != 3:
       raise ValueError(
         f"features of shape {list(row.shape)}: copa_transformer needs feature maps "
-        "[h, w, D]; store such, or compute them with --config.features.model=resnet18."
+        "[h, w, D]; store such, or compute them with --config.model.name=resnet18."
       )
     if row.shape[-1] % HEADS:
       raise ValueError(

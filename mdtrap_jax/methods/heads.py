@@ -168,7 +168,7 @@ def make_method(
   if definition.needs == "image" and model is None:
     raise ValueError(
       f"{name} tunes adapters inside the ResNet-18 and cannot run on stored "
-      "features; set --config.features.model=resnet18 and its checkpoint."
+      "features; set --config.model.name=resnet18 and its checkpoint."
     )
   settings = definition.settings(Domain(domain, seen, one_shot))
   settings = settings._replace(**{k: v for k, v in overrides.items() if v is not None})

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -206,9 +206,26 @@ def stop_requested() -> str:
   return (_joined.stopped or _joined.lost) if _joined else ""
 
 
-def share(items: Sequence[Item]) -> list[Item]:
-  """The part of the items, such as episodes, that is this process's."""
-  return list(items)[index() :: count()]
+def share(items: Sequence[Item], begun: Collection[Item] = ()) -> list[Item]:
+  """The part of the items, such as episodes, that is this process's.
+
+  What a process has begun stays its own; the others take turns with the rest.
+
+  Args:
+    items: the same in all processes.
+    begun: those of them that this process has begun.
+
+  Raises:
+    PeerError, PreemptedError: as `gather` does.
+  """
+  texts = gather(json.dumps([i for i, item in enumerate(items) if item in begun]))
+  owners: dict[int, int] = {}
+  for process, text in enumerate(texts):
+    for i in json.loads(text):
+      owners.setdefault(i, process)  # an older snapshot may hold what another has begun since
+  rest = [i for i in range(len(items)) if i not in owners]
+  owners |= {i: turn % count() for turn, i in enumerate(rest)}
+  return [item for i, item in enumerate(items) if owners[i] == index()]
 
 
 def own_directory(workdir: Path) -> Path:

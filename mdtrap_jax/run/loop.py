@@ -95,10 +95,10 @@ def run(experiment: Experiment, workdir: str | Path, pace: Pace = PACE) -> Finis
       )
     )
     todo = {group.name: _todo(group, directories) for group in experiment.groups}
-    mine = {name: hosts.share(tasks) for name, tasks in todo.items()}
-    total = sum(len(group.tasks) for group in experiment.groups)
-    left = sum(map(len, todo.values()))
-    progress = stack.enter_context(Progress(directories, total, total - left))
+    mine = {name: _mine(name, tasks, snapshots) for name, tasks in todo.items()}
+    done = sum(len(group.tasks) - len(todo[group.name]) for group in experiment.groups)
+    total = done + sum(map(len, mine.values()))
+    progress = stack.enter_context(Progress(directories, total, done))
     for group in experiment.groups:
       if mine[group.name]:
         ready = group.prepare()
@@ -133,6 +133,12 @@ def _todo(group: Group, directories: Mapping[str, WorkDirectory]) -> list[TaskId
     for task in group.tasks
     if any(task.episode not in directories[name].finished for name in group.runs)
   ]
+
+
+def _mine(name: str, todo: Sequence[TaskId], snapshots: SnapshotDirectory) -> list[TaskId]:
+  """The part of a group's tasks that this process adapts: its snapshot's, and its turns."""
+  held = set(snapshots.held(name))
+  return hosts.share(todo, {task for task in todo if task.episode in held})
 
 
 class _Adapting(NamedTuple):

@@ -13,6 +13,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import os
 import re
 import time
 from collections.abc import Mapping, Sequence
@@ -118,6 +119,15 @@ class SnapshotDirectory:
       return None
     self._check({name: self._config[name] for name in runs or self._config}, config)
     return snapshot
+
+  def held(self, group: str) -> tuple[int, ...]:
+    """The episodes of a group's newest snapshot, by its head alone: it may turn out damaged."""
+    try:
+      with open(claim.open_regular(self._file(group), os.O_RDONLY), "rb") as file:
+        file.readline()
+        return tuple(json.loads(file.readline())["episodes"])
+    except (OSError, ValueError, TypeError, LookupError):
+      return ()
 
   def begin(self) -> None:
     """A new batch begins: nothing of it would be lost yet."""

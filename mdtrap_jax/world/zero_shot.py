@@ -16,7 +16,7 @@ import numpy as np
 from mdtrap_jax import checkpoints
 from mdtrap_jax.data.prompts import DEFAULT_TEMPLATE, make_prompts
 from mdtrap_jax.data.sampler import sample_episode
-from mdtrap_jax.data.sources import Source
+from mdtrap_jax.data.source import Source
 from mdtrap_jax.data.views import normalize
 from mdtrap_jax.models.vlm import Params, VisionLanguageModel
 from mdtrap_jax.statistics import Accuracy, mean_and_ci

@@ -35,7 +35,7 @@ numbers = st.one_of(
   st.none(),
 )
 values = st.recursive(
-  st.one_of(numbers, st.text(max_size=5), st.sampled_from(["F32", "gelu", "BPE", "2", "clip"])),
+  st.one_of(numbers, st.text(max_size=5), st.sampled_from(["F32", "gelu", "BPE", "2", "a\nb"])),
   lambda inner: st.one_of(
     st.lists(inner, max_size=3), st.dictionaries(st.text(max_size=3), inner, max_size=2)
   ),

@@ -167,6 +167,21 @@ def test_links_in_a_circle(tmp_path):
     checkpoints.load(tmp_path / "a")
 
 
+@pytest.mark.parametrize(
+  ("names", "message"),
+  [
+    (["a" * 1001], "longest name of 1001 characters"),
+    (["a\nb", "c"], "some unprintable"),
+    ([], "has 0 arrays"),
+  ],
+)
+def test_names_that_no_array_has(tmp_path, names, message):
+  save_file({name: np.zeros(2, np.float32) for name in names}, tmp_path / "model.safetensors")
+  with pytest.raises(ValueError, match=message) as caught:
+    checkpoints.load(tmp_path)
+  assert "\n" not in str(caught.value)
+
+
 # What models are.
 
 FOREIGN = {

@@ -26,12 +26,15 @@ def png(values: np.ndarray, key: bytes = b"") -> bytes:
   )
 
 
-def tiff(values: np.ndarray, order: str) -> bytes:
-  """An uncompressed TIFF of 16-bit color by hand, [H, W, 3] uint16; order "<" or ">"."""
+def tiff(values: np.ndarray, order: str, deflate: bool = False, planes: int = 1) -> bytes:
+  """A TIFF of 16-bit color by hand, [H, W, 3] uint16; order "<" or ">"."""
   height, width, _ = values.shape
+  strip = values.astype(order + "u2").tobytes()
+  strip = zlib.compress(strip) if deflate else strip
   entries = {
-    256: (3, width), 257: (3, height), 258: (3, (16, 16, 16)), 259: (3, 1), 262: (3, 2),
-    273: (4, 200), 277: (3, 3), 278: (3, height), 279: (4, values.nbytes),
+    256: (3, width), 257: (3, height), 258: (3, (16, 16, 16)), 259: (3, 8 if deflate else 1),
+    262: (3, 2), 273: (4, 200), 277: (3, 3), 278: (3, height), 279: (4, len(strip)),
+    284: (3, planes),
   }  # fmt: skip
   head = struct.pack(order + "2sHIH", b"II" if order == "<" else b"MM", 42, 8, len(entries))
   bits = 10 + 12 * len(entries) + 4
@@ -42,7 +45,7 @@ def tiff(values: np.ndarray, order: str) -> bytes:
       head += struct.pack(order + ("HHIHH" if form == 3 else "HHII"), tag, form, 1, value,
                           *([0] if form == 3 else []))  # fmt: skip
   head += struct.pack(order + "IHHH", 0, 16, 16, 16)
-  return head.ljust(200, b"\0") + values.astype(order + "u2").tobytes()
+  return head.ljust(200, b"\0") + strip
 
 
 def encode(values, kind: str) -> bytes:
@@ -83,11 +86,18 @@ def test_black_is_black_and_says_nothing(caplog):
 
 
 @pytest.mark.parametrize(
-  "encoded", [png(DEEP), tiff(DEEP, "<"), tiff(DEEP, ">")], ids=["png", "little", "big"]
+  "encoded",
+  [png(DEEP), tiff(DEEP, "<"), tiff(DEEP, ">"), tiff(DEEP, "<", True), tiff(DEEP, ">", True)],
+  ids=["png", "little", "big", "little deflated", "big deflated"],
 )
 def test_12_bit_color_in_16_bits(encoded):
   """Pillow alone keeps the high bytes, 0 to 15."""
   np.testing.assert_array_equal(images.decode(encoded, "deep"), expected(DEEP, 4095))
+
+
+def test_planes_that_pillow_reads_wrongly_are_refused():
+  with pytest.raises(images.UnreadableImageError, match="each color in a plane of its own"):
+    images.decode(tiff(DEEP, "<", planes=2), "planes.tif")
 
 
 def test_12_bits_with_alpha():

@@ -203,7 +203,7 @@ def _race(cache, barrier, number):
 
 
 def test_two_processes_never_mix_identity_and_features(tmp_path):
-  context = multiprocessing.get_context("fork")
+  context = multiprocessing.get_context("spawn")
   barrier = context.Barrier(2)
   workers = [context.Process(target=_race, args=(tmp_path, barrier, n)) for n in (1, 2)]
   for worker in workers:

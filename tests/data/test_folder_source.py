@@ -84,7 +84,7 @@ CHANGES = {
     ["class 'cat': other images"],
   ),
   "renamed": (
-    lambda root: (root / "cat/0.png").rename(root / "cat/9.png"),
+    lambda root: (root / "cat/2.png").rename(root / "cat/9.png"),
     ["class 'cat': other images"],
   ),
   "one removed and one added": (

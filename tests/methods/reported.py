@@ -4,13 +4,24 @@ from types import SimpleNamespace
 
 import jax
 import numpy as np
-from mdtrap_jax.run.heads import adapt_and_evaluate
 
 
 def reported(method, params, task) -> SimpleNamespace:
   """`accuracy`, `ncc_accuracy`, `gap_before`, `gap_after` of one task."""
-  run = jax.jit(lambda w, t: adapt_and_evaluate(method, w, t, np.int32(0), np.int32(0)))
-  return SimpleNamespace(**jax.device_get(run(params, task))._asdict())
+
+  def run(params, task):
+    prepared, state = method.prepare(params, task)
+    before = method.baseline(params, prepared, state)
+    state = method.run(params, prepared, state, 0, method.steps) if method.steps else state
+    return before, method.evaluate(params, prepared, state)
+
+  before, after = jax.device_get(jax.jit(run)(params, task))
+  return SimpleNamespace(
+    accuracy=after.accuracy,
+    ncc_accuracy=before.accuracy,
+    gap_before=before.extras["gap"],
+    gap_after=after.extras["gap"],
+  )
 
 
 def by_hand(support, labels, query, query_labels=None, maps=None):

@@ -193,7 +193,7 @@ def test_linear_has_the_derivative_of_a_product():
 def test_bad_methods_are_named():
   with pytest.raises(ValueError, match="copa_tsa"):
     make_method("capo", ways=5)
-  with pytest.raises(ValueError, match="features.model=resnet18"):
+  with pytest.raises(ValueError, match="model.name=resnet18"):
     make_method("copa_tsa", ways=5)
   with pytest.raises(ValueError, match="feature maps"):
     adapt(make_method("copa_transformer", ways=3, steps=1), make_task())

@@ -11,6 +11,7 @@ from mdtrap_jax.data.tasks import Fixed, sample_task
 from mdtrap_jax.methods import gap, ncc
 from mdtrap_jax.methods.ncc import Representations
 from mdtrap_jax.objectives.losses import symmetric_cross_entropy, unit
+from mdtrap_jax.report import figures
 from mdtrap_jax.report.diagnosis import diagnose
 
 
@@ -128,5 +129,5 @@ def test_url_learns_ten_times_slower_on_a_domain_that_its_backbone_has_seen(toy,
 
 
 def test_the_figure_is_written(diagnosis, tmp_path):
-  gap.draw(tmp_path / "figures" / "toy.png", "toy", diagnosis)
-  assert (tmp_path / "figures" / "toy.png").stat().st_size > 10_000
+  figures.plot_gap(tmp_path / "toy.png", "toy", diagnosis)
+  assert (tmp_path / "toy.png").stat().st_size > 10_000

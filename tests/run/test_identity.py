@@ -1,8 +1,5 @@
 """What has changed about a run's images and weights, in words."""
 
-import json
-
-import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -101,14 +98,3 @@ def test_data_are_unknown_without_their_content():
   assert identity.data_of({"name": "birds", "images": 3}) is None
   assert identity.data_of(BASE, "fish") is None
   assert identity.data_of(BASE, "birds") == identity.data_of(BASE)
-
-
-def test_one_digest_for_a_whole_domain():
-  labels = np.array([0, 1, 0, -1, 1])
-  domain = identity.describe(("crow", "gull"), labels, "d")
-  assert [count for count, _ in domain["content"].values()] == [2, 2]
-  assert domain == json.loads(json.dumps(domain))
-  moved = identity.describe(("crow", "gull"), labels[[2, 1, 0, 4, 3]], "d")
-  assert moved["content"]["crow"] == domain["content"]["crow"]
-  assert moved["content"]["gull"] != domain["content"]["gull"]
-  assert identity.describe(("crow", "gull"), labels, "e") != domain

@@ -100,6 +100,20 @@ def test_a_stop_reaches_all_and_ends_who_waits():
   assert everywhere(3, work) == ["SIGTERM at process 1"] * 3
 
 
+def test_who_dies_after_a_stop_is_not_missed():
+  def work(own):
+    if own.index == 1:
+      own.stop("SIGTERM")
+      own._close()  # as at a second signal
+    else:
+      with pytest.raises(PreemptedError):
+        own.gather("")
+      own.leave(20)
+    return own.stopped
+
+  assert everywhere(2, work) == ["SIGTERM at process 1"] * 2
+
+
 def test_who_leaves_first_waits_for_the_others():
   left = []
 

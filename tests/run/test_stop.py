@@ -13,15 +13,14 @@ from mdtrap_jax.run import stop
 from tests.paths import ROOT
 
 
-def send(what, *signals, before=None):
+def send(what, *signals, launcher=()):
   """Exit code, lines of stdout after "ready", stderr of a command that gets these signals."""
   process = subprocess.Popen(
-    [sys.executable, "-m", "tests.run.stopping", what],
+    [*launcher, sys.executable, "-m", "tests.run.stopping", what],
     cwd=ROOT,
     text=True,
     stdout=subprocess.PIPE,
     stderr=subprocess.PIPE,
-    preexec_fn=before,
   )
   try:
     assert process.stdout.readline() == "ready\n"
@@ -70,9 +69,9 @@ def test_a_stop_that_comes_between_two_loops_is_not_lost():
 
 
 def test_under_nohup_sighup_stays_ignored():
-  ignore = lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN)
+  ignoring = ("sh", "-c", 'trap "" HUP; exec "$@"', "sh")
   line = "stopped by SIGTERM; what was finished is kept.\n"
-  assert send("hangup", signal.SIGTERM, before=ignore) == (0, "", line)
+  assert send("hangup", signal.SIGTERM, launcher=ignoring) == (0, "", line)
 
 
 def test_without_a_command_a_second_signal_acts_as_ever():

@@ -8,6 +8,7 @@ import difflib
 import itertools
 import json
 import os
+import re
 import stat
 from collections.abc import Callable, Iterable, Iterator, Mapping, Set
 from pathlib import Path
@@ -21,12 +22,17 @@ BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 
 _POINTER = b"version https://git-lfs.github.com/"
 _MOST_JSON = 2**26  # bytes; the largest published tokenizer has half of that
+_UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
+_LONGEST = 2000  # characters of a message: names in a file may be of any length
 _COMPARED = 1000  # names that a misspelt one is compared with
 _SHOWN = 200  # characters of what a file may make as long as it likes
 
 
 class UnusableFileError(ValueError):
-  """A weights file that cannot be read; the message names the file, the reason, the remedy."""
+  """A file that cannot be read; the message names the file, the reason, the remedy, in a line."""
+
+  def __init__(self, message: str):
+    super().__init__(_UNPRINTABLE.sub("?", message)[:_LONGEST])
 
 
 @contextlib.contextmanager

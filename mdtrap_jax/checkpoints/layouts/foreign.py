@@ -50,7 +50,7 @@ FOREIGN = (
   Foreign("a CoCa, a captioning model", _VIT, (r"(text|multimodal)_decoder\..*",)),
   Foreign(
     "a ResNet without a text encoder",
-    "URL's ResNet-18 is read for heads (features.model=resnet18, its file as "
+    "URL's ResNet-18 is read for heads (model.name=resnet18, its file as "
     "features.checkpoint); all else needs a checkpoint with both encoders.",
     (r"(.*\.)?layer1\.0\.conv1\.weight",),
   ),

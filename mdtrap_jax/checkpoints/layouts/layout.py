@@ -78,7 +78,7 @@ class Checkpoint(NamedTuple):
     if (found := self.config.get("model_type")) != model_type:
       raise ValueError(
         f"{self.source}: its arrays are those of a {model_type} model, but config.json says "
-        f"model_type={found!r}. Give the config.json that belongs to the weights."
+        f"model_type={found!r:.40}. Give the config.json that belongs to the weights."
       )
     return self.config
 
