@@ -14,6 +14,7 @@ from mdtrap_jax.config import ConfigMismatchError
 from mdtrap_jax.experiments import finetune, heads
 from mdtrap_jax.run import loop
 from mdtrap_jax.run.lines import read_episodes
+from mdtrap_jax.run.programs import make_programs, task_mesh
 from mdtrap_jax.run.progress import Progress
 from mdtrap_jax.run.stop import PreemptedError
 from tests.episodes import small_config
@@ -149,4 +150,6 @@ def test_fine_tuning_goes_on_in_a_phase_and_enters_the_next(tmp_path, monkeypatc
   for name in ("run", "undisturbed"):
     loop.run(experiment, tmp_path / name, EVERY)
   assert started == [2, 0]
+  programs = make_programs(ready.method, task_mesh(jax.devices()[:1]), bool(ready.weights))
+  assert [run._cache_size() for run in programs.run.values()] == [1, 1]  # resumed or not
   assert read_episodes(tmp_path / "run") == read_episodes(tmp_path / "undisturbed")
