@@ -171,8 +171,11 @@ def test_heads_go_on_with_one_process_and_with_two_again(arguments, undisturbed,
     0, "stopped by SIGTERM; the same command goes on from here."
   )  # fmt: skip
   assert list((workdir / "snapshots").glob("*.snapshot"))
-  ours, theirs = pair(heads, [workdir])
+  diagnosis = ["--config.diagnosis.tasks=1", "--config.diagnosis.distances=(-1.0, 1.0, 3)"]
+  ours, theirs = pair([*heads, *diagnosis], [workdir])
   assert (ours.code, theirs.code) == (0, 0)
+  assert len(list((workdir / "figures").glob("*.png"))) == 2
+  assert not (workdir / "process-1" / "figures").exists()
   assert lines_of(workdir) == lines_of(workdir / "process-1") == lines_of(undisturbed("heads"))
   assert ("| one " in ours.out, theirs.out) == (True, "")
   assert not list(workdir.rglob("*.snapshot"))
@@ -244,7 +247,7 @@ def test_variants_on_hosts_without_a_shared_disk(arguments, undisturbed, tmp_pat
     )
     for where, workdir in zip(shared(), (here, there), strict=True)
   ]
-  outputs = [process.communicate(timeout=120) for process in processes]
+  outputs = [process.communicate(timeout=240) for process in processes]
   assert [process.returncode for process in processes] == [0, 0], outputs
   assert outputs[0][0].split()[:2] == ["run", "episodes"]
   assert outputs[1][0] == ""

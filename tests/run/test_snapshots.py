@@ -116,6 +116,17 @@ def test_a_changed_step_or_list_of_episodes_is_noticed(tmp_path, directory, old,
   assert directory.restore("vlm svl") is None
 
 
+def test_what_a_snapshot_holds_is_told_by_its_head(tmp_path, directory):
+  assert directory.held("vlm svl") == ()
+  directory.save(snapshot())
+  assert directory.held("vlm svl") == (5, 9)
+  assert directory.held("another") == ()
+  path = only_file(tmp_path)
+  for content in (path.read_bytes()[:100], b"\n{}\n", b"\n[1]\n", b"\n\xff\n", b""):
+    path.write_bytes(content)
+    assert directory.held("vlm svl") == ()
+
+
 def test_groups_do_not_see_each_other(tmp_path, directory):
   directory.save(snapshot("cell/one", fill=1))
   directory.save(snapshot("cell/two", fill=2))
