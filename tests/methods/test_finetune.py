@@ -49,6 +49,19 @@ def adapt_batch(devices, count=COUNT, **overrides):
   return only_variant(jax.device_get((state, programs.evaluate(params, prepared, state))))
 
 
+@functools.cache
+def run_clean(adaptation):
+  """The compiled steps of one episode, with the clean pass."""
+  return jax.jit(functools.partial(adaptation.run, clean=True))
+
+
+@functools.cache
+def one_prepared(number=0, **overrides):
+  """One episode's fixed part and state."""
+  adaptation, params, _, episodes, _ = setup(**overrides)
+  return jax.jit(adaptation.prepare)(params, row(episodes, number))
+
+
 def only_variant(tree):
   """`[E, ...]` from the `[E, P, ...]` of a run without variants, where `P` is 1."""
   return jax.tree.map(lambda leaf: leaf[:, 0], tree)
@@ -155,6 +168,20 @@ def test_a_non_finite_episode_is_frozen_and_the_others_go_on():
   assert evaluation.accuracy[2] == 0.0  # NaN never counts as a hit
   others = np.delete(np.arange(COUNT), 2)
   assert_close(row(state.params, others), row(reference()[0].params, others))
+
+
+def test_a_frozen_episode_does_not_thaw():
+  """A step that would be finite again leaves it as it is."""
+  adaptation, params, _, episodes, _ = setup()
+  prepared, start = one_prepared()
+  step = run_clean(adaptation)
+  before = step(params, prepared, start, 0, 2)
+  nan = prepared._replace(text=jnp.full_like(prepared.text, jnp.nan))
+  frozen = step(params, nan, before, 2, 3)
+  assert STATUS[frozen.status] == "non-finite"
+  later = step(params, prepared, frozen, 3, 5)
+  jax.tree.map(np.testing.assert_array_equal, later, frozen)
+  jax.tree.map(np.testing.assert_array_equal, frozen._replace(status=before.status), before)
 
 
 def test_the_clean_pass_has_dropout_masks_of_its_own():

@@ -18,7 +18,7 @@ from tests.paths import ROOT
 from tests.run import commands
 from tests.run.commands import Signal
 
-KILLS = {"heads": 14, "variants": 4, "study": 2}
+KILLS = {"heads": 16, "variants": 3, "study": 1}
 SEGMENTS = {"heads": 32, "variants": 20, "study": 30}  # of a whole run, one for each step
 LOST = (
   "error: process {} was lost (it or its machine was killed); what it finished is in {}its work "
@@ -52,6 +52,8 @@ def arguments(tmp_path_factory):
     "config.adapt.steps": 5,
     "config.adapt.views": 2,
     "config.objective.ra.weight": 0.0,  # one program less
+    "config.lora.projections": ("q",),
+    "config.lora.position": 0,
   }
   variants = tiny | {"config": "demo", "config.data.name": "digits", "config.episodes": 4}
   study = tiny | {
@@ -256,7 +258,7 @@ def test_variants_on_hosts_without_a_shared_disk(arguments, undisturbed, tmp_pat
 
 def test_a_study_stopped_in_one_process_and_killed(arguments, undisturbed, tmp_path):
   workdir, study, wanted = tmp_path / "run", arguments["study"], lines_of(undisturbed("study"))
-  ours, theirs = pair(study, [workdir], (None, Signal(signal.SIGTERM, 7)))
+  ours, theirs = pair(study, [workdir], (None, Signal(signal.SIGTERM, 3)))
   assert (ours.code, theirs.code) == (0, 0)
   assert ours.error.startswith("stopped by SIGTERM at process 1; ")
   assert theirs.error.startswith("stopped by SIGTERM; the same command")

@@ -61,13 +61,22 @@ def test_what_is_saved_comes_back_in_any_process(tmp_path, monkeypatch, process)
   assert_equal(SnapshotDirectory(tmp_path / "snapshots", CONFIG).restore("vlm svl"), snapshot())
 
 
-def test_rows_of_chosen_episodes(directory):
+@pytest.mark.parametrize(
+  ("episodes", "rows"), [([9], [1, 1, 1]), ([9, 5], [1, 0, 0]), ([5, 9], [0, 1, 1])]
+)
+def test_rows_of_chosen_episodes_in_the_order_asked_for(directory, episodes, rows):
   saved = snapshot()
   directory.save(saved)
-  state, evaluations = directory.restore("vlm svl").rows([9], 2, saved.leaves)
+  state, evaluations = directory.restore("vlm svl").rows(episodes, 3, saved.leaves)
   for leaf, whole in zip(state, saved.leaves, strict=True):
-    np.testing.assert_array_equal(leaf, whole[[1, 1]])
-  np.testing.assert_array_equal(evaluations[2]["cosines"], saved.evaluations[2]["cosines"][[1, 1]])
+    np.testing.assert_array_equal(leaf, whole[rows])
+  for step, kept in saved.evaluations.items():
+    for name, whole in kept.items():
+      np.testing.assert_array_equal(evaluations[step][name], whole[rows])
+
+
+def test_rows_of_another_version(directory):
+  saved = snapshot()
   with pytest.raises(ValueError, match="another version"):
     saved.rows([9], 2, saved.leaves[:1])
 
