@@ -181,6 +181,8 @@ def run(options: argparse.Namespace) -> int:
     return show_config(options)
   if not options.workdir:
     return _end("error: --workdir=DIR is missing: where the run's files go.", USAGE)
+  if "://" in options.workdir:
+    raise ValueError(f"--workdir={options.workdir}: give a folder on a disk of this machine.")
   config = settings.resolve(config_files.load(options.config, options.fields))
 
   import jax
@@ -197,7 +199,7 @@ def run(options: argparse.Namespace) -> int:
   here = hosts.place(
     options.coordinator, options.num_processes, options.process_id, detect=options.distributed
   )
-  workdir = options.workdir if "://" in options.workdir else Path(options.workdir).expanduser()
+  workdir = Path(options.workdir).expanduser()
   with hosts.joined(here):
     table = experiments.run(config, workdir)
     if hosts.index() == 0:

@@ -10,7 +10,7 @@ from typing import Any
 import ml_collections
 
 from mdtrap_jax import files
-from mdtrap_jax.fields import KINDS, complaint, nearest, one_of, real, unknown
+from mdtrap_jax.fields import KINDS, MOST, MOST_TASKS, complaint, nearest, one_of, real, unknown
 
 # How a run is carried out, not what it computes: free to differ when a run is resumed.
 RUNTIME_FIELDS = (
@@ -61,10 +61,13 @@ def resolve(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
   for term, options in config.get("objective", {}).items():
     for field in sorted({"weight", "window"}.difference(options)):
       raise ValueError(f"config.objective.{term}.{field} is absent: a term has weight and window.")
-  if "seeds" in config:
-    _check(known["seed"], "seed", config.seed + config.seeds - 1)  # the last one, too
+  if "seeds" in config and (last := config.seed + config.seeds - 1) > MOST:
+    raise complaint(
+      "seed", config.seed, f"of config.seeds={config.seeds} the last is {last}, beyond {MOST}"
+    )
   _check_variants(config)
   {"finetune": _complete, "pretrain": _check_steps}.get(kind, id)(config)
+  _check_tasks(config)
   config.lock()
   return config
 
@@ -112,12 +115,29 @@ def _complete(config: ml_collections.ConfigDict) -> None:
   """The paper's values of what was left open."""
   if config.adapt.steps is None:
     put(config, "adapt.steps", config.adapt.steps_per_shot * config.data.shots)
+    if config.adapt.steps > MOST:
+      raise complaint(
+        "adapt.steps_per_shot",
+        config.adapt.steps_per_shot,
+        f"of config.data.shots={config.data.shots} these are more than {MOST} steps",
+      )
   if config.episodes is None:
     put(config, "episodes", 800 if config.data.shots == 1 else 400)
   if "svl" in config.objective and config.objective.svl.weight is None:
     put(config, "objective.svl.weight", 0.001 if config.lora.encoder == "text" else 0.1)
   if config.adapt.steps < 5:
     raise complaint("adapt.steps", config.adapt.steps, "an episode needs at least 5 steps")
+
+
+def _check_tasks(config: ml_collections.ConfigDict) -> None:
+  """As many as a machine can list."""
+  count = (config.get("episodes") or 0) * config.get("seeds", 1) * len(config.get("domains", ("",)))
+  if count > MOST_TASKS:
+    raise complaint(
+      "episodes",
+      config.episodes,
+      f"of all seeds and domains these are {count} tasks; a run has {MOST_TASKS} at most",
+    )
 
 
 def _check_variants(config: ml_collections.ConfigDict) -> None:

@@ -20,6 +20,7 @@ from mdtrap_jax import files
 Rule = Callable[[Any], Any]
 
 MOST = 2**31 - 1  # of a count: an int32
+MOST_TASKS = 10_000_000  # of a run, which keeps a list of them
 DTYPES = ("auto", "float32", "bfloat16")
 SMALL_CLASSES = ("error", "drop")
 # What fields were called before; looked at for a field that is unknown.
@@ -117,8 +118,9 @@ def several(rule: Rule, example: str, *, least: int = 0, most: float = math.inf)
 
   def check(value):
     shown = example
-    if isinstance(value, str) and "," in value and example.startswith("('"):
-      shown = "({})".format(",".join(repr(part.strip()) for part in value.split(",")))
+    if isinstance(value, str) and "," in value and example.startswith("('"):  # a shell took the '
+      parts = [part.strip() for part in value.strip("() ").split(",") if part.strip()]
+      shown = "({}{})".format(",".join(map(repr, parts)), "," * (len(parts) == 1))
     if not isinstance(value, list | tuple) or not least <= len(value) <= most:
       raise ValueError(f'must be a tuple, as in "{shown}"')
     return tuple(rule(item) for item in value)
@@ -214,13 +216,13 @@ def _distances(value: Any) -> tuple[float, float, int]:
 NAMES = several(text, "('MEL','NV')")
 COMMON: dict[str, Rule] = {
   "experiment": text,
-  "seed": whole(0, 2**63 - 1),
+  "seed": whole(0, MOST),
   "seeds": _seeds,
   "episodes": optional(whole(1)),
   "episodes_per_device": whole(0),
   "weight_shards": whole(1),
   "data.severity": real(0, 1),
-  "data.images_per_class": whole(1),
+  "data.images_per_class": whole(1, 100_000),
   "data.data_dir": path,
   "data.split": text,
   "data.files": path,
@@ -274,7 +276,6 @@ FINETUNE = COMMON | {
   "optimizer.eps": real(above=0),
 }
 HEADS = COMMON | {
-  "seed": whole(0, MOST),
   "method": owned("methods.heads", "METHODS"),
   "domains": several(_domain, "('isic','eurosat')", least=1),
   "seen": text,
@@ -296,7 +297,7 @@ STUDY = FINETUNE | {
 }
 PRETRAIN: dict[str, Rule] = {
   "experiment": text,
-  "seed": whole(0, 2**63 - 1),
+  "seed": whole(0, MOST),
   **{f"model.{name}": whole(1) for name in (
     "width", "image_depth", "text_depth", "heads", "mlp_width", "embed_dim", "patch_size",
   )},

@@ -39,7 +39,7 @@ def refused(config, **fields):
   ("field", "values", "must"),
   [
     ("experiment", ["tune", None, 5], "choose one of finetune, heads, study, pretrain"),
-    ("seed", [-1, 2**63, 0.5, "a", True, None], "a whole number from 0"),
+    ("seed", [-1, 2**31, 2**40, 2**63, 0.5, "a", True, None], "a whole number from 0"),
     ("seeds", [0, -1, 1.5], "a whole number from 1"),
     ("episodes", [0, -1, 2**31, NAN, "five"], "a whole number from 1"),
     ("episodes_per_device", [-1, 1.0], "a whole number from 0"),
@@ -50,6 +50,7 @@ def refused(config, **fields):
     ("data.threads", [0, 10**6], "a whole number from 1 to 1024"),
     ("data.severity", [-0.1, 1.5, NAN], "a finite number from 0 and up to 1"),
     ("data.classes", ["MEL,NV"], "as in \"('MEL','NV')\""),
+    ("data.classes", ["(MEL,)", "MEL,"], "as in \"('MEL',)\""),
     ("data.classes", [("MEL", "MEL")], "twice"),
     ("data.classes", [(1, 2)], "must be text"),
     ("data.template", ["a photo", (), ("a {}", "b"), 5, (3,)], "{}"),
@@ -60,6 +61,8 @@ def refused(config, **fields):
     ("data.unreadable", ["ignore"], "choose one of error, skip"),
     ("data.small_classes", ["keep"], "choose one of error, drop"),
     ("data.path", [5, None], "must be text"),
+    ("data.images_per_class", [0, 2**31 - 1], "a whole number from 1 to 100000"),
+    ("episodes", [2**31 - 1], "2147483647 tasks; a run has 10000000 at most"),
     ("model.dtype", ["float16"], "choose one of auto, float32, bfloat16"),
     ("model.random_weights", ["yes", 1, None], "true or false"),
     ("model.batch_size", [0], "a whole number from 1"),
@@ -110,6 +113,15 @@ def test_what_cannot_be_right_is_named_as_typed(field, values, must):
 def test_heads_refuse_alike(field, values):
   for value in values:
     assert field in refused(heads(), **{field: value})
+
+
+def test_what_is_too_much_together():
+  message = refused(default.get_config(), **{"adapt.steps_per_shot": 2**30, "data.shots": 2})
+  assert "of config.data.shots=2 these are more than 2147483647 steps" in message
+  message = refused(default.get_config(), seed=2**31 - 3, seeds=4)
+  assert message.startswith("--config.seed=2147483645: of config.seeds=4 the last is 2147483648")
+  message = refused(heads(), seeds=2, episodes=2 * 10**6)
+  assert "these are 16000000 tasks" in message
 
 
 def test_other_kinds_refuse_alike():

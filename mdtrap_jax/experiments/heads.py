@@ -18,6 +18,7 @@ from mdtrap_jax.data.domains import domain_name, open_domain
 from mdtrap_jax.data.feature_set import FeatureSet, feature_content
 from mdtrap_jax.data.features import cached_features
 from mdtrap_jax.data.loader import task_batches
+from mdtrap_jax.data.names import nfc
 from mdtrap_jax.data.source import Source
 from mdtrap_jax.data.task import Loaded, TaskId, all_tasks
 from mdtrap_jax.methods.extractors import (
@@ -26,6 +27,7 @@ from mdtrap_jax.methods.extractors import (
   check_kind,
   load_backbone,
   make_extractor,
+  weights_of,
 )
 from mdtrap_jax.methods.heads import METHODS, make_method, seen_domains
 from mdtrap_jax.report import figures
@@ -74,7 +76,8 @@ def experiment(config: ml_collections.ConfigDict) -> tuple[Experiment, Mapping[s
     if (own := [task for task in tasks if task.domain == name])
   ]
   placing = {"each": config.episodes_per_device}
-  source = {"weights": None, "domains": contents}
+  weights = None if config.data.features else weights_of(config.model)
+  source = {"weights": weights, "domains": contents}
   return Experiment({"": config}, {"": source}, groups, placing), found
 
 
@@ -85,7 +88,7 @@ def check(config: ml_collections.ConfigDict) -> None:
     ValueError: names the field, its value and the remedy.
   """
   names = [domain_name(entry) for entry in config.domains]
-  if not names or len(set(names)) < len(names):
+  if not names or len({_figure(name).casefold() for name in names}) < len(names):
     raise ValueError(f"config.domains={tuple(config.domains)}: give at least one, each once.")
   _seen(config)  # its names too
   needs = METHODS[config.method].needs
@@ -214,6 +217,11 @@ def _by_class(indices: np.ndarray, labels: np.ndarray) -> list[list[int]]:
   return [indices[labels == label].tolist() for label in np.unique(labels)]
 
 
+def _figure(domain: str) -> str:
+  """The file of a domain's figure."""
+  return f"gap_{nfc(domain).replace('/', '-')}.png"
+
+
 def diagnoses(
   config: ml_collections.ConfigDict, found: Mapping[str, Found], folder: Path
 ) -> dict[str, Any]:
@@ -233,5 +241,5 @@ def diagnoses(
     first, last, count = config.diagnosis.distances
     distances = np.linspace(first, last, int(count))
     results[name] = diagnose(features(), drawn, distances, name in _seen(config))
-    figures.plot_gap(folder / f"gap_{name.replace('/', '-')}.png", name, results[name])
+    figures.plot_gap(folder / _figure(name), name, results[name])
   return results

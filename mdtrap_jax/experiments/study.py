@@ -46,7 +46,8 @@ class Cell(NamedTuple):
   @property
   def name(self) -> str:
     """Its subdirectory."""
-    severity = "" if self.severity is None else f"-{self.severity:g}"
+    # All digits: no two severities may share a directory.
+    severity = "" if self.severity is None else f"-{float(self.severity)!r}".removesuffix(".0")
     return f"{self.domain}{severity}/{self.shots}-shot"
 
 

@@ -10,8 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 from absl import logging
 
-from mdtrap_jax import checkpoints, models
-from mdtrap_jax.checkpoints.layouts.resnet import load_resnet18
+from mdtrap_jax import checkpoints, files, models
+from mdtrap_jax.checkpoints.layouts.resnet import find_resnet18, load_resnet18
 from mdtrap_jax.data.feature_set import FeatureSet
 from mdtrap_jax.data.features import Extractor
 from mdtrap_jax.data.views import normalize
@@ -36,6 +36,20 @@ def check_backbone(config: Any) -> None:
       "--config.model.name=resnet18 needs weights: set --config.model.checkpoint= to URL's "
       "model_best.pth.tar, or --config.model.random_weights=true to try things out."
     )
+
+
+def weights_of(config: Any) -> str | None:
+  """Hex digest of the files of `config.model`; `None` where its weights follow from the config.
+
+  Raises:
+    ValueError, OSError: no such model or checkpoint.
+  """
+  check_backbone(config)
+  if config.random_weights:
+    return None
+  if config.name == "resnet18":
+    return files.digest(find_resnet18(config.checkpoint))
+  return checkpoints.fingerprint(config.name)
 
 
 def load_backbone(config: Any, seed: int) -> Backbone:

@@ -68,6 +68,8 @@ def read_object(path: str | Path) -> dict[str, Any]:
     OSError: it cannot be read.
     ValueError: it holds something else.
   """
+  if Path(path).exists() and not Path(path).is_file():  # a pipe would never end
+    raise OSError(f"{path} is no plain file: restore or remove it.")
   return parse_object(Path(path).read_bytes(), path)
 
 

@@ -109,7 +109,8 @@ class SnapshotDirectory:
     """
     path = self._file(group)
     try:
-      config, snapshot = _unpack(path.read_bytes() if not path.is_symlink() else b"")
+      with open(claim.open_regular(path, os.O_RDONLY), "rb") as file:
+        config, snapshot = _unpack(file.read())
       if snapshot.group != group:
         raise ValueError(f"of {snapshot.group!r}")
     except FileNotFoundError:

@@ -8,12 +8,14 @@ import pytest
 from PIL import Image
 
 from configs import copa
+from mdtrap_jax import config as settings
 from mdtrap_jax.data.domains import domain_name, open_domain
 from mdtrap_jax.data.sampler import sample_episode
 from mdtrap_jax.experiments import heads
 from mdtrap_jax.methods.extractors import Backbone
 from mdtrap_jax.models.resnet import ResNet18
 from mdtrap_jax.report import comparison
+from mdtrap_jax.run import identity
 from mdtrap_jax.run.lines import read_episodes, read_object
 from tests import decoys
 from tests.data.test_meta_dataset import write_records
@@ -51,6 +53,25 @@ def write_folder(root):
       shade = np.full((20, 18, 3), 60 * copy + 20 * (label == "b"), np.uint8)
       Image.fromarray(shade).save(root / label / f"{copy}.png")
   return root
+
+
+def test_replaced_weights_are_told(tmp_path):
+  weights = tmp_path / "model_best.pth.tar"
+  folder = write_folder(tmp_path / "photos")
+  config = make_config(domains=(f"mine={folder}",), **{"model.checkpoint": str(weights)})
+  sources = []
+  for content in (b"some", b"others"):
+    weights.write_bytes(content)
+    sources.append(heads.experiment(settings.resolve(config))[0].sources[""])
+  assert sources[0]["domains"] == sources[1]["domains"]
+  (change,) = identity.source_changes(sources[1], sources[0])
+  assert change.startswith("the weights were replaced")
+
+
+def test_domains_whose_figures_would_be_one_file_are_refused(tmp_path):
+  for entries in (("world/radar", f"world-radar={tmp_path}"), (f"a={tmp_path}", f"A={tmp_path}")):
+    with pytest.raises(ValueError, match="each once"):
+      heads.check(make_config(domains=entries, **{"model.random_weights": True}))
 
 
 def test_names_of_entries():

@@ -83,6 +83,12 @@ def test_the_grid():
   assert windows == [(0, 3), (1, 4), (2, 5)]
 
 
+def test_no_two_severities_share_a_directory():
+  near = [study.Cell("satellite", severity, 1).name for severity in (0.3, 0.3000001, 1.0, 0.0)]
+  assert near == ["satellite-0.3/1-shot", "satellite-0.3000001/1-shot", "satellite-1/1-shot",
+                  "satellite-0/1-shot"]  # fmt: skip
+
+
 def test_a_mistake_in_any_cell_shows_at_once(tmp_path):
   with pytest.raises(ValueError, match="sattelite"):
     experiments.run(small_study(domains=("satellite", "sattelite")), tmp_path)

@@ -1,6 +1,7 @@
 """Lines of `episodes.jsonl` that are episodes, and those that are not."""
 
 import json
+import os
 
 import pytest
 from hypothesis import given, settings
@@ -91,3 +92,9 @@ def test_whatever_a_line_holds_it_is_an_episode_or_one_message(row):
 def test_no_run_there(tmp_path):
   with pytest.raises(FileNotFoundError, match="is .* the --workdir of a run"):
     lines.read_episodes(tmp_path)
+
+
+def test_a_pipe_is_not_waited_for(tmp_path):
+  os.mkfifo(tmp_path / "config.json")
+  with pytest.raises(OSError, match=r"config\.json is no plain file"):
+    lines.read_object(tmp_path / "config.json")

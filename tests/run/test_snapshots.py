@@ -200,6 +200,14 @@ def test_a_link_in_the_place_of_a_snapshot_is_replaced(tmp_path, directory):
   assert_equal(directory.restore("vlm svl"), snapshot())
 
 
+def test_a_pipe_in_the_place_of_a_snapshot_is_not_waited_for(tmp_path, directory):
+  directory.save(snapshot())
+  path = only_file(tmp_path)
+  path.unlink()
+  os.mkfifo(path)
+  assert directory.restore("vlm svl") is None
+
+
 def test_a_foreign_directory_or_a_link_is_refused(tmp_path):
   theirs = decoys.plant(tmp_path / "theirs")
   (tmp_path / "link").symlink_to(theirs)

@@ -79,15 +79,25 @@ def load_resnet18(source: str | Path, *, dtype: Any = jnp.float32) -> tuple[ResN
     FileNotFoundError: no such file.
     ValueError: the file cannot be read, or its arrays do not fit; all are named.
   """
+  path = find_resnet18(source)
+  if path.suffix == ".safetensors":
+    return from_torchvision(open_safetensors(path), dtype=dtype, source=str(path))
+  return from_torchvision(open_torch(path).arrays, dtype=dtype, source=str(path))
+
+
+def find_resnet18(source: str | Path) -> Path:
+  """The checkpoint file.
+
+  Raises:
+    FileNotFoundError: there is none.
+  """
   path = Path(source).expanduser()
   if not path.is_file():
     raise FileNotFoundError(
       f"{path}: no such file. Give the ResNet-18 checkpoint of the URL repository "
       "(its weights/…/model_best.pth.tar)."
     )
-  if path.suffix == ".safetensors":
-    return from_torchvision(open_safetensors(path), dtype=dtype, source=str(path))
-  return from_torchvision(open_torch(path).arrays, dtype=dtype, source=str(path))
+  return path
 
 
 def from_torchvision(
