@@ -14,10 +14,12 @@ import pytest
 from PIL import Image
 
 from mdtrap_jax import experiments
+from mdtrap_jax.__main__ import main
 from mdtrap_jax.run.lines import read_episodes
 from tests.episodes import QUERIES, SHOTS, STEPS, WAYS, run_finetune, small_config
 from tests.paths import ROOT
 
+KILLED = 20  # episodes of the run that is killed after the third
 CONTRACT = {
   "episode",
   "seed",
@@ -95,10 +97,10 @@ def test_running_again_does_nothing_and_more_episodes_continue(folder, finished,
   workdir = tmp_path / "copy"
   shutil.copytree(finished[0], workdir)
   before = (workdir / "episodes.jsonl").read_bytes()
-  again = run(folder, workdir, episodes_per_device=2)
+  again = run(folder, workdir, 1, episodes_per_device=2)
   assert (workdir / "episodes.jsonl").read_bytes() == before
   assert again["episodes_per_second"] == finished[1]["episodes_per_second"]
-  run(folder, workdir, episodes=6, episodes_per_device=1)
+  run(folder, workdir, 1, episodes=6, episodes_per_device=2)
   after = (workdir / "episodes.jsonl").read_bytes()
   assert after.startswith(before)
   assert len(read_episodes(workdir)) == 6
@@ -111,7 +113,7 @@ def test_losing_lines_reproduces_them(folder, finished, tmp_path):
   path = workdir / "episodes.jsonl"
   lines = path.read_bytes().splitlines(keepends=True)
   path.write_bytes(lines[0] + lines[3] + lines[2][:40])
-  run(folder, workdir, episodes_per_device=1)
+  run(folder, workdir, 1, episodes_per_device=2)  # in other pairs than before
   assert_same(read_episodes(workdir), read_episodes(finished[0]))
 
 
@@ -126,7 +128,8 @@ def assert_same(ours, theirs):
 
 
 def test_a_non_finite_episode_is_reported(folder, tmp_path):
-  summary = run(folder, tmp_path, optimizer__learning_rate=1e30, episodes=2)
+  only_vlm = {"objective__svl__weight": 0.0, "objective__ra__weight": 0.0, "adapt__views": 1}
+  summary = run(folder, tmp_path, 1, optimizer__learning_rate=1e30, episodes=2, **only_vlm)
   rows = read_episodes(tmp_path)
   assert [row["status"] for row in rows] == ["non-finite"] * 2
   assert [row["accuracy"] for row in rows] == [None] * 2
@@ -169,9 +172,10 @@ def command(folder, workdir, *extra):
     "--config.model.random_weights=true",
     "--config.data.ways=3",
     "--config.data.queries=4",
-    "--config.episodes=40",
+    f"--config.episodes={KILLED}",
     "--config.episodes_per_device=1",
     "--config.adapt.steps=5",
+    "--config.adapt.views=2",
     *extra[1:],
   ]
 
@@ -198,7 +202,7 @@ def test_a_killed_run_resumes(folder, tmp_path):
   process.wait()
   kept = path.read_bytes()
   kept = kept[: kept.rfind(b"\n") + 1]
-  assert 3 <= kept.count(b"\n") < 40
+  assert 3 <= kept.count(b"\n") < KILLED
   done = subprocess.run(
     command(folder, tmp_path),
     cwd=ROOT,
@@ -208,9 +212,9 @@ def test_a_killed_run_resumes(folder, tmp_path):
     check=True,
   )
   assert path.read_bytes().startswith(kept)
-  assert [row["episode"] for row in read_episodes(tmp_path)] == list(range(40))
+  assert [row["episode"] for row in read_episodes(tmp_path)] == list(range(KILLED))
   assert "adapted accuracy" in done.stdout
-  assert "40/40 episodes" in done.stderr
+  assert f"{KILLED}/{KILLED} episodes" in done.stderr
 
 
 @pytest.mark.parametrize(
@@ -227,17 +231,12 @@ def test_a_killed_run_resumes(folder, tmp_path):
     (["", "--config.adapt.batch_size=5"], "batch_size=5: ra compares all views"),
   ],
 )
-def test_wrong_input_is_one_message_before_any_work(folder, tmp_path, extra, message):
-  done = subprocess.run(
-    command(folder, tmp_path / "run", *extra),
-    cwd=ROOT,
-    env=environment(),
-    capture_output=True,
-    text=True,
-    check=False,
-  )
-  assert done.returncode == 1
-  assert "Traceback" not in done.stderr
-  lines = [line for line in done.stderr.splitlines() if "random weights" not in line]
+def test_wrong_input_is_one_message_before_any_work(folder, tmp_path, capsys, extra, message):
+  """As `main.py` says it; the one above ran it as a program."""
+  _, _, *arguments = command(folder, tmp_path / "run", *extra)
+  assert main(["run", *arguments]) == 1
+  error = capsys.readouterr().err
+  assert "Traceback" not in error
+  lines = [line for line in error.splitlines() if "random weights" not in line]
   assert len(lines) == 1
-  assert re.search(message, done.stderr)
+  assert re.search(message, error)

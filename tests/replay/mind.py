@@ -30,8 +30,8 @@ def replay(path: Path) -> list[Check]:
   )
   ways, shots = recorded["images_8x8"].shape[1], int(recorded["cfg/shot"])
   token_ids = jnp.asarray(recorded["token_ids"])
-  text = adaptation.model.encode_text(params, token_ids)
-  prepared, _ = adaptation.prepare_images(
+  text = jax.jit(adaptation.model.encode_text)(params, token_ids)
+  prepared, _ = jax.jit(adaptation.prepare_images)(
     params,
     views,
     query,
@@ -41,6 +41,8 @@ def replay(path: Path) -> list[Check]:
     token_ids=token_ids,
     text=text,
   )
+  evaluate = jax.jit(adaptation.evaluate)
+  logits = jax.jit(functools.partial(_logits, adaptation))
   state = adaptation.init(_factors(recorded, "lora_init", adaptation.lora.encoders))
 
   steps = phases[-1].stop
@@ -51,9 +53,9 @@ def replay(path: Path) -> list[Check]:
     run = jax.jit(functools.partial(adaptation.run, clean=phase.clean))
     for t in range(phase.start, phase.stop):
       if t == 0:
-        checks.append(_logits(adaptation, params, prepared, state, recorded, "step0"))
+        checks.append(_logits_check(logits(params, prepared, state), recorded, "step0"))
       if t == steps - 1:
-        checks.append(_logits(adaptation, params, prepared, state, recorded, "last"))
+        checks.append(_logits_check(logits(params, prepared, state), recorded, "last"))
       state = run(params, prepared, state, t, t + 1)
       for name in terms:
         term = state.opt_state[name]
@@ -64,7 +66,7 @@ def replay(path: Path) -> list[Check]:
       if t == 0:
         checks.append(_factor_check(state.params, recorded, "lora_step1"))
       if t + 1 in chain.evaluation_marks(steps):
-        accuracies.append(adaptation.evaluate(params, prepared, state))
+        accuracies.append(evaluate(params, prepared, state))
 
   for ours, theirs in (("vlm", "loss_vlm"), ("svl", "loss_ad"), ("ra", "loss_ra")):
     checks.append(_loss_check(theirs, losses[ours], recorded[theirs]))
@@ -172,15 +174,19 @@ def _factor_check(factors, recorded, stage):
   return Check(stage, max(errors), TOLERANCE)
 
 
-def _logits(adaptation, params, prepared, state, recorded, when):
-  """Logits of all views before a step."""
+def _logits(adaptation, params, prepared, state):
+  """Of all views."""
   model = adaptation.model
   image = model.encode_image_tokens(params, prepared.tokens, adaptation.lora, state.params)
   text = prepared.text
   if "text" in state.params:
     text = model.encode_text(params, prepared.token_ids, adaptation.lora, state.params)
   unit = lambda x: x / jnp.linalg.norm(x, axis=-1, keepdims=True)
-  logits = LOGIT_SCALE * unit(image) @ unit(text).T
+  return LOGIT_SCALE * unit(image) @ unit(text).T
+
+
+def _logits_check(logits, recorded, when):
+  """Before a step, relative to the largest."""
   name = f"vlm_logits_{when}"
   return Check(name, _absolute(logits, recorded[name]) / np.abs(recorded[name]).max(), TOLERANCE)
 
