@@ -49,8 +49,8 @@ def enabled_terms(config: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str
   for name, options in config.items():
     if name not in TERMS:
       raise ValueError(
-        f"objective.{name}: no such term; choose from {sorted(TERMS)}, or add "
-        "yours to mdtrap_jax.objectives.terms.TERMS."
+        f"objective.{name}: no such term; choose from {sorted(TERMS)}, or "
+        "make yours known by mdtrap_jax.register_term."
       )
     window = tuple(options["window"])
     if (

@@ -240,6 +240,7 @@ class Term(NamedTuple):
   all_views: bool = False  # all N views in every step, so that no batches of them can be drawn
 
 
+_PAPERS = ("vlm", "visual", "svl", "ra", "symmetric")
 _TERMS: dict[str, Term] = {}
 TERMS: Mapping[str, Term] = MappingProxyType(_TERMS)  # in the order of registration; read only
 
@@ -253,6 +254,8 @@ def register(
 ) -> None:
   """Makes a term known by name, for `config.objective.NAME`.
 
+  A term of one's own may be registered again, as when a notebook's cell runs twice.
+
   Args:
     name: of the term.
     make: `(context, weight, **options)` to a transform, such as `make_term` returns.
@@ -260,11 +263,12 @@ def register(
     all_views: whether it needs all views in every step.
 
   Raises:
-    ValueError: the name is another term's.
+    ValueError: the name is that of a term of the papers.
   """
   term = Term(make, clean, all_views)
-  if _TERMS.setdefault(name, term) != term:
+  if name in _PAPERS and _TERMS.get(name, term) != term:
     raise ValueError(f"there is a term {name!r} already: register yours under another name.")
+  _TERMS[name] = term
 
 
 register("vlm", add_cross_entropy)

@@ -284,3 +284,15 @@ def test_relations_are_aligned_to_the_texts_alone_once_the_past_has_faded():
     )
     expected = share * before + (1 - share) * text
     np.testing.assert_allclose(after["ra"].memory.target, expected, atol=1e-6)
+
+
+def test_names_of_the_papers_terms_stay_theirs():
+  make = lambda context, weight: terms.make_term("mine", None, weight, 0, 1)
+  with pytest.raises(ValueError, match="there is a term 'ra' already"):
+    terms.register("ra", make)
+  for _ in range(2):  # a notebook's cell may run twice
+    terms.register("of_a_test", lambda context, weight: make(context, weight))
+  assert TERMS["of_a_test"].clean is False
+  with pytest.raises(TypeError, match="does not support item assignment"):
+    TERMS["ra"] = make
+  terms._TERMS.pop("of_a_test")
