@@ -4,6 +4,8 @@ import difflib
 import functools
 import hashlib
 from collections.abc import Callable, Sequence
+from importlib import import_module
+from types import ModuleType
 from typing import Any, Protocol
 
 import numpy as np
@@ -20,8 +22,6 @@ from mdtrap_jax.data.folder_source import FolderSource
 from mdtrap_jax.data.images import decoding_of
 from mdtrap_jax.data.names import nfc
 from mdtrap_jax.data.tfds_source import TARGETS, TfdsSource
-from mdtrap_jax.world.digits import DigitsSource
-from mdtrap_jax.world.source import WorldSource
 
 __all__ = [
   "SOURCES",
@@ -130,8 +130,18 @@ def _folder(config: Any) -> Source:
   return FolderSource(config.path, getattr(config, "class_names", ()), decoding_of(config))
 
 
+def _generated() -> ModuleType:
+  """Found by name when it is asked for: it stands on this package, and loads a renderer."""
+  return import_module("mdtrap_jax.world")
+
+
 def _world(config: Any) -> Source:
-  return WorldSource(config.domain, config.severity, config.images_per_class)
+  return _generated().WorldSource(config.domain, config.severity, config.images_per_class)
+
+
+def _digits(config: Any) -> Source:
+  del config
+  return _generated().DigitsSource()
 
 
 def _target(name: str) -> Callable[[Any], Source]:
@@ -151,7 +161,7 @@ def _target(name: str) -> Callable[[Any], Source]:
 SOURCES: dict[str, Callable[[Any], Source]] = {
   "folder": _folder,
   "world": _world,
-  "digits": lambda config: DigitsSource(),
+  "digits": _digits,
   **{name: _target(name) for name in TARGETS},
 }
 """Makers of sources by the name in a config."""
