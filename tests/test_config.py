@@ -119,7 +119,7 @@ def test_fields_of_heads_that_do_not_go_together():
 
 
 def test_other_kinds_refuse_alike():
-  assert "multiple of config.segment=20" in refused(miniature.get_config(), steps=30)
+  assert "whole number from 1" in refused(miniature.get_config(), batch_size=0)
   assert "below config.steps=20" in refused(miniature.get_config(), steps=20, warmup_steps=20)
   assert "model.activation" in refused(miniature.get_config(), **{"model.activation": "relu6"})
   assert "study.shots" in refused(study.get_config(), **{"study.shots": (0,)})
