@@ -1,6 +1,6 @@
 """Pretraining of the packaged miniature, about 35 minutes on two CPU cores.
 
-`python -m mdtrap_jax pretrain --config=configs/miniature.py --workdir=runs/miniature`.
+`mdtrap pretrain --workdir=runs/miniature`.
 """
 
 from ml_collections import ConfigDict
@@ -12,7 +12,6 @@ def get_config():
   config.seed = 0  # of the start, and of the images and captions of each step
   config.steps = 3000  # of training
   config.batch_size = 128  # pairs of image and caption in a step, each drawn afresh
-  config.segment = 20  # steps in one compiled call, after which progress is shown
 
   config.model = model = ConfigDict()
   model.width = 128  # of both encoders
@@ -34,5 +33,4 @@ def get_config():
 
   config.evaluate_every = 500  # steps between zero-shot evaluations on held-out scenes
   config.evaluate_episodes = 200  # of each evaluation
-  config.checkpoint_every = 200  # steps, multiples of `segment`
   return config

@@ -24,7 +24,6 @@ RUNTIME_FIELDS = (
   "adapt.chunk",
   "diagnosis.tasks",
   "diagnosis.distances",
-  "checkpoint_every",
 )
 
 
@@ -165,14 +164,7 @@ def _check_variants(config: ml_collections.ConfigDict) -> None:
 
 
 def _check_steps(config: ml_collections.ConfigDict) -> None:
-  """What the numbers of steps of pretraining must be to each other."""
-  for field in ("steps", "evaluate_every", "checkpoint_every"):
-    if config[field] % config.segment:
-      raise complaint(
-        field,
-        config[field],
-        f"must be a multiple of config.segment={config.segment}, the steps of one compiled call",
-      )
+  """The warm-up of pretraining must end before the training does."""
   if config.warmup_steps >= config.steps:
     raise complaint(
       "warmup_steps", config.warmup_steps, f"must be below config.steps={config.steps}"

@@ -303,7 +303,7 @@ PRETRAIN: dict[str, Rule] = {
   )},
   "model.activation": owned("models.transformer", "ACTIVATIONS"),
   **{name: whole(1) for name in (
-    "steps", "batch_size", "segment", "evaluate_every", "evaluate_episodes", "checkpoint_every",
+    "steps", "batch_size", "evaluate_every", "evaluate_episodes",
   )},
   "warmup_steps": whole(0),
   "learning_rate": real(above=0),

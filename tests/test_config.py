@@ -125,7 +125,7 @@ def test_what_is_too_much_together():
 
 
 def test_other_kinds_refuse_alike():
-  assert "multiple of config.segment=20" in refused(miniature.get_config(), steps=30)
+  assert "whole number from 1" in refused(miniature.get_config(), batch_size=0)
   assert "below config.steps=20" in refused(miniature.get_config(), steps=20, warmup_steps=20)
   assert "model.activation" in refused(miniature.get_config(), **{"model.activation": "relu6"})
   assert "study.shots" in refused(study.get_config(), **{"study.shots": (0,)})

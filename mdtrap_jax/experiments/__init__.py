@@ -12,7 +12,7 @@ from pathlib import Path
 import ml_collections
 
 from mdtrap_jax import config as configs
-from mdtrap_jax.experiments import finetune, heads, study
+from mdtrap_jax.experiments import finetune, heads, pretrain, study
 from mdtrap_jax.report import comparison, summary
 from mdtrap_jax.report import heads as heads_report
 from mdtrap_jax.run import hosts
@@ -58,9 +58,17 @@ def run_study(config: ml_collections.ConfigDict, workdir: Path) -> str:
   return "" if hosts.index() else study.tabulate(config, finished.directories, workdir)
 
 
+def run_pretrain(config: ml_collections.ConfigDict, workdir: Path) -> str:
+  """Pretrains the miniature; `checkpoints.load` reads what is then in `DIR/model`."""
+  finished = run_loop(pretrain.experiment(config, workdir), workdir)
+  rate = summary.write(finished.directories[""], finished.rate)["episodes_per_second"]
+  return pretrain.tabulate(config, workdir, rate) if hosts.index() == 0 else ""
+
+
 EXPERIMENTS: dict[str, Callable[[ml_collections.ConfigDict, Path], str]] = {
   "finetune": run_finetune,
   "heads": run_heads,
+  "pretrain": run_pretrain,
   "study": run_study,
 }
 

@@ -9,7 +9,7 @@ import ml_collections
 import numpy as np
 
 from mdtrap_jax.data.task import Task, TaskBatch, TaskId
-from mdtrap_jax.methods.method import Method
+from mdtrap_jax.methods.method import AdaptState, Evaluation, Method
 
 
 class Ready(NamedTuple):
@@ -20,6 +20,9 @@ class Ready(NamedTuple):
   weights: Mapping[str, np.ndarray]  # {term: [P]} of the variants; empty where there is one
   task: Task  # one task's shapes, `jax.ShapeDtypeStruct` leaves
   batches: Callable[[Sequence[TaskId], int], Iterator[TaskBatch]]  # (tasks, size)
+  # (step, state, evaluations) of a batch after each segment; says a few words for the bar, may
+  # keep what is trained after the last step, before the batch counts as finished, and may raise
+  watch: Callable[[int, AdaptState, Mapping[int, Evaluation]], str] | None = None
 
 
 class Group(NamedTuple):

@@ -196,7 +196,8 @@ class _Adapting(NamedTuple):
   def _after_segment(self, batch, method, asked, step, done, state, evaluations) -> None:
     """Reports, saves where the batch is, and stops the run if that was asked for."""
     rows = len(batch.ids)
-    self.progress.stepped(rows, done / method.steps)
+    note = self.ready.watch(step, state, evaluations) if self.ready.watch else ""
+    self.progress.stepped(rows, done / method.steps, note)
     if asked.name or self.snapshots.due():
       leaves, kept = jax.tree.map(
         lambda leaf: np.asarray(leaf)[:rows],

@@ -109,11 +109,11 @@ class Progress:
     # The shares add up to the total but for rounding, which tqdm would warn of.
     self._bar.update(min(tasks * share, self._bar.total - self._bar.n))
 
-  def stepped(self, tasks: int, share: float) -> None:
-    """Moves the bar: so many tasks have done a further share of their steps."""
+  def stepped(self, tasks: int, share: float, note: str = "") -> None:
+    """Moves the bar: so many tasks have done a further share of their steps; `note` is shown."""
     self._moved += tasks * share
     self.skipped(tasks, share)
-    self._describe()
+    self._describe(note)
 
   def finished(self, outcome: Any, tasks: int) -> None:
     """Logs a batch whose lines are written; its first `tasks` rows are real.
@@ -140,8 +140,8 @@ class Progress:
       self._events[name].write(scalars, len(finished))
     self._describe()
 
-  def _describe(self) -> None:
-    parts = [f"{self._done}/{self._total} episodes"]
+  def _describe(self, note: str = "") -> None:
+    parts = [f"{self._done}/{self._total} episodes", *filter(None, [note])]
     failed = 0
     for name in self._names:
       finished = self._directories[name].finished

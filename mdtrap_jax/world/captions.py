@@ -8,30 +8,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from mdtrap_jax.models.families.miniature import CONTEXT_LENGTH, VOCABULARY
 from mdtrap_jax.world import scenes
 
-CONTEXT_LENGTH = 16
-PAD, START, UNKNOWN, END = "<pad>", "<start>", "<unk>", "<end>"
+PAD, START, END = "<pad>", "<start>", "<end>"
 _PREFIXES = (("a", "photo", "of", "a"), ("a", "picture", "of", "a"), ("a",), ())
 _PREFIX_WEIGHTS = (0.6, 0.15, 0.15, 0.1)
 TEMPLATES = len(_PREFIXES)
 
 # Probability that a caption names an attribute; without a shape it says "object".
 KEEP = dict(size=0.4, texture=0.7, color=0.7, shape=0.9, background=0.6)
-
-
-def _unique(words: list[str]) -> tuple[str, ...]:
-  return tuple(dict.fromkeys(words))
-
-
-# <end> has the largest id, since the text tower pools where the id is largest.
-VOCABULARY: tuple[str, ...] = _unique([
-  PAD, START, UNKNOWN,
-  *(word for prefix in _PREFIXES for word in prefix),
-  "object", "digit", "on", "background",
-  *scenes.SIZES[1:], *scenes.TEXTURES, *scenes.COLORS, *scenes.SHAPES, *scenes.BACKGROUNDS,
-  END,
-])  # fmt: skip
 _ID = {word: index for index, word in enumerate(VOCABULARY)}
 
 

@@ -1,54 +1,141 @@
-"""Pretrains the miniature on generated scenes: `python -m mdtrap_jax.world.pretrain --config=…`.
+"""Pretraining of the miniature on generated scenes, as a method of one task.
 
-The same command again resumes a killed run from its last checkpoint and ends with the same
-weights, since the batch of a step follows from the seed and the step's number alone. The
-result is `DIR/model`, which `checkpoints.load` reads, and `DIR/metrics.json`.
+The batch of a step follows from the seed and the step's number alone. The task's queries are
+held-out scenes; they are classified as few-shot episodes are before adaptation, zero-shot.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import functools
-import json
-import sys
-import time
-from pathlib import Path
+import math
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import ml_collections
-import numpy as np
 import optax
-import orbax.checkpoint as ocp
-from absl import app, flags, logging
-from ml_collections import config_flags
-from tqdm import tqdm
 
-from mdtrap_jax import checkpoints, models
+from mdtrap_jax.data.task import Task
 from mdtrap_jax.data.views import normalize
-from mdtrap_jax.models.families import miniature
+from mdtrap_jax.methods.method import AdaptState, Evaluation, Work
 from mdtrap_jax.models.image_stem import ImageStem
 from mdtrap_jax.models.text_stem import TextStem
 from mdtrap_jax.models.transformer import run_blocks
 from mdtrap_jax.models.vlm import Params, VisionLanguageModel
-from mdtrap_jax.world import VOCABULARY, WorldSource, sample_batch, zero_shot
+from mdtrap_jax.objectives.chain import Phase
+from mdtrap_jax.objectives.losses import unit
+from mdtrap_jax.world import VOCABULARY, sample_batch, zero_shot
 from mdtrap_jax.world.scenes import BACKGROUNDS, COLORS, SHAPES, SIZES, TEXTURES
 
-
-class TrainState(NamedTuple):
-  """All that a step changes."""
-
-  step: jax.Array  # [] int32, steps done
-  params: Params  # float32
-  opt_state: Any
+CPU_COPIES = 32  # of an encoder's activations: more than a step ever needed on a CPU
 
 
 class Metrics(NamedTuple):
-  """Of one step."""
+  """Of one step, or of all steps, `[T]`."""
 
   loss: jax.Array  # [] float32
   accuracy: jax.Array  # [] float32, how often the own caption (and image) scores highest
+
+
+@dataclasses.dataclass(frozen=True, eq=False)  # compiled programs are kept by identity
+class Pretraining:
+  """The static description of a pretraining; its methods are pure.
+
+  It starts from nothing: the methods' `params` are empty, and what is trained is the whole model.
+  `AdaptState.opt_state` is `{"optimizer": …, "curve": Metrics [T]}`, 0 for steps to come.
+
+  Attributes:
+    model: what is trained.
+    tx: the optimizer.
+    steps: `T`.
+    marks: steps after which the held-out scenes are classified.
+    batch_size: pairs of image and caption in a step.
+    seed: of the start, and of the pairs of each step.
+    max_scale: of the learned logit scale.
+    episodes: into the task's queries.
+    sample: draws the pairs of a step, as `world.sample_batch` does.
+  """
+
+  model: VisionLanguageModel
+  tx: optax.GradientTransformation
+  steps: int
+  marks: tuple[int, ...]
+  batch_size: int
+  seed: int
+  max_scale: float
+  episodes: zero_shot.Episodes
+  sample: Callable[[jax.Array, int], tuple[jax.Array, jax.Array]] = sample_batch
+
+  baseline = None  # the untrained model is the evaluation before the first step
+
+  @property
+  def phases(self) -> tuple[Phase, ...]:
+    """All steps are alike."""
+    return (Phase(0, self.steps, False),)
+
+  def needed(self, params: Any, shards: int = 1) -> Any:
+    """Nothing: see `Pretraining`."""
+    return params
+
+  def prepare(self, params: Any, task: Task) -> tuple[Task, AdaptState]:
+    """The held-out scenes as they are, and the untrained model.
+
+    Args:
+      params: empty.
+      task: `query` `[Q, S, S, 3] uint8`, and `token_ids` `[C, L]` of all their classes' prompts.
+    """
+    params = self.model.init(jax.random.fold_in(jax.random.key(self.seed), 2**31))
+    # Without weak types, so that the first segment's program serves the others.
+    params = jax.tree.map(lambda leaf: jnp.asarray(leaf, leaf.dtype), params)
+    curve = Metrics(jnp.zeros(self.steps), jnp.zeros(self.steps))
+    opt_state = {"optimizer": self.tx.init(params), "curve": curve}
+    return task, AdaptState(params, opt_state, jnp.zeros((), jnp.int32))
+
+  def run(
+    self, params: Any, prepared: Task, state: AdaptState, start: Any, stop: Any, *, clean: bool
+  ) -> AdaptState:
+    """Steps `start … stop-1`, rendering included; see `methods.method.Method`."""
+    return jax.lax.fori_loop(start, stop, self.step, state)
+
+  def step(self, step: jax.Array, state: AdaptState) -> AdaptState:
+    """One step: draw pairs, contrast them, update; a loss that is not finite sets the status."""
+    key = jax.random.fold_in(jax.random.key(self.seed), step)
+    images, ids = self.sample(key, self.batch_size)
+
+    def loss(params):
+      image, text = encode(self.model, params, images, ids)
+      scale = self.model.logit_scale(params)
+      metrics = contrastive_loss(image, text, caption_facts(ids), scale)
+      return metrics.loss, metrics
+
+    gradient, metrics = jax.grad(loss, has_aux=True)(state.params)
+    updates, optimizer = self.tx.update(gradient, state.opt_state["optimizer"], state.params)
+    params = optax.apply_updates(state.params, updates)
+    params["logit_scale"] = jnp.minimum(params["logit_scale"], math.log(self.max_scale))
+    curve = jax.tree.map(lambda all, one: all.at[step].set(one), state.opt_state["curve"], metrics)
+    status = jnp.where(jnp.isfinite(metrics.loss), state.status, 1)
+    return AdaptState(params, {"optimizer": optimizer, "curve": curve}, status)
+
+  def evaluate(self, params: Any, prepared: Task, state: AdaptState) -> Evaluation:
+    """Zero-shot accuracy, the mean over the episodes."""
+    image = zero_shot.encode_image(self.model, state.params, prepared.query)
+    text = unit(self.model.encode_text(state.params, prepared.token_ids))
+    scores = zero_shot.scores(image @ text.T, self.episodes)  # [E, C, Q, C]
+    correct = jnp.argmax(scores, axis=-1) == jnp.arange(scores.shape[1])[None, :, None]
+    return Evaluation(jnp.mean(correct), scores.reshape(-1, scores.shape[-1]), {})
+
+  def work(self, params: Any, task: Task, variants: int) -> Work:
+    """See `methods.method.Work`: the activations of a step or of an evaluation."""
+    rows = max(self.batch_size, task.query.shape[0])
+    encoders = (self.model.image.tokens, self.model.image), (
+      self.model.text.context_length, self.model.text,
+    )  # fmt: skip
+    size = sum(4 * rows * tokens * encoder.width * encoder.depth for tokens, encoder in encoders)
+    return Work(each=1, size=CPU_COPIES * size, alone=True)
+
+  def smaller(self, task: Task) -> None:
+    """There is no such thing."""
 
 
 def caption_facts(ids: jax.Array) -> jax.Array:
@@ -118,223 +205,25 @@ def encode(
   stem, variables = TextStem(model.text), {"params": params["text"]["stem"]}
   tokens = blocks(params["text"], model.text, stem.apply(variables, ids, method="embed"))
   text = stem.apply(variables, tokens, ids, method="pool")
-  unit = lambda x: x / jnp.linalg.norm(x, axis=-1, keepdims=True)
   return unit(image), unit(text)
 
 
-def make_optimizer(config: ml_collections.ConfigDict) -> optax.GradientTransformation:
+def make_optimizer(
+  *,
+  steps: int,
+  learning_rate: float,
+  warmup_steps: int,
+  weight_decay: float,
+  b1: float,
+  b2: float,
+  clip_norm: float,
+) -> optax.GradientTransformation:
   """AdamW with clipped gradients, warm-up and cosine; only matrices decay."""
-  schedule = optax.warmup_cosine_decay_schedule(
-    0.0, config.learning_rate, config.warmup_steps, config.steps
-  )
+  schedule = optax.warmup_cosine_decay_schedule(0.0, learning_rate, warmup_steps, steps)
   is_matrix = functools.partial(
     jax.tree_util.tree_map_with_path, lambda path, _: path[-1].key == "kernel"
   )
   return optax.chain(
-    optax.clip_by_global_norm(config.clip_norm),
-    optax.adamw(schedule, config.b1, config.b2, weight_decay=config.weight_decay, mask=is_matrix),
+    optax.clip_by_global_norm(clip_norm),
+    optax.adamw(schedule, b1, b2, weight_decay=weight_decay, mask=is_matrix),
   )
-
-
-def init_state(
-  model: VisionLanguageModel, tx: optax.GradientTransformation, seed: int
-) -> TrainState:
-  """The state before the first step."""
-
-  @jax.jit
-  def init():
-    params = model.init(jax.random.fold_in(jax.random.key(seed), 2**31))
-    # Without weak types, so that the first segment's program serves the others.
-    params = jax.tree.map(lambda leaf: jnp.asarray(leaf, leaf.dtype), params)
-    return TrainState(jnp.int32(0), params, tx.init(params))
-
-  return init()
-
-
-def make_segment(
-  model: VisionLanguageModel,
-  tx: optax.GradientTransformation,
-  config: ml_collections.ConfigDict,
-):
-  """The compiled program of `config.segment` steps, rendering included.
-
-  Returns:
-    `TrainState` to the next one and the segment's mean `Metrics`.
-  """
-  root, most = jax.random.key(config.seed), float(np.log(config.max_scale))
-
-  def loss(params, images, ids):
-    image, text = encode(model, params, images, ids)
-    metrics = contrastive_loss(image, text, caption_facts(ids), model.logit_scale(params))
-    return metrics.loss, metrics
-
-  def step(state, _):
-    images, ids = sample_batch(jax.random.fold_in(root, state.step), config.batch_size)
-    gradient, metrics = jax.grad(loss, has_aux=True)(state.params, images, ids)
-    updates, opt_state = tx.update(gradient, state.opt_state, state.params)
-    params = optax.apply_updates(state.params, updates)
-    params["logit_scale"] = jnp.minimum(params["logit_scale"], most)
-    return TrainState(state.step + 1, params, opt_state), metrics
-
-  @functools.partial(jax.jit, donate_argnums=0)
-  def segment(state):
-    state, metrics = jax.lax.scan(step, state, length=config.segment)
-    return state, jax.tree.map(jnp.mean, metrics)
-
-  return segment
-
-
-def make_model(config: ml_collections.ConfigDict) -> VisionLanguageModel:
-  """The untrained miniature of the config's size."""
-  model = models.build(miniature.specification(**config.model))
-  return dataclasses.replace(model, name="miniature", tokenize=miniature.tokenizer())
-
-
-def check(config: ml_collections.ConfigDict) -> None:
-  """Raises ValueError unless the numbers of steps fit together."""
-  for field in ("steps", "batch_size", "segment", "evaluate_every", "checkpoint_every"):
-    if config[field] < 1:
-      raise ValueError(f"config.{field}={config[field]} must be at least 1.")
-  for field in ("steps", "evaluate_every", "checkpoint_every"):
-    if config[field] % config.segment:
-      raise ValueError(
-        f"config.{field}={config[field]} must be a multiple of config.segment="
-        f"{config.segment}, the steps of one compiled call."
-      )
-  if config.warmup_steps >= config.steps:
-    raise ValueError(
-      f"config.warmup_steps={config.warmup_steps} must be below config.steps={config.steps}."
-    )
-
-
-def run(config: ml_collections.ConfigDict, workdir: str | Path) -> dict[str, Any]:
-  """Trains, or goes on training, and exports.
-
-  Args:
-    config: from configs/miniature.py.
-    workdir: of checkpoints, metrics and the exported model; made, or resumed.
-
-  Returns:
-    The contents of `metrics.json`.
-
-  Raises:
-    ValueError: a config that cannot be right, or a directory of another config.
-  """
-  check(config)
-  workdir = Path(workdir).resolve()
-  workdir.mkdir(parents=True, exist_ok=True)
-  _claim(workdir / "config.json", config)
-  model, tx = make_model(config), make_optimizer(config)
-  state = init_state(model, tx, config.seed)
-  options = ocp.CheckpointManagerOptions(max_to_keep=1, enable_async_checkpointing=False)
-  with ocp.CheckpointManager(workdir / "checkpoints", options=options) as manager:
-    history: list[dict[str, float]] = []
-    if (last := manager.latest_step()) is not None:
-      restored = manager.restore(
-        last,
-        args=ocp.args.Composite(
-          state=ocp.args.StandardRestore(state), history=ocp.args.JsonRestore()
-        ),
-      )
-      state, history = restored["state"], restored["history"]
-    state = _train(config, model, tx, state, history, manager)
-  checkpoints.save(workdir / "model", model, state.params, dtype=jnp.float16)
-  metrics = {
-    "steps": config.steps,
-    "images": config.steps * config.batch_size,
-    "seconds": sum(line["seconds"] for line in history),
-    "jax": jax.__version__,
-    "device": jax.devices()[0].device_kind,
-    "history": history,
-  }
-  (workdir / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")
-  return metrics
-
-
-def _train(config, model, tx, state, history, manager) -> TrainState:
-  """Runs the remaining segments; appends to `history` and saves as the config says."""
-  segment = make_segment(model, tx, config)
-  held_out = WorldSource("source", images_per_class=4)
-  done = int(state.step)
-  bar = tqdm(
-    total=config.steps,
-    initial=done,
-    unit="step",
-    dynamic_ncols=True,
-    smoothing=0.1,
-    bar_format="{percentage:3.0f}%|{bar}| {desc} [{elapsed}<{remaining}]",
-  )
-  with bar:
-    while done < config.steps:
-      started = time.monotonic()
-      state, metrics = jax.block_until_ready(segment(state))
-      seconds = time.monotonic() - started
-      done += config.segment
-      line = {
-        "step": done,
-        "loss": float(metrics.loss),
-        "accuracy": float(metrics.accuracy),
-        "seconds": seconds,
-      }
-      if done % config.evaluate_every == 0 or done == config.steps:
-        accuracy = zero_shot.evaluate(
-          model, state.params, held_out, episodes=config.evaluate_episodes, queries=3
-        )
-        line["zero_shot"] = accuracy.mean
-        bar.write(f"step {done}: loss {line['loss']:.3f}, zero-shot {accuracy}")
-      history.append(line)
-      rate = config.segment * config.batch_size / seconds
-      bar.set_description_str(
-        f"step {done}/{config.steps}, loss {line['loss']:.3f}, "
-        f"accuracy {line['accuracy']:.1%}, {rate:.0f} images/s",
-        refresh=False,
-      )
-      bar.update(config.segment)
-      if not np.isfinite(line["loss"]):
-        raise ValueError(
-          f"The loss is {line['loss']} at step {done}; lower config.learning_rate="
-          f"{config.learning_rate} and start in another directory."
-        )
-      if done % config.checkpoint_every == 0 or done == config.steps:
-        manager.save(
-          done,
-          args=ocp.args.Composite(
-            state=ocp.args.StandardSave(state), history=ocp.args.JsonSave(history)
-          ),
-        )
-  return state
-
-
-def _claim(path: Path, config: ml_collections.ConfigDict) -> None:
-  """Writes the config, or checks that it is the one that the directory was made with."""
-  ours = json.loads(config.to_json())
-  if not path.exists():
-    path.write_text(json.dumps(ours, indent=2) + "\n")
-  elif (theirs := json.loads(path.read_text())) != ours:
-    fields = sorted(key for key in ours.keys() | theirs.keys() if ours.get(key) != theirs.get(key))
-    raise ValueError(
-      f"{path.parent} holds a run of another config, which differs in {', '.join(fields)}: "
-      "give another --workdir."
-    )
-
-
-def main(argv: list[str]) -> None:
-  """Runs the command line."""
-  if len(argv) > 1:
-    raise app.UsageError(f"unexpected argument {argv[1]!r}: fields are set as --config.NAME=….")
-  logging.set_verbosity(logging.WARNING)
-  try:
-    metrics = run(flags.FLAGS.config, flags.FLAGS.workdir)
-  except (ValueError, OSError) as error:
-    sys.exit(f"error: {error}")
-  accuracy = metrics["history"][-1]["zero_shot"]
-  print(
-    f"zero-shot accuracy on held-out source scenes {accuracy:.1%}; written to {flags.FLAGS.workdir}"
-  )
-
-
-if __name__ == "__main__":
-  config_flags.DEFINE_config_file("config", None, "configs/miniature.py", lock_config=True)
-  flags.DEFINE_string("workdir", None, "Directory of the run's files; made, or resumed.")
-  flags.mark_flags_as_required(["config", "workdir"])
-  app.run(main)

@@ -13,10 +13,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from mdtrap_jax.models.families.miniature import IMAGE_SIZE
 from mdtrap_jax.world import atlas as atlas_lib
 from mdtrap_jax.world import scenes
 
-SIZE = 48  # Side of an image in pixels.
+SIZE = IMAGE_SIZE  # Side of an image in pixels.
 HALF = SIZE / 2  # Pixels in a unit length.
 _GROUND_TILE = 2.7  # Length of a background tile, a little more than an image width.
 

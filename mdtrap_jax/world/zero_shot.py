@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import functools
 import json
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from mdtrap_jax import checkpoints
@@ -19,6 +18,7 @@ from mdtrap_jax.data.sampler import sample_episode
 from mdtrap_jax.data.source import Source
 from mdtrap_jax.data.views import normalize
 from mdtrap_jax.models.vlm import Params, VisionLanguageModel
+from mdtrap_jax.objectives.losses import unit
 from mdtrap_jax.statistics import Accuracy, mean_and_ci
 from mdtrap_jax.world import LOOKS, DigitsSource, WorldSource
 
@@ -26,17 +26,45 @@ SEVERITIES = (0.0, 0.25, 0.5, 0.75, 1.0)
 BATCH = 256  # images encoded at once
 
 
-@functools.partial(jax.jit, static_argnames="model")
-def _encode_image(model, params, images):
+class Episodes(NamedTuple):
+  """`E` drawn episodes, indices into one source."""
+
+  classes: np.ndarray  # [E, C]
+  query: np.ndarray  # [E, C, Q] of images
+
+
+def draw(labels: np.ndarray, *, episodes: int, ways: int, queries: int, seed: int) -> Episodes:
+  """The first episodes that few-shot adaptation with one shot draws, without their support.
+
+  Raises:
+    ValueError: a class has fewer than `queries` + 1 images, or there are fewer than `ways`.
+  """
+  drawn = [
+    sample_episode(labels, seed=seed, episode=number, ways=ways, shots=1, queries=queries)
+    for number in range(episodes)
+  ]
+  return Episodes(np.stack([e.classes for e in drawn]), np.stack([e.query for e in drawn]))
+
+
+def scores(table: jax.Array, episodes: Episodes) -> jax.Array:
+  """Cosines of every episode's queries with its classes, `[E, C, Q, C]`.
+
+  Args:
+    table: `[n, classes]`, of all images with all classes.
+    episodes: drawn from them.
+  """
+  return table[episodes.query[..., None], episodes.classes[:, None, None, :]]
+
+
+def encode_image(model: VisionLanguageModel, params: Params, images: jax.Array) -> jax.Array:
   """Unit-norm embeddings `[B, D]` of uint8 images."""
-  embeddings = model.encode_image(params, normalize(images, model.image_mean, model.image_std))
-  return embeddings / jnp.linalg.norm(embeddings, axis=-1, keepdims=True)
+  return unit(model.encode_image(params, normalize(images, model.image_mean, model.image_std)))
 
 
-@functools.partial(jax.jit, static_argnames="model")
-def _encode_text(model, params, ids):
-  embeddings = model.encode_text(params, ids)
-  return embeddings / jnp.linalg.norm(embeddings, axis=-1, keepdims=True)
+_encode_image = jax.jit(encode_image, static_argnums=0)
+_encode_text = jax.jit(
+  lambda model, params, ids: unit(model.encode_text(params, ids)), static_argnums=0
+)
 
 
 def cosines(
@@ -86,15 +114,9 @@ def evaluate(
   Returns:
     Mean over episodes with its 95 % interval.
   """
-  table = cosines(model, params, source, template)
-  accuracies = []
-  for number in range(episodes):
-    episode = sample_episode(
-      source.labels, seed=seed, episode=number, ways=ways, shots=1, queries=queries
-    )
-    scores = table[episode.query][..., episode.classes]  # [C, Q, C]
-    accuracies.append(np.mean(np.argmax(scores, axis=-1) == np.arange(ways)[:, None]))
-  return mean_and_ci(accuracies)
+  drawn = draw(source.labels, episodes=episodes, ways=ways, queries=queries, seed=seed)
+  best = np.argmax(scores(cosines(model, params, source, template), drawn), axis=-1)  # [E, C, Q]
+  return mean_and_ci(np.mean(best == np.arange(ways)[:, None], axis=(1, 2)))
 
 
 def world_sources(

@@ -1,3 +1,6 @@
+import subprocess
+import sys
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,6 +10,7 @@ from mdtrap_jax.models import FAMILIES, MODELS, Specification, build
 from mdtrap_jax.models.image_stem import ImageConfig
 from mdtrap_jax.models.lora import LoraConfig
 from mdtrap_jax.models.text_stem import TextConfig
+from tests.paths import ROOT
 
 SMALL = dict(width=32, depth=3, heads=4, mlp_width=48)
 POOLED = dict(pool="attention", pool_heads=8, pool_mlp_width=40, class_token=False)
@@ -169,3 +173,17 @@ def test_image_config_is_checked():
     ImageConfig(class_token=False)
   with pytest.raises(ValueError, match="must equal width"):
     ImageConfig(projection=False)
+
+
+def test_importing_models_loads_neither_renderer_nor_plotting():
+  """The miniature's words and size are its own; the world that it was trained on takes them."""
+  code = (
+    "import sys, mdtrap_jax.models\n"
+    "mine = {name for name in sys.modules if name.startswith('mdtrap_jax.')}\n"
+    "print(sorted({'scipy', 'matplotlib', 'PIL', 'orbax'} & set(sys.modules)))\n"
+    "print(sorted({name.split('.')[1] for name in mine}))\n"
+  )
+  done = subprocess.run(
+    [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+  )
+  assert done.stdout == "[]\n['keys', 'models']\n"

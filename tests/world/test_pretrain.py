@@ -1,174 +1,130 @@
+"""Pretraining as functions: the loss and what counts as a negative, steps, optimizer, episodes."""
+
 import dataclasses
-import functools
-import json
+import math
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from configs import miniature as config_file
-from mdtrap_jax import checkpoints
+from mdtrap_jax import models
+from mdtrap_jax.data.task import Task
+from mdtrap_jax.experiments.pretrain import make_model
 from mdtrap_jax.models.families import miniature
-from mdtrap_jax.statistics import Accuracy
-from mdtrap_jax.world import ANY, caption_ids, pretrain
-from mdtrap_jax.world.scenes import COLOR_TABLE, COLORS
-
-STEPS = 24
-
-
-def small_config(**changes):
-  config = config_file.get_config()
-  config.model.update(width=16, image_depth=1, text_depth=1, heads=2, mlp_width=32, embed_dim=16)
-  config.update(
-    steps=STEPS,
-    batch_size=64,
-    segment=4,
-    learning_rate=1e-2,
-    warmup_steps=4,
-    evaluate_every=12,
-    checkpoint_every=8,
-  )
-  config.update(changes)
-  return config
-
-
-def plain_batch(key, batch):
-  """Stands in for the renderer, which is slow to compile: the color fills the image."""
-  color = jax.random.randint(key, (batch,), 0, len(COLORS))
-  attributes = ANY._replace(color=color)
-  table = jnp.asarray([COLOR_TABLE[name] for name in COLORS])
-  images = jnp.broadcast_to(table[color][:, None, None, :] * 255, (batch, 48, 48, 3))
-  ids = jax.vmap(lambda color, key: caption_ids(attributes._replace(color=color), key))(
-    color, jax.random.split(jax.random.fold_in(key, 1), batch)
-  )
-  return images.astype(jnp.uint8), ids
+from mdtrap_jax.world import pretrain, sample_batch, zero_shot
+from tests.colors import colors, make_method, plain_batch, small_config
 
 
 @pytest.fixture(scope="module")
-def first():
-  """The state before the first step, on the host."""
-  config = small_config()
-  state = pretrain.init_state(
-    pretrain.make_model(config), pretrain.make_optimizer(config), config.seed
-  )
-  return jax.tree.map(np.asarray, state)
+def method():
+  return make_method(batch_size=8)
 
 
 @pytest.fixture(scope="module")
-def compiled(first):
-  """One compiled segment for all runs."""
-  config = small_config()
-  with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(pretrain, "sample_batch", plain_batch)
-    segment = pretrain.make_segment(
-      pretrain.make_model(config), pretrain.make_optimizer(config), config
-    )
-    segment(jax.tree.map(jnp.asarray, first))  # compiles while the renderer is replaced
-  return segment
+def started(method):
+  return jax.jit(lambda: method.prepare({}, None)[1])()
 
 
-@pytest.fixture
-def quick(monkeypatch, first, compiled):
-  """Runs share what is compiled and do not evaluate; gives the list of evaluations."""
-  calls = []
-
-  def evaluate(*args, **options):
-    calls.append(args)
-    return Accuracy(0.5, 0.1, 1)
-
-  monkeypatch.setattr(pretrain, "make_segment", lambda *args: compiled)
-  monkeypatch.setattr(pretrain, "init_state", lambda *args: jax.tree.map(jnp.asarray, first))
-  monkeypatch.setattr(pretrain.zero_shot, "evaluate", evaluate)
-  return calls
+def encode_plainly(model, params, images, ids):
+  """The model's own encoding, of uint8 images."""
+  channels = lambda values: np.array(values, np.float32).reshape(1, 1, 1, 3)
+  pixels = (images / np.float32(255) - channels(model.image_mean)) / channels(model.image_std)
+  unit = lambda x: x / jnp.linalg.norm(x, axis=-1, keepdims=True)
+  return unit(model.encode_image(params, pixels)), unit(model.encode_text(params, ids))
 
 
-@pytest.fixture
-def trained(tmp_path, quick):
-  metrics = pretrain.run(small_config(), tmp_path / "whole")
-  return tmp_path / "whole", metrics
+def test_segments_are_plain_steps(method):
+  """Against gradients of the model's own encoding; not by Adam, which would blow up rounding."""
+  method = dataclasses.replace(method, tx=optax.sgd(0.5), max_scale=12.0)
+  started = jax.jit(lambda: method.prepare({}, None)[1])()
+  root = jax.random.key(method.seed)
+
+  @jax.jit
+  def step(params, opt_state, number):
+    images, ids = plain_batch(jax.random.fold_in(root, number), 8)
+
+    def loss(params):
+      image, text = encode_plainly(method.model, params, images, ids)
+      logits = jnp.exp(params["logit_scale"]) * image @ text.T
+      said = pretrain.caption_facts(ids)
+      none = (said @ said.T == said.sum(axis=1)[None]) & ~jnp.eye(8, dtype=bool)
+      logits = jnp.where(none, -1e30, logits)
+      rows, columns = (jax.nn.log_softmax(x, axis=1).diagonal() for x in (logits, logits.T))
+      return -(rows.mean() + columns.mean()) / 2
+
+    value, gradient = jax.value_and_grad(loss)(params)
+    updates, opt_state = method.tx.update(gradient, opt_state, params)
+    params = optax.apply_updates(params, updates)
+    params["logit_scale"] = jnp.minimum(params["logit_scale"], math.log(method.max_scale))
+    return params, opt_state, value
+
+  params, opt_state, losses = started.params, method.tx.init(started.params), []
+  for number in range(3):
+    params, opt_state, value = step(params, opt_state, number)
+    losses.append(value)
+  run = jax.jit(lambda state, start, stop: method.run({}, None, state, start, stop, clean=False))
+  state = run(run(started, 0, 1), 1, 3)
+  np.testing.assert_allclose(state.opt_state["curve"].loss[:3], losses, rtol=1e-4)
+  assert not state.opt_state["curve"].loss[3:].any()
+  assert state.status == 0
+  close = lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5)
+  jax.tree.map(close, state.params, params)
+  patch = lambda params: np.asarray(params["image"]["stem"]["patch"]["kernel"])
+  assert np.abs(patch(state.params) - patch(started.params)).max() > 1e-3
+  np.testing.assert_allclose(state.params["logit_scale"], np.log(12.0), rtol=1e-6)  # held there
+  params["logit_scale"] = jnp.float32(np.nan)
+  assert run(state._replace(params=params), 3, 4).status == 1
 
 
-def final_params(directory):
-  return jax.tree.map(np.asarray, checkpoints.load(directory / "model")[1])
+def test_the_start_follows_from_the_seed(method, started):
+  other = dataclasses.replace(method, seed=1)
+  key = jax.random.fold_in(jax.random.key(0), 2**31)
+  again = jax.jit(method.model.init)(key)
+  close = lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6)  # constants are folded
+  jax.tree.map(close, started.params, again)
+  image = lambda state: np.asarray(state.params["image"]["stem"]["patch"]["kernel"])
+  assert not np.array_equal(image(started), image(jax.jit(other.prepare)({}, None)[1]))
 
 
-def equal(a, b):
-  jax.tree.map(np.testing.assert_array_equal, a, b)
+def test_a_step_renders_and_keeps_the_states_shapes():
+  """The program that a real run compiles, but not compiled: the renderer takes long."""
+  method = dataclasses.replace(make_method(batch_size=128), sample=sample_batch)
+  _, state = jax.eval_shape(lambda: method.prepare({}, None))
+  after = jax.eval_shape(method.step, jax.ShapeDtypeStruct((), jnp.int32), state)
+  shapes = lambda tree: jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype, leaf.weak_type), tree)
+  assert shapes(after) == shapes(state)
 
 
-def test_the_loss_falls_and_is_reported(trained, quick):
-  directory, metrics = trained
-  losses = [line["loss"] for line in metrics["history"]]
-  assert len(losses) == STEPS // 4
-  assert losses[-1] < losses[0] - 0.4
-  assert [line["step"] for line in metrics["history"] if "zero_shot" in line] == [12, 24]
-  assert len(quick) == 2
-  assert metrics == json.loads((directory / "metrics.json").read_text())
-
-
-def test_a_segment_renders_and_keeps_the_states_shapes(first):
-  config = small_config()
-  segment = pretrain.make_segment(
-    pretrain.make_model(config), pretrain.make_optimizer(config), config
-  )
-  after, metrics = jax.eval_shape(segment, first)
-  assert jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), after) == jax.tree.map(
-    lambda leaf: (leaf.shape, leaf.dtype), first
-  )
-  assert metrics.loss.shape == ()
-
-
-def test_a_killed_run_ends_with_the_same_weights(trained, tmp_path, monkeypatch):
-  directory, metrics = trained
-  with monkeypatch.context() as patch:
-    patch.setattr(pretrain.zero_shot, "evaluate", _kill)
-    with pytest.raises(KeyboardInterrupt):
-      pretrain.run(small_config(), tmp_path / "killed")
-  assert not (tmp_path / "killed" / "model").exists()
-  resumed = pretrain.run(small_config(), tmp_path / "killed")
-  assert [line["loss"] for line in resumed["history"]] == [
-    line["loss"] for line in metrics["history"]
-  ]
-  equal(final_params(directory), final_params(tmp_path / "killed"))
-
-
-def _kill(*args, **options):
-  raise KeyboardInterrupt
-
-
-def test_a_finished_run_only_exports_again(trained, quick):
-  directory, metrics = trained
-  evaluations = len(quick)
-  assert pretrain.run(small_config(), directory) == metrics
-  assert len(quick) == evaluations
-
-
-def test_export_and_load_give_the_same_model(tmp_path, first):
-  model, params = pretrain.make_model(small_config()), first.params
-  checkpoints.save(tmp_path, model, params, dtype=jnp.float16)
-  loaded, again = checkpoints.load(tmp_path)
-  assert (loaded.image, loaded.text) == (model.image, model.text)
-  assert (loaded.image_mean, loaded.image_std) == (model.image_mean, model.image_std)
-  assert loaded.tokenize.vocabulary == miniature.tokenizer().vocabulary
-  jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-3, atol=1e-6), again, params)
+def test_evaluation_is_zero_shot_on_the_drawn_episodes(method, started):
+  source = colors()
+  ids = method.model.tokenize([f"a photo of a {name}." for name in source.class_names])
+  images = np.stack([source.image(i) for i in range(len(source.labels))])
+  task = Task(None, None, images, source.labels, token_ids=ids)
+  evaluation = jax.jit(lambda state: method.evaluate({}, task, state))(started)
+  expected = zero_shot.evaluate(method.model, started.params, source, episodes=20, queries=3)
+  np.testing.assert_allclose(evaluation.accuracy, expected.mean, atol=1e-6)
+  assert evaluation.cosines.shape == (20 * 5 * 3, 5)
+  # One episode by hand.
+  image, text = jax.jit(lambda p: encode_plainly(method.model, p, images, ids))(started.params)
+  classes, query = method.episodes.classes[7], method.episodes.query[7]
+  assert (source.labels[query] == classes[:, None]).all()
+  by_hand = np.asarray(image)[query[2, 1]] @ np.asarray(text)[classes].T
+  row = evaluation.cosines.reshape(20, 5, 3, 5)[7, 2, 1]
+  np.testing.assert_allclose(row, by_hand, atol=1e-5)
 
 
 def test_encode_is_the_models_own_encoding():
-  config = small_config()
-  config.model.update(image_depth=2, text_depth=2)
-  model = pretrain.make_model(config)
+  config = small_config(**{"model.image_depth": 2, "model.text_depth": 2})
+  model = make_model(config)
   params = jax.jit(model.init)(jax.random.key(0))
   images = np.random.default_rng(0).integers(0, 256, (3, 48, 48, 3), np.uint8)
   ids = model.tokenize(["a photo of a red circle", "circle", "a star on a black background"])
-  image, text = jax.jit(lambda *inputs: pretrain.encode(model, *inputs))(params, images, ids)
-  pixels = (images / 255 - np.array(model.image_mean)) / np.array(model.image_std)
-  for ours, theirs in (
-    (image, jax.jit(model.encode_image)(params, np.float32(pixels))),
-    (text, jax.jit(model.encode_text)(params, ids)),
-  ):
-    theirs = theirs / np.linalg.norm(theirs, axis=-1, keepdims=True)
-    np.testing.assert_allclose(ours, theirs, atol=1e-5)
+  ours = jax.jit(lambda *inputs: pretrain.encode(model, *inputs))(params, images, ids)
+  theirs = jax.jit(lambda *inputs: encode_plainly(model, *inputs))(params, images, ids)
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), ours, theirs)
 
 
 def facts(*captions):
@@ -236,34 +192,14 @@ def test_masked_pairs_leave_finite_gradients():
   assert np.isfinite(gradient).all()
 
 
-@pytest.mark.parametrize(
-  ("change", "message"),
-  [
-    ({"steps": 22}, "config.steps=22 must be a multiple of config.segment=4"),
-    ({"batch_size": 0}, "config.batch_size=0 must be at least 1"),
-    ({"warmup_steps": 24}, "config.warmup_steps=24 must be below config.steps=24"),
-  ],
-)
-def test_a_config_that_cannot_be_right(change, message, tmp_path):
-  with pytest.raises(ValueError, match=message):
-    pretrain.run(small_config(**change), tmp_path)
-
-
-def test_a_directory_of_another_config(trained):
-  with pytest.raises(ValueError, match="another config, which differs in seed"):
-    pretrain.run(small_config(seed=1), trained[0])
-
-
-def test_only_matrices_decay(first):
-  tx = pretrain.make_optimizer(small_config())
-
+def test_only_matrices_decay(method, started):
   @jax.jit
   def decay(params):
     zeros = jax.tree.map(jnp.zeros_like, params)
-    _, state = tx.update(zeros, tx.init(params), params)  # at a rate of 0
-    return tx.update(zeros, state, params)[0]
+    _, state = method.tx.update(zeros, method.tx.init(params), params)  # at a rate of 0
+    return method.tx.update(zeros, state, params)[0]
 
-  updates = decay(jax.tree.map(np.ones_like, first.params))
+  updates = decay(jax.tree.map(np.ones_like, started.params))
   moved = {
     jax.tree_util.keystr(path, simple=True, separator="/")
     for path, leaf in jax.tree_util.tree_leaves_with_path(updates)
@@ -275,8 +211,8 @@ def test_only_matrices_decay(first):
 
 
 def test_the_model_is_the_packaged_size():
-  model = pretrain.make_model(config_file.get_config())
+  model = make_model(config_file.get_config())
   assert (model.image, model.text) == miniature.MINIATURE_MODELS["miniature"][1:3]
   assert dataclasses.replace(model, tokenize=None) == dataclasses.replace(
-    pretrain.models.build("miniature"), tokenize=None
+    models.build("miniature"), tokenize=None
   )

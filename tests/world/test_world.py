@@ -134,6 +134,16 @@ def test_digits_of_all_fonts_are_distinct_shapes():
   assert overlap[~np.eye(len(flat), dtype=bool)].max() < 0.99
 
 
+def test_the_vocabulary_is_the_words_of_scenes():
+  """Each once, in the order that the packaged weights know."""
+  words = ["<pad>", "<start>", "<unk>", "a", "photo", "of", "picture"]
+  words += ["object", "digit", "on", "background", "small", "large"]
+  for more in scenes.TEXTURES, scenes.COLORS, scenes.SHAPES, scenes.BACKGROUNDS:
+    words += more
+  assert (*dict.fromkeys(words), "<end>") == world.VOCABULARY
+  assert scenes.SIZES[1:] == ("small", "large")
+
+
 def test_captions_round_trip_through_the_tokenizer(tokenizer):
   images, ids = world.sample_batch(jax.random.key(5), 256)
   assert images.shape == (256, 48, 48, 3)

@@ -8,9 +8,22 @@ from mdtrap_jax.models.families.specification import Specification
 from mdtrap_jax.models.image_stem import ImageConfig
 from mdtrap_jax.models.text_stem import TextConfig
 from mdtrap_jax.models.word_tokenizer import WordTokenizer
-from mdtrap_jax.world.captions import CONTEXT_LENGTH, VOCABULARY
-from mdtrap_jax.world.render import SIZE
 
+IMAGE_SIZE = 48  # pixels of a side, of the generated world too
+CONTEXT_LENGTH = 16  # tokens of a text
+# The words of the world's captions; an id is a word's index. <end> has the largest, since the
+# text encoder pools where the id is largest.
+VOCABULARY = (
+  "<pad>", "<start>", "<unk>",
+  "a", "photo", "of", "picture", "object", "digit", "on", "background", "small", "large",
+  "plain", "striped", "dotted", "checkered", "speckled", "zigzag",
+  "red", "orange", "yellow", "green", "blue", "purple", "pink", "brown", "white", "gray", "black",
+  "circle", "square", "triangle", "star", "cross", "heart", "ring", "crescent", "hexagon",
+  "diamond", "arrow", "drop", "flower", "lightning", "house", "leaf",
+  "zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine",
+  "wooden", "grassy", "sandy", "brick", "watery", "cloudy", "tiled",
+  "<end>",
+)  # fmt: skip
 # The packaged weights, which `checkpoints.load("miniature")` reads.
 WEIGHTS = Path(__file__).parents[2] / "weights" / "miniature"
 
@@ -35,7 +48,7 @@ def specification(
   )
   return Specification(
     "clip",
-    ImageConfig(image_size=SIZE, patch_size=patch_size, depth=image_depth, **blocks),
+    ImageConfig(image_size=IMAGE_SIZE, patch_size=patch_size, depth=image_depth, **blocks),
     TextConfig(
       context_length=CONTEXT_LENGTH, vocabulary_size=len(VOCABULARY), depth=text_depth, **blocks
     ),
