@@ -201,6 +201,8 @@ def _runs_below(folder: Path) -> Iterator[Path]:
   for child in sorted(folder.iterdir()):
     if child.is_symlink() or not child.is_dir() or not is_ours(child):
       continue
+    if files.is_reserved(child.name) and not is_process(child):  # a part of the run, as `model`
+      continue
     if not is_process(child) and _exists(child / "config.json"):
       yield child
     yield from _runs_below(child)

@@ -80,12 +80,12 @@ def cosines(
   """
   text = _encode_text(model, params, model.tokenize(make_prompts(source.class_names, template)))
   rows = []
-  for start in range(0, len(source), BATCH):
+  for start in range(0, len(source.labels), BATCH):
     # The last batch is filled up with its last image, so that one program serves all.
-    index = np.minimum(np.arange(start, start + BATCH), len(source) - 1)
+    index = np.minimum(np.arange(start, start + BATCH), len(source.labels) - 1)
     images = np.stack([source.image(i) for i in index])
     rows.append(np.asarray(_encode_image(model, params, images) @ text.T))
-  return np.concatenate(rows)[: len(source)]
+  return np.concatenate(rows)[: len(source.labels)]
 
 
 def evaluate(

@@ -74,7 +74,7 @@ def test_segments_are_plain_steps(method):
   jax.tree.map(close, state.params, params)
   patch = lambda params: np.asarray(params["image"]["stem"]["patch"]["kernel"])
   assert np.abs(patch(state.params) - patch(started.params)).max() > 1e-3
-  np.testing.assert_allclose(state.params["logit_scale"], np.log(12.0), rtol=1e-6)  # held there
+  assert state.params["logit_scale"] <= np.log(12.0) < started.params["logit_scale"]
   params["logit_scale"] = jnp.float32(np.nan)
   assert run(state._replace(params=params), 3, 4).status == 1
 
