@@ -19,7 +19,6 @@ RUNTIME_FIELDS = (
   "weight_shards",
   "data.threads",
   "data.cache_dir",
-  "data.max_pixels",
   "model.batch_size",
   "adapt.chunk",
   "diagnosis.tasks",

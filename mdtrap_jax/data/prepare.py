@@ -1,6 +1,6 @@
 """Writes a target domain to disk as array_record, once, without TensorFlow.
 
-    python -m mdtrap_jax.data.prepare NAME --data_dir=DIR [--manual_dir=DIR]
+    mdtrap prepare NAME --data_dir=DIR [--manual_dir=DIR]
 
 `isic` and `chestx` read the unpacked official release in `--manual_dir`. `eurosat` and
 `cropdisease` download it, or read its class folders in `--manual_dir` if given.

@@ -200,7 +200,7 @@ def _is_whole(file: str) -> bool:
 def prepare_command(builder_name: str, data_dir: str | None, instructions: str | None) -> str:
   """The command that prepares a target domain."""
   command = [
-    "python -m mdtrap_jax.data.prepare",
+    "mdtrap prepare",
     *(name for name, target in TARGETS.items() if target.builder == builder_name),
     f"--data_dir={data_dir or tfds.core.constants.DATA_DIR}",
   ]

@@ -195,6 +195,7 @@ class _Adapting(NamedTuple):
 
   def _after_segment(self, batch, method, asked, step, done, state, evaluations) -> None:
     """Reports, saves where the batch is, and stops the run if that was asked for."""
+    asked.saves = True
     rows = len(batch.ids)
     note = self.ready.watch(step, state, evaluations) if self.ready.watch else ""
     self.progress.stepped(rows, done / method.steps, note)

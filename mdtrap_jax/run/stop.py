@@ -44,6 +44,7 @@ class Preemption:
 
   def __init__(self, tell: Callable[[str], None], listen: Callable[[], str]):
     self._own, self._tell, self._listen = "", tell, listen
+    self.saves = False  # set once there is something to save: until then nobody need wait for it
 
   @property
   def name(self) -> str:
@@ -81,13 +82,19 @@ class _Command:
     self._thread.join()
     self._ours.close()
 
+  def _will_save(self) -> bool:
+    """Whether a loop looks at the signal soon; one that still compiles would let it wait."""
+    return self.asked.saves if self.asked else bool(self.name)
+
   def _watch(self, grace: float) -> None:
     first, when = None, 0.0
     while True:
-      self._ours.settimeout(None if first is None or self.asked or self.name else grace)
+      self._ours.settimeout(None if first is None or self._will_save() else grace)
       try:
         numbers = self._ours.recv(64)
       except TimeoutError:
+        if self._will_save():  # it has got so far meanwhile
+          continue
         _end(first, Interrupt(first).code)
       if not numbers:
         return  # closed: the command has ended by itself

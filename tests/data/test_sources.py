@@ -147,7 +147,7 @@ def test_make_source_errors(folder, tmp_path):
 def test_unprepared_target_tells_the_command(name, manual, tmp_path):
   with pytest.raises(FileNotFoundError) as caught:
     sources.make_source(config(name=name, data_dir=str(tmp_path)))
-  command = f"python -m mdtrap_jax.data.prepare {name} --data_dir={tmp_path}"
+  command = f"mdtrap prepare {name} --data_dir={tmp_path}"
   assert command in str(caught.value)
   assert ("--manual_dir=" in str(caught.value)) == bool(manual)
 

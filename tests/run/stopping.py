@@ -27,6 +27,12 @@ def compiled():
   hashlib.pbkdf2_hmac("sha256", b"", b"", 1 << 28)  # minutes, and Python cannot interrupt it
 
 
+def compiling():
+  """In a loop that has nothing to save yet."""
+  with stop.preemption():
+    compiled()
+
+
 def hangup():
   os.kill(os.getpid(), signal.SIGHUP)
   wait()
@@ -34,6 +40,7 @@ def hangup():
 
 def loop(saving=0.0):
   with stop.preemption() as asked:
+    asked.saves = True
     print("ready", flush=True)
     while not asked.name:
       time.sleep(0.01)
@@ -49,6 +56,7 @@ def saving():
 def study():
   """The signal comes when the first of two loops has just ended its work."""
   with stop.preemption() as asked:
+    asked.saves = True
     print("ready", flush=True)
     while not asked.name:
       time.sleep(0.01)

@@ -45,8 +45,9 @@ def test_outside_the_loop_it_ends_with_one_line(number, code):
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 0), (signal.SIGINT, 130)])
-def test_compiled_code_is_not_waited_for(number, code):
-  assert send("compiled", number) == (code, "", f"ended at once by {number.name}.\n")
+@pytest.mark.parametrize("where", ["compiled", "compiling"])
+def test_compiled_code_is_not_waited_for(where, number, code):
+  assert send(where, number) == (code, "", f"ended at once by {number.name}.\n")
 
 
 def test_in_the_loop_it_saves_first():
