@@ -129,7 +129,7 @@ def test_adaptation_learns_the_support_set():
   on_support = prepared._replace(query_tokens=prepared.tokens, query_labels=prepared.batch.labels)
   before = evaluate()(params, on_support, start)
   after = evaluate()(params, on_support, row(state, 0))
-  assert after.accuracy > max(before.accuracy, 0.9)
+  assert after.accuracy > max(before.accuracy, 0.8)
   assert (state.status == STATUS.index("ok")).all()
 
 
