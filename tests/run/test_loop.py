@@ -94,7 +94,8 @@ def test_a_stopped_run_goes_on_in_the_middle(
   stopped(monkeypatch, count, run, features, tmp_path, number=number)
   assert list((tmp_path / "snapshots").iterdir())
   started = record(monkeypatch, loop, "adapt_batch", lambda *_, start, **options: start)
-  counted = record(
+  count_of = lambda self, tasks, share, note="": tasks * share
+  counted = record(monkeypatch, Progress, "stepped", count_of)
     monkeypatch, Progress, "stepped", lambda self, tasks, share, *note: tasks * share
   )
   assert run(features, tmp_path) == undisturbed
