@@ -96,8 +96,6 @@ def test_a_stopped_run_goes_on_in_the_middle(
   started = record(monkeypatch, loop, "adapt_batch", lambda *_, start, **options: start)
   count_of = lambda self, tasks, share, note="": tasks * share
   counted = record(monkeypatch, Progress, "stepped", count_of)
-    monkeypatch, Progress, "stepped", lambda self, tasks, share, *note: tasks * share
-  )
   assert run(features, tmp_path) == undisturbed
   assert started == starts
   assert sum(counted) == work  # tasks' worth of steps done now: what the rate is of
