@@ -128,7 +128,7 @@ def read_csv(path: Path, root: Path | None = None) -> Labeled:
   if twice := [name for name, count in collections.Counter(names).items() if count > 1]:
     raise ValueError(f"{shown(path)} lists {listed(twice, 3)} more than once; keep one row each.")
   found = [root / row["file"] for row in rows]
-  if missing := [str(file) for file in found if not file.is_file()]:
+  if missing := [name for name, file in zip(names, found, strict=True) if not file.is_file()]:
     raise FileNotFoundError(
       f"{shown(path)} lists {len(missing)} files that are not there: {listed(missing, 3)}. Paths "
       f"are relative to {shown(root)}."
