@@ -17,12 +17,12 @@ from safetensors.numpy import save
 
 from mdtrap_jax.checkpoints.formats.arrays import read_json
 from mdtrap_jax.checkpoints.formats.safetensors_file import open_safetensors
-from mdtrap_jax.models.lora import LoraConfig, LoraFactors
+from mdtrap_jax.models.lora import PROJECTIONS, LoraConfig, LoraFactors
 from mdtrap_jax.models.vlm import VisionLanguageModel
 
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
 _TOWERS = {"image": "vision_model", "text": "text_model"}
-_PROJECTIONS = {"q": "q_proj", "k": "k_proj", "v": "v_proj", "out": "out_proj"}
+_NAMES = {"q": "q_proj", "k": "k_proj", "v": "v_proj", "out": "out_proj"}
 
 
 def to_peft(
@@ -86,6 +86,26 @@ def from_peft(folder: Path, model: VisionLanguageModel, lora: LoraConfig) -> dic
   return {encoder: LoraFactors(*map(stack, both)) for encoder, both in halves.items()}
 
 
+def merged(
+  model: VisionLanguageModel, params: Any, lora: LoraConfig, factors: Mapping[str, LoraFactors]
+) -> Any:
+  """The parameters with `W + s A B` in place of each adapted `W`, as NumPy arrays where changed."""
+  params = dict(params)
+  depths = {"image": model.image.depth, "text": model.text.depth}
+  for encoder, (a, b) in factors.items():
+    rows = list(lora.blocks(depths[encoder]))
+    blocks = dict(params[encoder]["blocks"])
+    attention = {name: dict(leaves) for name, leaves in blocks["attention"].items()}
+    qkv, out = (np.array(attention[name]["kernel"]) for name in ("qkv", "out"))
+    delta = lora.multiplier * (np.asarray(a, np.float32) @ np.asarray(b, np.float32))
+    for column, name in enumerate(lora.projections):
+      part = out if name == "out" else qkv[:, :, PROJECTIONS.index(name)]
+      part[rows] += delta[:, column].astype(part.dtype)
+    attention["qkv"]["kernel"], attention["out"]["kernel"] = qkv, out
+    params[encoder] = params[encoder] | {"blocks": blocks | {"attention": attention}}
+  return params
+
+
 def _modules(model: VisionLanguageModel, lora: LoraConfig) -> Iterator[tuple[str, str, int, int]]:
   """Each adapted projection: its module's name, encoder, row of blocks, row of projections."""
   depths = {"image": model.image.depth, "text": model.text.depth}
@@ -93,4 +113,4 @@ def _modules(model: VisionLanguageModel, lora: LoraConfig) -> Iterator[tuple[str
     for row, block in enumerate(lora.blocks(depths[encoder])):
       for column, projection in enumerate(lora.projections):
         layer = f"{_TOWERS[encoder]}.encoder.layers.{block}.self_attn"
-        yield f"{layer}.{_PROJECTIONS[projection]}", encoder, row, column
+        yield f"{layer}.{_NAMES[projection]}", encoder, row, column
