@@ -148,6 +148,15 @@ def add_own_images(add: Callable[..., argparse.ArgumentParser]) -> None:
   command.add_argument("--model", metavar="NAME", help=elsewhere)
   command.add_argument("--force", action="store_true", help="write into a folder that is not empty")
 
+  command = add("export", own_images("export"), "write a model of `mdtrap fit` for other libraries")
+  command.add_argument("model_folder", metavar="MODEL", help="folder of `mdtrap fit --out`")
+  command.add_argument(
+    "--format", required=True, choices=("peft", "hf"),
+    help="peft: the adapter; hf: a whole model for transformers, the adapter merged in (CLIP)",
+  )  # fmt: skip
+  command.add_argument("--out", required=True, metavar="DIR", help="a new folder")
+  command.add_argument("--model", metavar="NAME", help=elsewhere)
+
 
 def own_images(name: str) -> Callable[[argparse.Namespace], int]:
   """A command for one's own images, imported when it is called."""

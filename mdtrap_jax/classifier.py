@@ -314,6 +314,17 @@ class FewShotClassifier:
       setattr(self, name, value)
     return self
 
+  def __sklearn_tags__(self):
+    """What scikit-learn asks of an estimator; called by it alone, so that it is there."""
+    from sklearn.utils import ClassifierTags, InputTags, Tags, TargetTags
+
+    return Tags(
+      estimator_type="classifier",
+      target_tags=TargetTags(required=True),
+      classifier_tags=ClassifierTags(),
+      input_tags=InputTags(two_d_array=False, string=True),
+    )
+
   def __repr__(self) -> str:
     return f"FewShotClassifier(model={self.model!r}, method={self.method!r})"
 

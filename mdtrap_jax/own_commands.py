@@ -1,4 +1,4 @@
-"""The commands for one's own images: `mdtrap fit`, `predict` and `evaluate`."""
+"""The commands for one's own images: `mdtrap fit`, `predict`, `evaluate` and `export`."""
 
 from __future__ import annotations
 
@@ -18,13 +18,14 @@ import numpy as np
 from absl import logging
 from tqdm import tqdm
 
-from mdtrap_jax import cross_validation, files, saved_classifier
+from mdtrap_jax import checkpoints, cross_validation, files, saved_classifier
+from mdtrap_jax.checkpoints import adapters
 from mdtrap_jax.classifier import FewShotClassifier
 from mdtrap_jax.data import labeled, layout
 from mdtrap_jax.data.labeled import Labeled
 from mdtrap_jax.data.names import listed, shown
 from mdtrap_jax.data.prompts import make_prompts
-from mdtrap_jax.experiments import own_images
+from mdtrap_jax.experiments import finetune, own_images
 from mdtrap_jax.report import classification, figures
 from mdtrap_jax.run import devices
 
@@ -134,6 +135,37 @@ def evaluate(options: argparse.Namespace) -> int:
   paths = [out / "confusion.png", out / "confusion.svg"]
   figures.plot_confusion(scores.confusion, names, title, paths)
   print(f"{classification.format_text(scores)}\nwritten to {options.out}")
+  return 0
+
+
+def export(options: argparse.Namespace) -> int:
+  """`mdtrap export`: an adapter for `peft`, or a model for `transformers`."""
+  out = Path(options.out).expanduser()
+  if out.exists() and (not out.is_dir() or any(out.iterdir())):
+    raise FileExistsError(f"{out} is not empty; give another folder.")
+  saved = saved_classifier.read(_home(options.model_folder), options.model)
+  setting, fitted, about = saved
+  model, lora = setting.model, None if setting.head else finetune.make_lora(setting.config)
+  if setting.head:
+    raise ValueError(
+      f"{options.model_folder} is a {setting.method_name} head on frozen features, which neither "
+      "peft nor transformers has; hand on the folder itself."
+    )
+  if options.format == "peft" and not fitted.params:
+    raise ValueError(f"{options.model_folder} is zero-shot: there is no adapter to export.")
+  if options.format == "peft":
+    contents = adapters.to_peft(model, lora, fitted.params, setting.config.model.name)
+  else:
+    params = adapters.merged(model, setting.params, lora, fitted.params)
+    checkpoints.save(out, model, params)
+    contents = {"preprocessor_config.json": saved_classifier.hf_preprocessor(setting)}
+  names = {"classes": about["classes"], "class_names": about["class_names"]}
+  names |= {"templates": about["templates"], "temperature": about["temperature"]}
+  contents["classes.json"] = json.dumps(names, indent=2, ensure_ascii=False) + "\n"
+  out.mkdir(parents=True, exist_ok=True)
+  for name, content in contents.items():
+    files.write(out / name, content)
+  print(f"written to {options.out}")
   return 0
 
 

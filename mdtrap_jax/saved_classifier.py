@@ -20,6 +20,7 @@ from mdtrap_jax import files
 from mdtrap_jax.checkpoints import adapters
 from mdtrap_jax.checkpoints.formats.arrays import read_json
 from mdtrap_jax.checkpoints.formats.safetensors_file import open_safetensors
+from mdtrap_jax.data import images
 from mdtrap_jax.experiments import finetune, own_images
 from mdtrap_jax.experiments.own_images import Fitted, Setting
 
@@ -220,6 +221,28 @@ def read_crossval(path: str | os.PathLike[str]) -> str | None:
   """The table of predictions by folds, if there is one."""
   file = Path(path).expanduser() / CROSSVAL
   return file.read_text(encoding="utf-8", errors="surrogateescape") if file.exists() else None
+
+
+def hf_preprocessor(setting: Setting) -> str:
+  """`preprocessor_config.json` by which transformers prepares images as the classifier does."""
+  how, model = setting.preprocessing, setting.model
+  square = {"height": how.size, "width": how.size}
+  crop = how.resize == "crop"
+  config = {
+    "image_processor_type": "CLIPImageProcessor",
+    "do_convert_rgb": True,
+    "do_resize": True,
+    "size": {"shortest_edge": how.size} if crop else square,
+    "resample": int(images.INTERPOLATIONS[how.interpolation]),
+    "do_center_crop": crop,
+    "crop_size": square,
+    "do_rescale": True,
+    "rescale_factor": 1 / 255,
+    "do_normalize": True,
+    "image_mean": list(model.image_mean),
+    "image_std": list(model.image_std),
+  }
+  return json.dumps(config, indent=2) + "\n"
 
 
 def _templates(config: ml_collections.ConfigDict) -> list[str]:

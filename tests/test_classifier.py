@@ -124,6 +124,12 @@ def test_conventions_of_scikit_learn(folder):
   with pytest.raises(ValueError, match="not fitted yet"):
     own.predict([folder / "crow" / "0.png"])
   assert own.fit(folder) is own
+  selection = pytest.importorskip("sklearn.model_selection")
+  files = sorted(map(str, folder.glob("*/*.png")))
+  labels = [os.path.basename(os.path.dirname(file)) for file in files]
+  found = selection.cross_val_score(own, files, labels, cv=selection.StratifiedKFold(2))
+  assert found.shape == (2,)
+  assert np.isfinite(found).all()
 
 
 @pytest.mark.parametrize("method", ["vlm", "copa"])

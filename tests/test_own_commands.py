@@ -54,6 +54,32 @@ def test_fit_says_what_it_understood(folder, tmp_path, capsys):  # noqa: F811
   code, _, err = say(capsys, *arguments)
   assert (code, err.count("\n")) == (1, 1)
   assert "--force" in err
+  exported = tmp_path / "hf"
+  assert say(capsys, "export", str(out), "--format=hf", f"--out={exported}")[0] == 0
+  check_export(exported, sorted(map(str, folder.glob("gull/*.png"))))
+  code, _, err = say(capsys, "export", str(out), "--format=peft", f"--out={tmp_path / 'peft'}")
+  assert (code, (tmp_path / "peft").exists()) == (1, False)
+  assert "there is no adapter to export" in err
+
+
+def check_export(exported, files):
+  """The library's own processor and model give what we give, on images of another shape."""
+  torch = pytest.importorskip("torch", reason="torch, the twin's library, is not installed")
+  import transformers
+
+  from mdtrap_jax import checkpoints
+  from mdtrap_jax.data.labeled import Preprocessing, decode_all
+  from mdtrap_jax.data.views import normalize
+
+  processor = transformers.AutoImageProcessor.from_pretrained(exported, backend="pil")
+  pixels = processor([Image.open(file) for file in files], return_tensors="pt")
+  with torch.no_grad():
+    twin = transformers.CLIPModel.from_pretrained(exported).eval()
+    theirs = twin.get_image_features(**pixels).pooler_output.numpy()
+  model, params = checkpoints.load(exported)
+  images = decode_all(files, Preprocessing(model.image.image_size, "squash", "bilinear"))
+  ours = model.encode_image(params, normalize(images, model.image_mean, model.image_std))
+  np.testing.assert_allclose(ours, theirs, atol=1e-5 * np.abs(theirs).max())
 
 
 def test_folds_are_kept_with_the_model(model):
