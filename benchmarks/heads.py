@@ -23,12 +23,12 @@ import numpy as np
 import torch
 
 from benchmarks import heads_torch
-from mdtrap_jax.data.features import FeatureSet
 from mdtrap_jax.data.task import Task
 from mdtrap_jax.data.tasks import Sizes
 from mdtrap_jax.methods.heads import make_method
-from mdtrap_jax.run import parallel
-from mdtrap_jax.run.heads import make_program, place
+from mdtrap_jax.run import devices
+from mdtrap_jax.run.place import place
+from mdtrap_jax.run.programs import make_programs, spread
 
 WIDTH, STEPS = 512, 50
 SHAPES = {"5-way": Sizes(5, 37, 75), "20-way": Sizes(20, 136, 200)}
@@ -50,7 +50,7 @@ def main() -> None:
   parser.add_argument("--threads", type=int, default=2, help="of PyTorch")
   arguments = parser.parse_args()
   torch.set_num_threads(arguments.threads)
-  parallel.use_cpu_cores()
+  devices.use_cpu_cores()
   report: dict[str, Any] = {
     "benchmark": "CoPA, linear heads",
     "width": WIDTH,
@@ -71,14 +71,24 @@ def main() -> None:
 def compare(sizes: Sizes, seconds: float) -> dict[str, Any]:
   """Times one task shape on all sides."""
   method = make_method("copa", ways=sizes.ways, steps=STEPS)
-  found = FeatureSet("random", np.zeros((1, WIDTH), np.float32), np.zeros(1, np.int32), ("0",))
-  mesh, each = place(method, None, found, sizes, most=1000)
+  shapes = jax.tree.map(
+    lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), make_tasks(sizes, 1)
+  )
+  method, mesh, each = place(method, None, shapes, {}, most=1000)
   count = mesh.size * each
   batch = make_tasks(sizes, count)
-  program = make_program(method, mesh)
-  numbers = np.arange(count, dtype=np.int32)
-  ours = lambda: np.asarray(program(None, batch, numbers, numbers).accuracy)
-  alone = lambda loop: lambda: np.array([loop([rows[0] for rows in batch], STEPS)])
+  programs, tasks = make_programs(method, mesh, False), spread(batch, mesh)
+
+  def ours():
+    prepared, state = programs.prepare(None, tasks, {})
+    programs.baseline(None, prepared, state)
+    state = programs.run[False](None, prepared, state, 0, STEPS)
+    return np.asarray(programs.evaluate(None, prepared, state).accuracy)[:, 0]
+
+  def alone(loop):
+    task = [np.asarray(rows[0]) for rows in batch[:4]]
+    return lambda: np.array([loop(task, STEPS)])
+
   sides = {
     "mdtrap_jax": (ours, count),
     "torch_as_published": (alone(heads_torch.as_published), 1),
@@ -114,7 +124,8 @@ def make_tasks(sizes: Sizes, count: int) -> Task:
     own = np.take_along_axis(centers, labels[..., None], axis=1)
     return (own + noise).astype(np.float32), labels
 
-  return Task(*rows(sizes.support), *rows(sizes.query))
+  numbers = np.arange(count, dtype=np.int32)
+  return Task(*rows(sizes.support), *rows(sizes.query), np.zeros_like(numbers), numbers)
 
 
 def take_turns(

@@ -17,8 +17,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from mdtrap_jax.data.loader import episode_batches
+from mdtrap_jax.data.loader import episode_loader, task_batches
 from mdtrap_jax.data.sources import FolderSource
+from mdtrap_jax.data.task import all_tasks
 
 WIDTH, HEIGHT, CLASSES, PER_CLASS = 600, 450, 5, 24
 WAYS, SHOTS, QUERIES, SIZE = 5, 1, 15, 224
@@ -48,21 +49,12 @@ def main() -> None:
   arguments = parser.parse_args()
   with tempfile.TemporaryDirectory() as folder:
     write_images(Path(folder))
-    batches = episode_batches(
-      FolderSource(folder),
-      range(arguments.episodes),
-      2,
-      seed=0,
-      ways=WAYS,
-      shots=SHOTS,
-      queries=QUERIES,
-      size=SIZE,
-      threads=arguments.threads,
-    )
+    load = episode_loader(FolderSource(folder), ways=WAYS, shots=SHOTS, queries=QUERIES, size=SIZE)
+    tasks = all_tasks(("",), (0,), arguments.episodes)
+    batches = task_batches(load, tasks, 2, threads=arguments.threads)
     started = time.perf_counter()
     images = sum(
-      len(batch.support.reshape(-1, SIZE, SIZE, 3)) + len(batch.query.reshape(-1, SIZE, SIZE, 3))
-      for batch in batches
+      batch.tasks.support_labels.size + batch.tasks.query_labels.size for batch in batches
     )
     rate = images / (time.perf_counter() - started)
   report = {

@@ -16,7 +16,7 @@ from typing import Any
 import jax
 
 from benchmarks.throughput import measure, parse_arguments
-from mdtrap_jax.run import parallel
+from mdtrap_jax.run.devices import use_cpu_cores
 
 SLACK = 1.1
 
@@ -28,7 +28,7 @@ def main() -> None:
   parser.add_argument("--episodes", type=int, default=4)
   parser.add_argument("--turns", type=int, default=2)
   arguments = parser.parse_args()
-  parallel.use_cpu_cores()
+  use_cpu_cores()
 
   devices = jax.devices()[: arguments.episodes]
 

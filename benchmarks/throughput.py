@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import json
 import platform
-import resource
 import statistics
 import sys
 import time
@@ -25,11 +24,12 @@ import numpy as np
 
 from configs import default
 from mdtrap_jax import config as settings
-from mdtrap_jax.methods.finetune import Episode
+from mdtrap_jax.data.task import Task
+from mdtrap_jax.experiments import finetune
 from mdtrap_jax.models.vlm import VisionLanguageModel
-from mdtrap_jax.objectives import chain
-from mdtrap_jax.run import finetune as runner
-from mdtrap_jax.run import parallel
+from mdtrap_jax.run import devices as run_devices
+from mdtrap_jax.run import programs as run_programs
+from mdtrap_jax.run.place import place
 
 
 def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
@@ -58,13 +58,14 @@ def make_config(arguments: argparse.Namespace) -> Any:
   return settings.resolve(config)
 
 
-def random_episodes(config: Any, model: VisionLanguageModel, count: int) -> Episode:
-  """`count` episodes of noise."""
+def random_episodes(config: Any, model: VisionLanguageModel, count: int) -> Task:
+  """`count` episodes of noise, `[count, ...]`."""
   rng, size, data = np.random.default_rng(0), model.image.image_size, config.data
   images = lambda n: rng.integers(0, 256, (count, n, size, size, 3), np.uint8)
   labels = lambda n: np.tile(np.repeat(np.arange(data.ways, dtype=np.int32), n), (count, 1))
   text = rng.standard_normal((count, data.ways, model.text.embed_dim))
-  return Episode(
+  return Task(
+    seed=np.zeros(count, np.int32),
     number=np.arange(count, dtype=np.int32),
     support=images(data.ways * data.shots),
     support_labels=labels(data.shots),
@@ -88,9 +89,9 @@ def product_ceiling(
 ) -> float:
   """FLOP/s of all devices' products `[rows, W] × [W, mlp]`, the encoder's largest."""
   image = model.image
-  a = parallel.spread(jnp.ones((mesh.size, rows, image.width), dtype), mesh)
-  b = parallel.replicate(jnp.ones((image.width, image.mlp_width), dtype), mesh)
-  product = parallel.over_episodes(lambda a, b: jnp.sum(a @ b), mesh, (True, False))
+  a = run_programs.spread(jnp.ones((mesh.size, rows, image.width), dtype), mesh)
+  b = run_programs.replicate(jnp.ones((image.width, image.mlp_width), dtype), mesh)
+  product = run_programs.over_tasks(lambda a, b: jnp.sum(a @ b), mesh, (True, False))
   seconds = min(timed(lambda: product(a, b)) for _ in range(12))
   return 2 * mesh.size * rows * image.width * image.mlp_width / seconds
 
@@ -105,7 +106,7 @@ def timed(call: Callable[[], Any]) -> float:
 def measure(
   arguments: argparse.Namespace, devices: list[jax.Device] | None = None
 ) -> dict[str, Any]:
-  """Runs the programs of `mdtrap_jax.run.parallel` on random episodes and times them.
+  """Runs the programs of `mdtrap_jax.run.programs` on random episodes and times them.
 
   Args:
     arguments: of the command line.
@@ -115,28 +116,25 @@ def measure(
     ValueError: the episodes are no multiple of the devices.
   """
   config = make_config(arguments)
-  model, params = runner.load_model(config)
-  adaptation = runner.make_adaptation(config, model, 100.0)
-  weights = runner.make_weights({"": config})
-  phases = chain.make_phases(config.objective.to_dict(), config.adapt.steps)
-  params = adaptation.needed(params)
-  one = jax.tree.map(lambda leaf: leaf[0], random_episodes(config, model, 1))
+  model, params = finetune.load_model(config)
+  method = finetune.make_method(config, config.objective.to_dict(), model, logit_scale=100.0)
   if arguments.episodes:
-    mesh = parallel.episode_mesh(devices or jax.devices()[: arguments.episodes])
+    mesh = run_programs.task_mesh(devices or jax.devices()[: arguments.episodes])
     count = arguments.episodes
     if count % mesh.size:
       raise ValueError(f"--episodes={count}: give a multiple of the {mesh.size} devices.")
   else:
-    mesh, each = parallel.place(
-      adaptation, params, one, weights, clean=any(p.clean for p in phases), most=1024
+    method, mesh, each = place(
+      method, params, finetune.task_shape(config, model), {}, most=1024, devices=devices
     )
     count = each * mesh.size
-  params = parallel.replicate(params, mesh)
-  programs = parallel.make_programs(adaptation, mesh)
-  episodes = parallel.spread(random_episodes(config, model, count), mesh)
+  phases = method.phases
+  params = run_programs.replicate(method.needed(params), mesh)
+  programs = run_programs.make_programs(method, mesh, False)
+  episodes = run_programs.spread(random_episodes(config, model, count), mesh)
 
   started = time.perf_counter()
-  prepared, state = jax.block_until_ready(programs.prepare(params, episodes, weights))
+  prepared, state = jax.block_until_ready(programs.prepare(params, episodes, {}))
   jax.block_until_ready(programs.evaluate(params, prepared, state))
   for clean in sorted({phase.clean for phase in phases}):
     state = programs.run[clean](params, prepared, state, 0, 1)
@@ -144,7 +142,7 @@ def measure(
   first = time.perf_counter() - started
 
   seconds = {
-    "prepare": timed(lambda: programs.prepare(params, episodes, weights)),
+    "prepare": timed(lambda: programs.prepare(params, episodes, {})),
     "evaluate": timed(lambda: programs.evaluate(params, prepared, state)),
   }
   for clean in sorted({phase.clean for phase in phases}):
@@ -170,8 +168,6 @@ def measure(
   schedule = seconds["prepare"] + 6 * seconds["evaluate"] + in_steps
   tokens = rows["step"] * count * prepared.tokens.shape[2]
   ceiling = product_ceiling(model, tokens // mesh.size, config.model.dtype, mesh)
-  stats = jax.local_devices()[0].memory_stats() or {}
-  peak = stats.get("peak_bytes_in_use") or 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
   return {
     "work": {
       "model": arguments.model,
@@ -189,7 +185,7 @@ def measure(
     "model_flops_per_second": flops / in_steps,
     "product_flops_per_second": ceiling,
     "share_of_ceiling": flops / in_steps / ceiling,
-    "peak_memory_bytes": peak,
+    "peak_memory_bytes": run_devices.peak_memory(),
     "device": f"{mesh.size} × {jax.devices()[0].device_kind}",
     "platform": platform.platform(),
     "versions": {name: version(name) for name in ("jax", "jaxlib", "flax", "optax")},
@@ -198,5 +194,5 @@ def measure(
 
 
 if __name__ == "__main__":
-  parallel.use_cpu_cores()
+  run_devices.use_cpu_cores()
   print(json.dumps(measure(parse_arguments()), indent=2))

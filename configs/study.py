@@ -1,7 +1,7 @@
 """The paper's study in miniature: all methods on all generated targets, by severity and shots.
 
 Every cell adapts the same episodes under every method. The whole grid is for a GPU; on a CPU
-take a part of it, as the README shows: `--config.study.domains="('radiograph',)"`.
+take a part of it, as docs/study.md shows: `--config.study.domains="('radiograph',)"`.
 """
 
 from ml_collections import ConfigDict

@@ -1,5 +1,6 @@
 """Small made-up episodes that several tests share."""
 
+import functools
 from pathlib import Path
 
 import jax
@@ -11,6 +12,8 @@ from configs import default
 from mdtrap_jax import experiments, models
 from mdtrap_jax.data.task import Task
 from mdtrap_jax.experiments import finetune
+from mdtrap_jax.models.image_stem import ImageConfig
+from mdtrap_jax.models.text_stem import TextConfig
 from mdtrap_jax.report import summary
 from mdtrap_jax.run import loop
 from mdtrap_jax.run.lines import read_object
@@ -42,10 +45,22 @@ def small_config(**overrides) -> ml_collections.ConfigDict:
   return config
 
 
-def small_adaptation(config=None):
-  """The tiny CLIP, its weights, and how it is adapted."""
-  config = small_config() if config is None else config
-  model, params = finetune.load_model(config)
+@functools.cache
+def smallest_clip():
+  """A CLIP of two blocks and five tokens, whose programs compile fast, and random weights."""
+  shape = dict(width=64, depth=2, heads=1, mlp_width=128, embed_dim=32)
+  specification = models.Specification(
+    "clip",
+    ImageConfig(image_size=16, patch_size=8, **shape),
+    TextConfig(context_length=8, vocabulary_size=128, **shape),
+  )
+  model = models.build(specification)
+  return model, jax.jit(model.init)(jax.random.key(0))
+
+
+def small_adaptation(config):
+  """How the smallest CLIP is adapted, and its weights."""
+  model, params = smallest_clip()
   return finetune.make_method(config, config.objective.to_dict(), model, 30.0), params
 
 

@@ -41,21 +41,26 @@ class Rope:
     return angles
 
 
-def rotate(x: jax.Array, rope: Rope, heads: int) -> jax.Array:
+def rotate(x: jax.Array, rope: Rope) -> jax.Array:
   """Turns neighboring pairs of channels of every head by the token's angles.
 
   Args:
-    x: queries or keys `[B, S, W]`.
+    x: queries or keys, or both side by side, `[B, S, n · head_dim]`; tokens beyond the grid's
+      are not turned.
     rope: the grid.
-    heads: `W = heads · head_dim`.
 
   Returns:
-    `[B, S, W]` in the dtype of `x`.
+    An array like `x`.
   """
   dtype = jnp.promote_types(x.dtype, jnp.float32)
-  angles = rope.angles()[None, :, None, :]
-  cos, sin = jnp.asarray(np.cos(angles), dtype), jnp.asarray(np.sin(angles), dtype)
-  pairs = x.astype(dtype).reshape(*x.shape[:-1], heads, rope.head_dim // 2, 2)
-  even, odd = pairs[..., 0], pairs[..., 1]
-  turned = jnp.stack([even * cos - odd * sin, odd * cos + even * sin], axis=-1)
-  return turned.reshape(x.shape).astype(x.dtype)
+  angles = rope.angles()
+  angles = np.pad(angles, ((0, x.shape[1] - len(angles)), (0, 0))).repeat(2, axis=-1)
+  sign = np.where(np.arange(angles.shape[-1]) % 2, 1.0, -1.0)
+  table = lambda values: jnp.tile(
+    jnp.asarray(values, dtype)[None], (1, 1, x.shape[-1] // rope.head_dim)
+  )
+  # A channel's partner is its neighbor: no axis of pairs, which would ruin a TPU's tiles.
+  wide = x.astype(dtype)
+  even = jnp.arange(x.shape[-1]).reshape(1, 1, -1) % 2 == 0
+  partner = jnp.where(even, jnp.roll(wide, -1, axis=-1), jnp.roll(wide, 1, axis=-1))
+  return (wide * table(np.cos(angles)) + partner * table(sign * np.sin(angles))).astype(x.dtype)

@@ -170,9 +170,11 @@ class _Adapting(NamedTuple):
           start, evaluations = 0, {}
           if left is not None:
             numbers = [task.episode for task in batch.ids]
-            state, evaluations = left.rows(numbers, size, state)
-            state, start = spread(state, mesh), left.step
-            evaluations = {step: _evaluation(kept) for step, kept in evaluations.items()}
+            kept, evaluations = left.rows(numbers, size, state)
+            # Laid out as it was: another layout would be another program.
+            state = jax.device_put(kept, jax.tree.map(lambda leaf: leaf.sharding, state))
+            start = left.step
+            evaluations = {step: _evaluation(held) for step, held in evaluations.items()}
             self.progress.skipped(len(batch.ids), start / max(method.steps, 1))
           self.snapshots.begin()
           after = functools.partial(self._after_segment, batch, method, asked)

@@ -15,6 +15,7 @@ from mdtrap_jax import checkpoints
 from mdtrap_jax.checkpoints import convert, positions, rules
 from mdtrap_jax.checkpoints.__main__ import main
 from mdtrap_jax.checkpoints.layouts import clip
+from mdtrap_jax.checkpoints.load import LAYOUTS
 from mdtrap_jax.models import build, find
 from tests.checkpoints.tiny import make_params
 from tests.paths import GOLDEN
@@ -359,6 +360,41 @@ def test_resampling_equals_torch(method, size):
   )
   expected = expected.permute(0, 2, 3, 1).reshape(size * size, 5)
   np.testing.assert_allclose(positions.resample(grid, size, method), expected, atol=1e-6)
+
+
+def test_what_every_layout_resamples_positions_with():
+  assert {layout.name: layout.resample for layout in LAYOUTS} == {
+    "clip-openai": "bicubic-antialias",
+    "clip-open_clip": "bicubic-antialias",
+    "clip-huggingface": "bicubic",
+    "clip-huggingface-flax": "bicubic",
+    "siglip-huggingface": "bicubic",
+    "siglip-big_vision": "corners",
+    "siglip-big_vision-scanned": "corners",
+    "pe-core-meta": "bilinear",
+    "pe-core-timm": "bilinear",
+  }
+
+
+@pytest.mark.parametrize("layout", ["openai", "huggingface"])
+def test_positions_at_another_input_size(layout, folder, openai, params):
+  torch = pytest.importorskip("torch", reason="torch, the reference, is missing")
+  if layout == "openai":
+    found = checkpoints.from_arrays(
+      openai, image_heads=2, text_heads=2, activation="quick_gelu", image_size=48
+    )
+  else:
+    found = load(folder, image_size=48)
+  old = params["image"]["stem"]["position"]
+  expected = torch.nn.functional.interpolate(
+    torch.tensor(old[1:].reshape(1, 4, 4, -1)).permute(0, 3, 1, 2),
+    (3, 3),
+    mode="bicubic",
+    antialias=layout == "openai",
+  )
+  new = np.asarray(found[1]["image"]["stem"]["position"])
+  np.testing.assert_array_equal(new[0], old[0])  # of the class token
+  np.testing.assert_allclose(new[1:], expected[0].permute(1, 2, 0).reshape(9, -1), atol=1e-5)
 
 
 def test_unknown_resampling():

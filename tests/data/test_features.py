@@ -55,6 +55,21 @@ def test_other_weights_or_data_lie_beside_it(tmp_path):
   assert (again.features != found[2].features).any()
 
 
+@pytest.mark.parametrize(
+  "options", [{"resize": "crop"}, {"interpolation": "bicubic"}, {"unreadable": "skip"}]
+)
+def test_what_another_way_of_reading_made_is_not_taken(options, tmp_path):
+  cached = lambda **options: cached_features(
+    "d", make_source(), mean_extractor()[0], tmp_path, threads=1, **options
+  )
+  first, other = cached(), cached(**options)
+  assert len(list(tmp_path.iterdir())) == 2
+  same = "unreadable" in options
+  assert np.array_equal(first.features, other.features) == same
+  np.testing.assert_array_equal(cached().features, first.features)
+  np.testing.assert_array_equal(cached(**options).features, other.features)
+
+
 def test_features_that_are_not_finite_are_not_kept(tmp_path):
   extractor = Extractor("nan", "x", 8, lambda pixels: np.full((len(pixels), 2), np.nan))
   with pytest.raises(ValueError, match="NaN"):

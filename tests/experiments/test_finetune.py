@@ -143,6 +143,13 @@ def test_variants_have_a_directory_each_and_are_compared(folder, finished, tmp_p
   assert [set(line["losses"]) for line in plain] == [{"vlm"}] * 3
   assert re.search(r"vlm +3 +0 ", table)
   assert re.search(r"svl_ra +3 .* [+-]\d+\.\d+ ± \d", table)
+  # A kill after a batch was written for the one variant and before it was for the other.
+  lines = (tmp_path / "svl_ra" / "episodes.jsonl").read_bytes().splitlines(keepends=True)
+  (tmp_path / "svl_ra" / "episodes.jsonl").write_bytes(lines[0])
+  before = (tmp_path / "vlm" / "episodes.jsonl").read_bytes()
+  assert experiments.run(config, tmp_path) == table
+  assert (tmp_path / "vlm" / "episodes.jsonl").read_bytes() == before
+  assert (tmp_path / "svl_ra" / "episodes.jsonl").read_bytes() == b"".join(lines)
   alone = small_config(
     data__path=str(folder), episodes=3, objective__svl__weight=0.0, objective__ra__weight=0.0
   )

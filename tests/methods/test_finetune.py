@@ -2,12 +2,14 @@
 
 import dataclasses
 import functools
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from mdtrap_jax.methods.finetune import in_chunks
 from mdtrap_jax.methods.method import STATUS
 from mdtrap_jax.models import sharding
 from mdtrap_jax.models.lora import LoraConfig, init_factors
@@ -16,7 +18,6 @@ from mdtrap_jax.objectives import chain
 from mdtrap_jax.run import programs as batching
 from mdtrap_jax.run.devices import size_in_bytes
 from tests.episodes import (
-  STEPS,
   row,
   small_adaptation,
   small_config,
@@ -24,29 +25,41 @@ from tests.episodes import (
   small_weights,
 )
 
-COUNT = 8
+COUNT, STEPS, VIEWS = 8, 5, 3
 CLOSE = 1e-2  # relative to the norm: Adam takes whole steps by the sign of gradients near 0
 
 
 @functools.cache
 def setup(**overrides):
-  config = small_config(**overrides)
+  # One phase, with the clean pass: one program to compile. Whole runs have both phases.
+  fewer = {"adapt__steps": STEPS, "adapt__views": VIEWS, "objective__ra__window": (0, 5)}
+  config = small_config(**(fewer | overrides))
   adaptation, params = small_adaptation(config)
   phases = chain.make_phases(config.objective.to_dict(), STEPS)
   episodes = small_episodes(adaptation.model, COUNT)
   return adaptation, params, phases, episodes, small_weights(config)
 
 
-def adapt_batch(devices, count=COUNT, **overrides):
-  adaptation, params, phases, episodes, weights = setup(**overrides)
-  mesh = batching.task_mesh(jax.devices()[:devices])
+class Adapted(NamedTuple):
+  prepared: Any  # [E, ...]
+  start: Any  # the state before step 0, [E, P, ...]
+  state: Any
+  evaluation: Any
+
+
+def adapt_batch(devices=1, shards=1, weights=None, changed=None, **overrides):
+  """All episodes through all steps; `changed` replaces some of their fields."""
+  adaptation, params, phases, episodes, own = setup(**overrides)
+  mesh = batching.task_mesh(jax.devices()[:devices], shards)
   programs = batching.make_programs(adaptation, mesh, True)
-  episodes = batching.spread(jax.tree.map(lambda leaf: leaf[:count], episodes), mesh)
-  params = batching.replicate(params, mesh)
-  prepared, state = programs.prepare(params, episodes, weights)
+  episodes = batching.spread(episodes._replace(**changed or {}), mesh)
+  params = batching.replicate(adaptation.needed(params, shards), mesh)
+  prepared, state = programs.prepare(params, episodes, own if weights is None else weights)
+  start = jax.device_get(state)
   for phase in phases:
     state = programs.run[phase.clean](params, prepared, state, phase.start, phase.stop)
-  return only_variant(jax.device_get((state, programs.evaluate(params, prepared, state))))
+  evaluation = programs.evaluate(params, prepared, state)
+  return Adapted(prepared, *jax.device_get((start, state, evaluation)))
 
 
 def only_variant(tree):
@@ -55,8 +68,27 @@ def only_variant(tree):
 
 
 @functools.cache
-def reference():
-  return adapt_batch(devices=1)
+def reference(devices=1, **overrides):
+  adapted = adapt_batch(devices, **overrides)
+  return Adapted(adapted.prepared, *map(only_variant, adapted[1:]))
+
+
+@functools.cache
+def run_clean(adaptation):
+  """The compiled steps of one episode, with the clean pass."""
+  return jax.jit(functools.partial(adaptation.run, clean=True))
+
+
+@functools.cache
+def one_prepared(number=0, **overrides):
+  """One episode's fixed part and state."""
+  adaptation, params, _, episodes, _ = setup(**overrides)
+  return jax.jit(adaptation.prepare)(params, row(episodes, number))
+
+
+@functools.cache
+def evaluate():
+  return jax.jit(setup()[0].evaluate)
 
 
 def assert_close(ours, theirs):
@@ -68,43 +100,35 @@ def assert_close(ours, theirs):
 
 
 def test_alone_equals_the_row_of_a_batch():
-  adaptation, params, phases, episodes, weights = setup()
-  prepared, state = jax.jit(adaptation.prepare)(params, row(episodes, 3))
-  for phase in phases:
-    run = jax.jit(functools.partial(adaptation.run, clean=phase.clean))
-    state = run(params, prepared, state, phase.start, phase.stop)
-  batch_state, batch_evaluation = row(reference(), 3)
-  assert_close(state.params, batch_state.params)
-  assert_close(jax.jit(adaptation.evaluate)(params, prepared, state), batch_evaluation)
+  adaptation, params, _, _, _ = setup()
+  prepared, state = one_prepared(3)
+  state = run_clean(adaptation)(params, prepared, state, 0, STEPS)
+  assert_close(state.params, row(reference().state.params, 3))
+  assert_close(evaluate()(params, prepared, state), row(reference().evaluation, 3))
 
 
 def test_eight_devices_equal_one():
-  state, evaluation = adapt_batch(devices=8)
-  assert_close(state.params, reference()[0].params)
-  assert_close(evaluation, reference()[1])
+  found, expected = reference(devices=8), reference()
+  assert_close(found.state.params, expected.state.params)
+  assert_close(found.evaluation, expected.evaluation)
 
 
 def test_views_and_draws_are_the_same_bits_in_any_batch():
-  adaptation, params, _, episodes, weights = setup()
-  alone, _ = jax.jit(adaptation.prepare)(params, row(episodes, 3))
-  mesh = batching.task_mesh(jax.devices()[:4])
-  programs = batching.make_programs(adaptation, mesh, True)
-  batch, state = programs.prepare(
-    batching.replicate(params, mesh), batching.spread(episodes, mesh), weights
-  )
-  assert (jax.random.key_data(batch.key[3]) == jax.random.key_data(alone.key)).all()
-  np.testing.assert_allclose(batch.tokens[3], alone.tokens, rtol=1e-4, atol=1e-5)
-  _, alone_state = adaptation.prepare(params, row(episodes, 3))
-  np.testing.assert_array_equal(state.params["image"].a[3, 0], alone_state.params["image"].a)
+  alone, alone_state = one_prepared(3)
+  for devices in (1, 8):
+    batch = reference(devices)
+    assert (jax.random.key_data(batch.prepared.key[3]) == jax.random.key_data(alone.key)).all()
+    np.testing.assert_allclose(batch.prepared.tokens[3], alone.tokens, rtol=1e-4, atol=1e-5)
+    np.testing.assert_array_equal(batch.start.params["image"].a[3], alone_state.params["image"].a)
 
 
 def test_adaptation_learns_the_support_set():
-  state, _ = reference()
-  adaptation, params, _, episodes, weights = setup()
-  prepared, start = jax.jit(adaptation.prepare)(params, row(episodes, 0))
+  state = reference().state
+  _, params, _, _, _ = setup()
+  prepared, start = one_prepared()
   on_support = prepared._replace(query_tokens=prepared.tokens, query_labels=prepared.batch.labels)
-  before = adaptation.evaluate(params, on_support, start)
-  after = adaptation.evaluate(params, on_support, row(state, 0))
+  before = evaluate()(params, on_support, start)
+  after = evaluate()(params, on_support, row(state, 0))
   assert after.accuracy > max(before.accuracy, 0.9)
   assert (state.status == STATUS.index("ok")).all()
 
@@ -115,115 +139,113 @@ def test_variants_in_one_program_equal_runs_of_their_own():
     "svl": jnp.array([0.0, 0.1, 0.1]),
     "ra": jnp.array([0.0, 0.0, 3.0]),
   }
-  adaptation, params, phases, episodes, _ = setup()
-  programs = batching.make_programs(adaptation, batching.task_mesh(jax.devices()[:1]), True)
-  prepared, state = programs.prepare(params, jax.tree.map(lambda leaf: leaf[:2], episodes), weights)
-  for phase in phases:
-    state = programs.run[phase.clean](params, prepared, state, phase.start, phase.stop)
-  assert_close(
-    jax.tree.map(lambda leaf: leaf[:, 2], state.params), row(reference()[0].params, slice(2))
-  )
-  plain, _ = adapt_batch(1, 2, objective__svl__weight=0.0, objective__ra__weight=0.0)
-  assert_close(jax.tree.map(lambda leaf: leaf[:, 0], state.params), plain.params)
-  assert not np.allclose(state.params["image"].b[:, 0], state.params["image"].b[:, 1])
+  params = adapt_batch(weights=weights).state.params
+  variant = lambda number: jax.tree.map(lambda leaf: leaf[:, number], params)
+  assert_close(variant(2), reference().state.params)
+  plain = reference(objective__svl__weight=0.0, objective__ra__weight=0.0)
+  assert_close(variant(0), plain.state.params)
+  assert not np.allclose(variant(0)["image"].b, variant(1)["image"].b)
 
 
 def test_a_segment_can_be_cut_anywhere():
-  adaptation, params, _, episodes, weights = setup()
-  prepared, start = jax.jit(adaptation.prepare)(params, row(episodes, 0))
-  run = jax.jit(functools.partial(adaptation.run, clean=True))
+  adaptation, params, _, _, _ = setup()
+  prepared, start = one_prepared()
+  run = run_clean(adaptation)
   whole = run(params, prepared, start, 0, 5)
   parts = run(params, prepared, run(params, prepared, start, 0, 2), 2, 5)
   jax.tree.map(np.testing.assert_array_equal, whole, parts)
 
 
 def test_a_non_finite_episode_is_frozen_and_the_others_go_on():
-  adaptation, params, phases, episodes, weights = setup()
-  text = episodes.text.copy()
+  text = setup()[3].text.copy()
   text[2] = np.nan  # its logits, and so its gradient, are NaN from the first step
-  mesh = batching.task_mesh(jax.devices()[:1])
-  programs = batching.make_programs(adaptation, mesh, True)
-  prepared, state = programs.prepare(params, episodes._replace(text=text), weights)
-  start = only_variant(jax.device_get(state.params))
-  for phase in phases:
-    state = programs.run[phase.clean](params, prepared, state, phase.start, phase.stop)
-  state, evaluation = only_variant((state, programs.evaluate(params, prepared, state)))
-  assert [STATUS[s] for s in np.asarray(state.status)] == [
+  _, start, state, evaluation = adapt_batch(changed={"text": text})
+  start, state, evaluation = map(only_variant, (start, state, evaluation))
+  assert [STATUS[s] for s in state.status] == [
     "non-finite" if i == 2 else "ok" for i in range(COUNT)
   ]
-  assert_close(row(state.params, 2), row(start, 2))  # kept as it was
+  assert_close(row(state.params, 2), row(start.params, 2))  # kept as it was
   assert evaluation.accuracy[2] == 0.0  # NaN never counts as a hit
   others = np.delete(np.arange(COUNT), 2)
-  assert_close(row(state.params, others), row(reference()[0].params, others))
+  assert_close(row(state.params, others), row(reference().state.params, others))
+
+
+def test_a_frozen_episode_does_not_thaw():
+  """A step that would be finite again leaves it as it is."""
+  adaptation, params, _, _, _ = setup()
+  prepared, start = one_prepared()
+  step = run_clean(adaptation)
+  before = step(params, prepared, start, 0, 2)
+  nan = prepared._replace(text=jnp.full_like(prepared.text, jnp.nan))
+  frozen = step(params, nan, before, 2, 3)
+  assert STATUS[frozen.status] == "non-finite"
+  later = step(params, prepared, frozen, 3, 5)
+  jax.tree.map(np.testing.assert_array_equal, later, frozen)
+  jax.tree.map(np.testing.assert_array_equal, frozen._replace(status=before.status), before)
 
 
 def test_the_clean_pass_has_dropout_masks_of_its_own():
-  adaptation, params, _, episodes, weights = setup()
-  prepared, state = jax.jit(adaptation.prepare)(params, row(episodes, 0))
+  adaptation, params, _, _, _ = setup()
+  prepared, state = one_prepared()
   factors = jax.tree.map(lambda leaf: leaf + 0.1, state.params)
-  features = adaptation._features(
-    params, prepared, factors, prepared.tokens, jax.random.key(0), clean=True
-  )
   clean_rows = prepared.batch.clean_labels.shape[0]
-  assert not np.allclose(features.image[:clean_rows], features.clean)
-  undropped = dataclasses.replace(
-    adaptation, lora=dataclasses.replace(adaptation.lora, dropout=0.0)
-  )
-  features = undropped._features(
-    params, prepared, factors, prepared.tokens, jax.random.key(0), clean=True
-  )
-  np.testing.assert_allclose(features.image[:clean_rows], features.clean, atol=1e-5)
+
+  def features(adaptation):
+    compute = jax.jit(functools.partial(adaptation._features, clean=True))
+    return compute(params, prepared, factors, prepared.tokens, jax.random.key(0))
+
+  found = features(adaptation)
+  assert not np.allclose(found.image[:clean_rows], found.clean)
+  undropped = dataclasses.replace(adaptation.lora, dropout=0.0)
+  found = features(dataclasses.replace(adaptation, lora=undropped))
+  np.testing.assert_allclose(found.image[:clean_rows], found.clean, atol=1e-5)
 
 
 def test_batches_cover_every_view_once_an_epoch_in_a_new_order():
-  adaptation, params, _, episodes, weights = setup(adapt__batch_size=5, objective__ra__weight=0.0)
-  prepared, _ = jax.jit(adaptation.prepare)(params, row(episodes, 0))
-  rows = [adaptation._rows(prepared, step) for step in range(6)]  # 15 views: 3 steps an epoch
+  adaptation = dataclasses.replace(setup()[0], batch_size=3)
+  prepared, _ = one_prepared()
+  draw = jax.jit(adaptation._rows)
+  rows = [draw(prepared, step) for step in range(6)]  # 9 views: 3 steps an epoch
   epochs = [np.concatenate([tokens for tokens, _ in rows[i : i + 3]]) for i in (0, 3)]
   order = lambda tokens: np.lexsort(tokens.reshape(len(tokens), -1).T)
+  everything = np.asarray(prepared.tokens)
   for epoch in epochs:
-    np.testing.assert_array_equal(
-      epoch[order(epoch)], prepared.tokens[order(np.asarray(prepared.tokens))]
-    )
+    np.testing.assert_array_equal(epoch[order(epoch)], everything[order(everything)])
   assert not np.array_equal(*epochs)
+  labels = np.asarray(prepared.batch.labels)
   for tokens, batch in rows:
-    for token, label in zip(tokens, batch.labels, strict=True):
-      found = (prepared.tokens == token[None]).all((1, 2))
-      assert (prepared.batch.labels[found] == label).all()
+    for token, label in zip(np.asarray(tokens), batch.labels, strict=True):
+      found = (everything == token).all((1, 2))
+      assert (labels[found] == label).all()
 
 
-@pytest.mark.parametrize("encoder", ["text", "both"])
-def test_a_tuned_text_encoder_moves_the_texts(encoder):
-  adaptation, params, phases, episodes, weights = setup(lora__encoder=encoder)
-  prepared, state = jax.jit(adaptation.prepare)(params, row(episodes, 0))
-  assert sorted(state.params) == (["image", "text"] if encoder == "both" else ["text"])
-  run = jax.jit(functools.partial(adaptation.run, clean=True))
-  after = run(params, prepared, state, 0, 3)
-  assert abs(after.params["text"].b).max() > 0
-  before, moved = (adaptation._text(params, prepared, s.params, None) for s in (state, after))
+BOTH = {"lora__encoder": "both", "lora__position": "half-up"}
+
+
+@pytest.mark.parametrize("overrides", [{"lora__encoder": "text"}, BOTH])
+def test_a_tuned_text_encoder_moves_the_texts(overrides):
+  adaptation, params, _, _, _ = setup(**overrides)
+  found = reference(**overrides)
+  encoders = ["image", "text"] if overrides == BOTH else ["text"]
+  assert sorted(found.state.params) == encoders
+  assert abs(found.state.params["text"].b).max() > 0
+  prepared = row(found.prepared, 0)
+  text = jax.jit(lambda factors: adaptation._text(params, prepared, factors, None))
+  before, moved = (text(row(state.params, 0)) for state in (found.start, found.state))
   assert not np.allclose(before, moved)
 
 
-@pytest.mark.parametrize("overrides", [{}, {"lora__encoder": "both"}, {"lora__position": "top3"}])
+@pytest.mark.parametrize("overrides", [{}, BOTH])
 def test_weights_split_between_devices_take_the_same_steps(overrides):
   """Two copies of the weights, each between four devices, as PE-Core's G14 may need them."""
-  (expected, evaluation) = adapt_batch(1, **overrides)
-  adaptation, params, phases, episodes, weights = setup(**overrides)
-  mesh = batching.task_mesh(shards=4)
-  programs = batching.make_programs(adaptation, mesh, True)
-  split = batching.replicate(adaptation.needed(params, 4), mesh)
+  expected = reference(**overrides)
+  adaptation, params, _, _, _ = setup(**overrides)
+  split = batching.replicate(adaptation.needed(params, 4), batching.task_mesh(shards=4))
   kernel = split["image"]["blocks"]["mlp"]["fc1"]["kernel"].array
   assert kernel.addressable_shards[0].data.size == kernel.size // 4
-  episodes = batching.spread(
-    jax.tree.map(lambda leaf: np.resize(leaf, (8, *leaf.shape[1:])), episodes), mesh
-  )
-  prepared, state = programs.prepare(split, episodes, weights)
-  for phase in phases:
-    state = programs.run[phase.clean](split, prepared, state, phase.start, phase.stop)
-  found = only_variant(jax.device_get((state, programs.evaluate(split, prepared, state))))
-  count = len(expected.status)
-  assert_close(row(found[0].params, slice(count)), expected.params)
-  assert_close(found[1].cosines[:count], evaluation.cosines)
+  _, _, state, evaluation = adapt_batch(8, 4, **overrides)
+  assert_close(only_variant(state.params), expected.state.params)
+  assert_close(only_variant(evaluation.cosines), expected.evaluation.cosines)
 
 
 def test_weights_put_together_for_a_block_do_not_stay():
@@ -242,28 +264,49 @@ def test_weights_put_together_for_a_block_do_not_stay():
   assert temporary < size_in_bytes(blocks) / 2
 
 
-@pytest.mark.parametrize("chunk", [4, 7])  # 18 rows: the last chunk is filled up
-def test_rows_in_chunks_take_the_same_steps_with_less_memory(chunk):
-  adaptation, params, phases, episodes, _ = setup()
-  prepared, state = jax.jit(adaptation.prepare)(params, row(episodes, 0))
-  parts = dataclasses.replace(adaptation, chunk=chunk)
-  step = lambda adapt: jax.jit(functools.partial(adapt.run, clean=True))
-  whole, chunked = (step(a)(params, prepared, state, 0, 3) for a in (adaptation, parts))
-  assert_close(chunked.params, whole.params)
-  memory = lambda a: step(a).lower(params, prepared, state, 0, 3).compile().memory_analysis()
-  assert memory(parts).temp_size_in_bytes < memory(adaptation).temp_size_in_bytes
+@pytest.mark.parametrize("size", [1, 4, 5, 9, None])  # 9 rows: those of 4 and 5 are filled up
+def test_rows_in_chunks_have_the_values_and_gradients_of_the_whole(size):
+  rows = jax.random.normal(jax.random.key(0), (9, 4))
+  keys = jax.random.normal(jax.random.key(1), (9, 2))
+  kernel = jax.random.normal(jax.random.key(2), (4, 2))
+
+  def encode(kernel, size):
+    return in_chunks(lambda x, k: jnp.tanh(x @ kernel) * k, size, rows, keys)
+
+  @functools.partial(jax.jit, static_argnums=1)
+  def value_and_gradient(kernel, size):
+    out, pull = jax.vjp(lambda kernel: encode(kernel, size), kernel)
+    return out, pull(jnp.arange(18.0).reshape(9, 2))
+
+  np.testing.assert_allclose(encode(kernel, None), jnp.tanh(rows @ kernel) * keys, rtol=1e-6)
+  for ours, theirs in zip(
+    jax.tree.leaves(value_and_gradient(kernel, size)),
+    jax.tree.leaves(value_and_gradient(kernel, None)),
+    strict=True,
+  ):
+    np.testing.assert_allclose(ours, theirs, rtol=1e-5)
+
+
+def test_rows_in_chunks_take_the_same_steps_with_less_memory():
+  adaptation, params, _, _, _ = setup()
+  prepared, state = one_prepared()
+  compiled = lambda adapt: run_clean(adapt).lower(params, prepared, state, 0, 3).compile()
+  whole, parts = map(compiled, (adaptation, dataclasses.replace(adaptation, chunk=5)))
+  steps = [program(params, prepared, state, 0, 3).params for program in (parts, whole)]
+  assert_close(*steps)
+  memory = lambda program: program.memory_analysis().temp_size_in_bytes
+  assert memory(parts) < memory(whole)
 
 
 def test_bfloat16_follows_float32():
-  adaptation, params, phases, episodes, _ = setup()
+  adaptation, params, _, episodes, _ = setup()
   half = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), params)
   prepared, state = jax.jit(adaptation.prepare)(half, row(episodes, 0))
   assert prepared.tokens.dtype == jnp.bfloat16
-  run = jax.jit(functools.partial(adaptation.run, clean=True))
+  run = run_clean(adaptation)
   state = run(half, prepared, state, 0, 2)
   assert {leaf.dtype for leaf in jax.tree.leaves(state.params)} == {jnp.dtype(jnp.float32)}
-  exact, start = jax.jit(adaptation.prepare)(params, row(episodes, 0))
-  exact = run(params, exact, start, 0, 2)
+  exact = run(params, *one_prepared(), 0, 2)
   for ours, theirs in zip(
     chain.term_states(state.opt_state).values(),
     chain.term_states(exact.opt_state).values(),

@@ -1,5 +1,7 @@
 """Factored LoRA against merged weights, positions, dropout, and storage with Orbax."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,8 +13,8 @@ from mdtrap_jax.models.lora import (
   PROJECTIONS,
   LoraConfig,
   init_factors,
-  keep_mask,
-  lora_delta,
+  keep_masks,
+  lora_deltas,
 )
 from mdtrap_jax.models.transformer import BlockConfig, init_blocks, run_blocks
 
@@ -100,10 +102,73 @@ def test_starting_above_the_first_adapted_block_changes_nothing():
   np.testing.assert_allclose(whole, rest, atol=1e-6)
 
 
-@pytest.mark.parametrize("rate", [0.25, 0.1, 0.5])
+@functools.cache
+def drawn_masks(rate=0.25):
+  """Masks of three projections for rows of 16 keys, `[3, 16, 96, 256]`."""
+  keys = jax.random.split(jax.random.key(0), 16)
+  draw = jax.jit(lambda keys: jnp.stack(keep_masks(keys, (96, 256), rate, 3)))
+  return np.asarray(draw(keys))
+
+
+def deviations(agreement, probability):
+  """How many standard deviations the share of `True` lies from `probability`."""
+  return abs(agreement.mean() - probability) / np.sqrt(
+    probability * (1 - probability) / agreement.size
+  )
+
+
+@pytest.mark.parametrize("rate", [0.25, 0.1, 0.5, 1 / 3])
 def test_dropout_rate(rate):
-  kept = keep_mask(jax.random.key(0), (200, 1000), rate).mean()
-  assert abs(kept - (1 - rate)) < 5 * np.sqrt(rate * (1 - rate) / 200_000)
+  masks = drawn_masks(rate)
+  for mask in masks:
+    assert deviations(mask, 1 - rate) < 4
+  assert deviations(masks, 1 - rate) < 4
+
+
+def test_the_usual_rate_is_exact_over_many_elements():
+  keys = jax.random.split(jax.random.key(1), 64)
+  kept = jax.jit(lambda keys: [m.mean() for m in keep_masks(keys, (197, 768), 0.25, 3)])(keys)
+  np.testing.assert_allclose(kept, 0.75, atol=4e-4)  # of 9.7 million: 3 standard deviations
+  assert abs(np.mean(kept) - 0.75) < 2.5e-4
+
+
+@pytest.mark.parametrize(
+  "shift",
+  [(1, 0, 0, 0), (2, 0, 0, 0), (0, 1, 0, 0), (0, 0, 1, 0), (0, 0, 0, 1), (0, 0, 3, 5)]
+  + [(0, 0, 0, 2**n) for n in range(1, 8)]
+  + [(0, 0, 2**n, 0) for n in range(1, 7)],
+)
+def test_masks_of_other_projections_rows_and_positions_are_independent(shift):
+  masks = drawn_masks()
+  moved = np.roll(masks, shift, axis=(0, 1, 2, 3))
+  assert deviations(masks & moved, 0.75**2) < 5  # of 22 pairings
+
+
+def test_neighboring_keys_draw_independent_masks():
+  halves = np.stack([np.full(32, 7), np.arange(32)], -1).astype(np.uint32)
+  for pairs in (halves, halves[:, ::-1], 2**31 + 4096 * halves):
+    keys = jax.random.wrap_key_data(jnp.asarray(pairs))
+    masks = np.stack(jax.jit(lambda keys: keep_masks(keys, (32, 128), 0.25, 3))(keys))
+    assert deviations(masks[:, 1:] & masks[:, :-1], 0.75**2) < 4
+    counts = masks.sum((2, 3))  # a key's rate must vary as a binomial does
+    assert 0.7 < counts.var() / (4096 * 0.75 * 0.25) < 1.4
+
+
+def test_runs_have_the_lengths_of_independent_draws():
+  mask = drawn_masks()[1].reshape(-1)
+  for flat in (mask, drawn_masks()[1].swapaxes(1, 2).reshape(-1)):
+    edges = np.flatnonzero(np.diff(flat)) + 1
+    lengths = np.diff(edges)
+    kept = lengths[int(not flat[edges[0]]) :: 2]
+    for length in range(1, 8):  # geometric: 1/4 · (3/4)^(length-1)
+      assert deviations(kept == length, 0.25 * 0.75 ** (length - 1)) < 5
+
+
+def test_a_rows_masks_do_not_depend_on_the_batch():
+  keys = jax.random.split(jax.random.key(2), 3)
+  whole = keep_masks(keys, (5, 8), 0.25, 2)
+  alone = keep_masks(keys[1:2], (5, 8), 0.25, 2)
+  np.testing.assert_array_equal(np.stack(whole)[:, 1:2], np.stack(alone))
 
 
 def test_dropout_is_unbiased_and_independent_for_each_projection():
@@ -111,10 +176,9 @@ def test_dropout_is_unbiased_and_independent_for_each_projection():
   a, b = (jnp.tile(jnp.eye(*shape)[None], (3, 1, 1)) for shape in ((WIDTH, 2), (2, WIDTH)))
   factors = random_factors(config)._replace(a=a, b=b)
   x = jnp.ones((1, 1, WIDTH))
-  draws = jax.vmap(lambda key: lora_delta(x, factors, config, key))(
-    jax.random.split(jax.random.key(0), 4000)
-  )[..., 0, 0, :2]  # [draws, P, 2]
-  exact = lora_delta(x, factors, config, None)[:, 0, 0, :2]
+  deltas = lambda key: jnp.stack(lora_deltas(x, factors, config, key))
+  draws = jax.vmap(deltas)(jax.random.split(jax.random.key(0), 4000))[..., 0, 0, :2]
+  exact = deltas(None)[:, 0, 0, :2]  # [P, 2]; of the draws [draws, P, 2]
   np.testing.assert_allclose(draws.mean(0), exact, rtol=0.05)
   correlation = np.corrcoef(np.asarray(draws[..., 0]).T)
   assert abs(correlation[np.triu_indices(3, 1)]).max() < 0.08

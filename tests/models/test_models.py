@@ -126,6 +126,31 @@ def test_remainder_of_pixels_is_left_out():
   np.testing.assert_array_equal(encode(params, images), encode(params, changed))
 
 
+HALF = (0.5, 0.5, 0.5)
+FAMILY = {  # of the originals' preprocessing: mean, std, how images are resized, by which filter
+  "clip": (
+    (0.48145466, 0.4578275, 0.40821073),
+    (0.26862954, 0.26130258, 0.27577711),
+    "crop",
+    "bicubic",
+  ),
+  "siglip": (HALF, HALF, "squash", "bicubic"),
+  "siglip2": (HALF, HALF, "squash", "bilinear"),
+  "pe-core": (HALF, HALF, "squash", "bilinear"),
+}
+
+
+def test_what_every_family_expects_of_its_inputs():
+  assert {name: (*values, "a photo of a {}.") for name, values in FAMILY.items()} == FAMILIES
+
+
+@pytest.mark.parametrize("name", FAMILY)
+def test_models_have_the_statistics_of_their_family(name):
+  model = build(Specification(name, *VARIANTS["clip"]))
+  assert (model.family, model.image_mean, model.image_std) == (name, *FAMILY[name][:2])
+  assert model.sigmoid_bias == (name in ("siglip", "siglip2"))
+
+
 def test_registry():
   assert build("clip-vit-b16", image_size=64).image.grid == 4
   for name, specification in MODELS.items():

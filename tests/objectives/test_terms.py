@@ -9,6 +9,7 @@ import optax
 import pytest
 
 from mdtrap_jax.objectives import losses, terms
+from mdtrap_jax.objectives.chain import make_objective
 from mdtrap_jax.objectives.pull_back import pull_back, zero_cotangents
 from mdtrap_jax.objectives.terms import TERMS, Batch, Context, Features
 
@@ -246,3 +247,40 @@ def test_without_a_clean_pass_relation_alignment_passes_through():
 def test_unknown_divergence_names_the_choices():
   with pytest.raises(ValueError, match=r"'kl'.*cosine.*softmax"):
     TERMS["ra"].make(CONTEXT, 3.0, divergence="kl")
+
+
+def test_a_closed_term_keeps_the_value_of_its_last_step(name):
+  term, features = TERMS[name].make(CONTEXT, 0.5), encode(PARAMS)
+  _, state = update(term, term.init(PARAMS), features, CONTEXT.stop - 2)
+  _, last = update(term, state, jax.tree.map(lambda x: 1.1 * x + 0.05, features), CONTEXT.stop - 1)
+  _, closed = update(term, last, features, CONTEXT.stop)
+  assert jnp.isfinite(last.value)
+  assert last.value != state.value
+  assert closed.value == last.value
+
+
+def test_relations_are_aligned_to_the_texts_alone_once_the_past_has_faded():
+  """T = 33 and a window (2, 5): steps 12 … 32 and a fade of int(0.6 · 33) = 19."""
+  options = {"ra": {"weight": 3.0, "window": (2, 5)}}
+  chain = make_objective(
+    options, optax.identity(), steps=33, logit_scale=7.0, num_views=N, num_clean=M
+  )
+  features = encode(PARAMS)
+  before = jax.random.normal(jax.random.key(4), (N, M))
+  text = losses.text_relation(features.text, BATCH.labels, BATCH.clean_labels)
+  state = chain.init(PARAMS)
+  memory = state["ra"].memory._replace(relation=before)
+  state["ra"] = state["ra"]._replace(memory=memory)
+  for step, share in ((13, 18 / 19), (22, 9 / 19), (30, 1 / 19), (31, 0.0), (32, 0.0)):
+    _, after = chain.update(
+      zero_cotangents(features),
+      state,
+      PARAMS,
+      features=features,
+      batch=BATCH,
+      key=KEY,
+      step=step,
+      features_vjp=lambda cotangent: (PARAMS,),
+    )
+    expected = share * before + (1 - share) * text
+    np.testing.assert_allclose(after["ra"].memory.target, expected, atol=1e-6)

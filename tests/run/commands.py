@@ -51,7 +51,7 @@ class Command(NamedTuple):
 
   def end(self) -> Ended:
     """Waits for it; no error is a stack of calls."""
-    self.process.join(120)
+    self.process.join(240)
     assert self.process.exitcode is not None, "hangs"
     out, error = (Path(f"{self.log}.{name}").read_text() for name in ("out", "err"))
     assert "Traceback" not in error, error

@@ -8,7 +8,11 @@ import time
 
 import pytest
 
+from mdtrap_jax import config as settings
 from mdtrap_jax.run import hosts, meeting
+from mdtrap_jax.run.directory import WorkDirectory
+from mdtrap_jax.run.lines import read_episodes
+from tests.episodes import small_config
 from tests.paths import ROOT
 
 
@@ -105,6 +109,40 @@ def test_a_port_in_use_is_found_before_jax_starts():
       hosts.joined(hosts.place(f"localhost:{port}", 2, 0)),
     ):
       raise AssertionError("joined")
+
+
+CONFIG = settings.resolve(small_config())
+
+
+def write_lines(root, numbers, config=CONFIG, **place):
+  """What a process of a run leaves."""
+  with WorkDirectory(root, config, **place) as directory:
+    directory.append({"episode": i, "status": "ok", "accuracy": 0.1 * i} for i in numbers)
+
+
+@pytest.mark.parametrize("variant", ["", "vlm"])
+def test_what_other_processes_left_counts(tmp_path, variant):
+  write_lines(tmp_path, [0, 2], variant=variant)
+  write_lines(tmp_path, [1, 2], variant=variant, process=1)
+  write_lines(tmp_path, [5], variant=variant, process=2)
+  with WorkDirectory(tmp_path, CONFIG, variant=variant) as directory:
+    hosts.merge(tmp_path, {variant: directory})
+    assert sorted(directory.finished) == [0, 1, 2, 5]
+    hosts.merge(tmp_path, {variant: directory})  # once
+  assert (tmp_path / variant / "episodes.jsonl").read_bytes().count(b"\n") == 4
+  assert [line["accuracy"] for line in read_episodes(tmp_path / variant)] == [0.0, 0.1, 0.2, 0.5]
+
+
+def test_lines_of_another_config_of_another_process_are_not_mixed_in(tmp_path):
+  write_lines(tmp_path, [0])
+  write_lines(tmp_path, [1], settings.resolve(small_config(lora__rank=3)), process=1)
+  before = (tmp_path / "episodes.jsonl").read_bytes()
+  with (
+    WorkDirectory(tmp_path, CONFIG) as directory,
+    pytest.raises(settings.ConfigMismatchError, match=r"process-1 .*lora\.rank: 3 there, 2 here"),
+  ):
+    hosts.merge(tmp_path, {"": directory})
+  assert (tmp_path / "episodes.jsonl").read_bytes() == before
 
 
 def test_one_process_needs_nobody(tmp_path):

@@ -3,44 +3,52 @@
 import os
 import signal
 
+import jax
 import numpy as np
 import pytest
 from PIL import Image
 
+from configs import copa
+from mdtrap_jax import config as configs
 from mdtrap_jax.config import ConfigMismatchError
+from mdtrap_jax.experiments import finetune, heads
 from mdtrap_jax.run import loop
 from mdtrap_jax.run.lines import read_episodes
+from mdtrap_jax.run.programs import make_programs, task_mesh
 from mdtrap_jax.run.progress import Progress
 from mdtrap_jax.run.stop import PreemptedError
-from tests.episodes import run_finetune, small_config
+from tests.episodes import small_config
 from tests.run.commands import EVERY
 
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-  """Three classes of tinted noise."""
-  root, rng = tmp_path_factory.mktemp("images"), np.random.default_rng(0)
-  for name in ("crow", "gull", "wren"):
-    (root / name).mkdir()
-    tint = rng.integers(0, 120, 3)
-    for i in range(6):
-      pixels = (rng.integers(0, 130, (32, 32, 3)) + tint).astype(np.uint8)
-      Image.fromarray(pixels).save(root / name / f"{i}.png")
-  return root
-
-
-def make_config(folder, **overrides):
-  return small_config(
-    **{"data__path": str(folder), "episodes": 4, "episodes_per_device": 2} | overrides
-  )
+STEPS = 4
 
 
 @pytest.fixture(scope="module")
-def undisturbed(folder, tmp_path_factory):
-  """The lines of a run that nobody stops, on one device."""
-  workdir = tmp_path_factory.mktemp("undisturbed")
-  run_finetune(make_config(folder), workdir, devices=1)
+def features(tmp_path_factory):
+  """Six classes of noise around their centers."""
+  rng, labels = np.random.default_rng(0), np.repeat(np.arange(6), 20)
+  rows = rng.standard_normal((6, 16))[labels] + rng.standard_normal((120, 16))
+  path = tmp_path_factory.mktemp("features") / "toy.npz"
+  np.savez(path, **{"toy/labels": labels, "toy/features": rows.astype(np.float32)})
+  return path
+
+
+def run(features, workdir, devices=1, **fields):
+  """Four tasks of CoPA in batches of two on one device, with a snapshot after every step."""
+  config = copa.get_config()
+  config.domains, config.seeds, config.episodes = ("toy",), 1, 4
+  config.data.features, config.head.steps = str(features), STEPS
+  config.update_from_flattened_dict({"data.shots": 2, "episodes_per_device": 2} | fields)
+  experiment, _ = heads.experiment(configs.resolve(config))
+  experiment.placing["devices"] = jax.devices()[:devices]
+  loop.run(experiment, workdir, EVERY)
   return read_episodes(workdir)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(features, tmp_path_factory):
+  """The lines of a run that nobody stops."""
+  return run(features, tmp_path_factory.mktemp("undisturbed"))
 
 
 def stop_after(monkeypatch, count, number=signal.SIGTERM):
@@ -56,62 +64,92 @@ def stop_after(monkeypatch, count, number=signal.SIGTERM):
   monkeypatch.setattr(Progress, "stepped", and_stop)
 
 
-@pytest.mark.parametrize(("count", "number"), [(3, signal.SIGTERM), (17, signal.SIGINT)])
-def test_a_stopped_run_goes_on_in_the_middle(
-  folder, undisturbed, tmp_path, monkeypatch, count, number
-):
+def stopped(monkeypatch, count, start, *arguments, number=signal.SIGTERM):
+  """Starts a run that stops after so many segments."""
   with monkeypatch.context() as patch:
     stop_after(patch, count, number)
     with pytest.raises(PreemptedError, match=number.name):
-      run_finetune(make_config(folder), tmp_path, EVERY, 1)
+      start(*arguments)
+
+
+def record(monkeypatch, owner, name, what):
+  """A list to which every call of a function adds `what` of its arguments."""
+  calls, function = [], getattr(owner, name)
+
+  def recording(*arguments, **options):
+    calls.append(what(*arguments, **options))
+    return function(*arguments, **options)
+
+  monkeypatch.setattr(owner, name, recording)
+  return calls
+
+
+@pytest.mark.parametrize(
+  ("count", "number", "starts", "work"),
+  [(3, signal.SIGTERM, [3, 0], 2.5), (7, signal.SIGINT, [3], 0.5)],
+)
+def test_a_stopped_run_goes_on_in_the_middle(
+  features, undisturbed, tmp_path, monkeypatch, count, number, starts, work
+):
+  stopped(monkeypatch, count, run, features, tmp_path, number=number)
   assert list((tmp_path / "snapshots").iterdir())
-  starts = []
-  adapt_batch = loop.adapt_batch
-  monkeypatch.setattr(
-    loop,
-    "adapt_batch",
-    lambda *arguments, **options: (
-      starts.append(options["start"]),
-      adapt_batch(*arguments, **options),
-    )[1],
-  )
-  run_finetune(make_config(folder), tmp_path, EVERY, 1)
-  assert starts == {3: [3, 0], 17: [7]}[count]
-  assert read_episodes(tmp_path) == undisturbed
+  started = record(monkeypatch, loop, "adapt_batch", lambda *_, start, **options: start)
+  counted = record(monkeypatch, Progress, "stepped", lambda self, tasks, share: tasks * share)
+  assert run(features, tmp_path) == undisturbed
+  assert started == starts
+  assert sum(counted) == work  # tasks' worth of steps done now: what the rate is of
   assert not (tmp_path / "snapshots").exists()
 
 
 def test_it_goes_on_in_other_batches_and_on_other_devices(
-  folder, undisturbed, tmp_path, monkeypatch
+  features, undisturbed, tmp_path, monkeypatch
 ):
-  with monkeypatch.context() as patch:
-    stop_after(patch, 4)
-    with pytest.raises(PreemptedError):
-      run_finetune(make_config(folder), tmp_path, EVERY, 1)
-  run_finetune(make_config(folder, episodes_per_device=1), tmp_path, EVERY, 4)
-  for one, other in zip(read_episodes(tmp_path), undisturbed, strict=True):
+  stopped(monkeypatch, 2, run, features, tmp_path)
+  started = record(monkeypatch, loop, "adapt_batch", lambda *_, start, **options: start)
+  lines = run(features, tmp_path, 4, episodes_per_device=1)
+  assert started == [2, 0]
+  for one, other in zip(lines, undisturbed, strict=True):
     assert one["support"] == other["support"]
     assert abs(one["accuracy"] - other["accuracy"]) < 0.1
 
 
 def test_a_damaged_snapshot_costs_its_batch_only(
-  folder, undisturbed, tmp_path, monkeypatch, caplog
+  features, undisturbed, tmp_path, monkeypatch, caplog
 ):
-  with monkeypatch.context() as patch:
-    stop_after(patch, 3)
-    with pytest.raises(PreemptedError):
-      run_finetune(make_config(folder), tmp_path, EVERY, 1)
+  stopped(monkeypatch, 3, run, features, tmp_path)
   for file in (tmp_path / "snapshots").rglob("*.snapshot"):
     os.truncate(file, file.stat().st_size // 2)
-  run_finetune(make_config(folder), tmp_path, EVERY, 1)
+  assert run(features, tmp_path) == undisturbed
   assert "cannot be read" in caplog.text
-  assert read_episodes(tmp_path) == undisturbed
 
 
-def test_a_snapshot_of_another_config_is_refused(folder, tmp_path, monkeypatch):
-  with monkeypatch.context() as patch:
-    stop_after(patch, 3)
-    with pytest.raises(PreemptedError):
-      run_finetune(make_config(folder), tmp_path, EVERY, 1)
-  with pytest.raises(ConfigMismatchError, match=r"lora.rank: 2 there, 3 here"):
-    run_finetune(make_config(folder, lora__rank=3), tmp_path, EVERY, 1)
+def test_a_snapshot_of_another_config_is_refused(features, tmp_path, monkeypatch):
+  stopped(monkeypatch, 3, run, features, tmp_path)
+  with pytest.raises(ConfigMismatchError, match=r"data.shots: 2 there, 3 here"):
+    run(features, tmp_path, **{"data.shots": 3})
+
+
+def test_fine_tuning_goes_on_in_a_phase_and_enters_the_next(tmp_path, monkeypatch):
+  """Stopped in the steps with a clean pass, which end with RA's window."""
+  rng = np.random.default_rng(0)
+  for name in ("crow", "gull", "wren"):
+    (tmp_path / "images" / name).mkdir(parents=True)
+    for i in range(5):
+      pixels = rng.integers(0, 256, (32, 32, 3), np.uint8)
+      Image.fromarray(pixels).save(tmp_path / "images" / name / f"{i}.png")
+  config = small_config(
+    data__path=str(tmp_path / "images"), adapt__steps=5, episodes=1, lora__position="0"
+  )
+  experiment = finetune.experiment(config)
+  (group,) = experiment.groups
+  ready = group.prepare()  # once, so that all runs share what is compiled
+  experiment = experiment._replace(groups=[group._replace(prepare=lambda: ready)])
+  experiment.placing["devices"] = jax.devices()[:1]
+  stopped(monkeypatch, 2, loop.run, experiment, tmp_path / "run", EVERY)
+  started = record(monkeypatch, loop, "adapt_batch", lambda *_, start, **options: start)
+  for name in ("run", "undisturbed"):
+    loop.run(experiment, tmp_path / name, EVERY)
+  assert started == [2, 0]
+  programs = make_programs(ready.method, task_mesh(jax.devices()[:1]), bool(ready.weights))
+  assert [run._cache_size() for run in programs.run.values()] == [1, 1]  # resumed or not
+  assert read_episodes(tmp_path / "run") == read_episodes(tmp_path / "undisturbed")

@@ -36,6 +36,37 @@ def test_memory_decides_how_many_episodes_run_at_once(monkeypatch):
     place(most=100, fixed=True)
 
 
+def stubbed(monkeypatch, **options):
+  """`place` where one task needs 90 bytes, 30 of them for the weights."""
+  monkeypatch.setattr(placing, "bytes_needed", lambda *_: placing.Need(one=90, shared=30))
+  return placing.place(object(), None, None, {}, **options)
+
+
+@pytest.mark.parametrize(
+  ("memory", "most", "each"),
+  [(100, 9, 1), (166, 9, 1), (167, 9, 2), (233, 9, 2), (234, 9, 3), (1000, 40, 14), (1000, 5, 5)],
+)
+def test_as_many_tasks_at_once_as_fit_and_no_more(monkeypatch, memory, most, each):
+  """Of nine tenths of the memory: 90 bytes for the first and 60 for each further one."""
+  placed = stubbed(monkeypatch, most=most, memory=memory, devices=jax.devices()[:1])
+  assert placed.each == each
+
+
+@pytest.mark.parametrize(
+  ("most", "asked", "devices", "each"), [(10, 0, 4, 3), (2, 0, 2, 1), (10, 7, 4, 3), (10, 2, 4, 2)]
+)
+def test_devices_share_the_tasks(monkeypatch, most, asked, devices, each):
+  _, mesh, found = stubbed(
+    monkeypatch, most=most, memory=1000, each=asked, devices=jax.devices()[:4]
+  )
+  assert (mesh.size, found) == (devices, each)
+
+
+def test_less_memory_than_one_task_needs(monkeypatch):
+  with pytest.raises(MemoryError, match="one task needs 0.00 GiB"):
+    stubbed(monkeypatch, most=1, memory=99, devices=jax.devices()[:1], fixed=True)
+
+
 def test_split_weights_need_less_memory_and_devices_that_they_divide():
   adaptation, params, _, episodes, weights = setup()
   needed = lambda shards: placing.bytes_needed(

@@ -18,7 +18,7 @@ from tests.paths import ROOT
 from tests.run import commands
 from tests.run.commands import Signal
 
-KILLS = {"heads": 14, "variants": 4, "study": 2}
+KILLS = {"heads": 16, "variants": 3, "study": 1}
 SEGMENTS = {"heads": 32, "variants": 20, "study": 30}  # of a whole run, one for each step
 LOST = (
   "error: process {} was lost (it or its machine was killed); what it finished is in {}its work "
@@ -52,6 +52,8 @@ def arguments(tmp_path_factory):
     "config.adapt.steps": 5,
     "config.adapt.views": 2,
     "config.objective.ra.weight": 0.0,  # one program less
+    "config.lora.projections": ("q",),
+    "config.lora.position": 0,
   }
   variants = tiny | {"config": "demo", "config.data.name": "digits", "config.episodes": 4}
   study = tiny | {
@@ -169,8 +171,11 @@ def test_heads_go_on_with_one_process_and_with_two_again(arguments, undisturbed,
     0, "stopped by SIGTERM; the same command goes on from here."
   )  # fmt: skip
   assert list((workdir / "snapshots").glob("*.snapshot"))
-  ours, theirs = pair(heads, [workdir])
+  diagnosis = ["--config.diagnosis.tasks=1", "--config.diagnosis.distances=(-1.0, 1.0, 3)"]
+  ours, theirs = pair([*heads, *diagnosis], [workdir])
   assert (ours.code, theirs.code) == (0, 0)
+  assert len(list((workdir / "figures").glob("*.png"))) == 2
+  assert not (workdir / "process-1" / "figures").exists()
   assert lines_of(workdir) == lines_of(workdir / "process-1") == lines_of(undisturbed("heads"))
   assert ("| one " in ours.out, theirs.out) == (True, "")
   assert not list(workdir.rglob("*.snapshot"))
@@ -242,7 +247,7 @@ def test_variants_on_hosts_without_a_shared_disk(arguments, undisturbed, tmp_pat
     )
     for where, workdir in zip(shared(), (here, there), strict=True)
   ]
-  outputs = [process.communicate(timeout=120) for process in processes]
+  outputs = [process.communicate(timeout=240) for process in processes]
   assert [process.returncode for process in processes] == [0, 0], outputs
   assert outputs[0][0].split()[:2] == ["run", "episodes"]
   assert outputs[1][0] == ""
@@ -256,7 +261,7 @@ def test_variants_on_hosts_without_a_shared_disk(arguments, undisturbed, tmp_pat
 
 def test_a_study_stopped_in_one_process_and_killed(arguments, undisturbed, tmp_path):
   workdir, study, wanted = tmp_path / "run", arguments["study"], lines_of(undisturbed("study"))
-  ours, theirs = pair(study, [workdir], (None, Signal(signal.SIGTERM, 7)))
+  ours, theirs = pair(study, [workdir], (None, Signal(signal.SIGTERM, 3)))
   assert (ours.code, theirs.code) == (0, 0)
   assert ours.error.startswith("stopped by SIGTERM at process 1; ")
   assert theirs.error.startswith("stopped by SIGTERM; the same command")

@@ -61,13 +61,22 @@ def test_what_is_saved_comes_back_in_any_process(tmp_path, monkeypatch, process)
   assert_equal(SnapshotDirectory(tmp_path / "snapshots", CONFIG).restore("vlm svl"), snapshot())
 
 
-def test_rows_of_chosen_episodes(directory):
+@pytest.mark.parametrize(
+  ("episodes", "rows"), [([9], [1, 1, 1]), ([9, 5], [1, 0, 0]), ([5, 9], [0, 1, 1])]
+)
+def test_rows_of_chosen_episodes_in_the_order_asked_for(directory, episodes, rows):
   saved = snapshot()
   directory.save(saved)
-  state, evaluations = directory.restore("vlm svl").rows([9], 2, saved.leaves)
+  state, evaluations = directory.restore("vlm svl").rows(episodes, 3, saved.leaves)
   for leaf, whole in zip(state, saved.leaves, strict=True):
-    np.testing.assert_array_equal(leaf, whole[[1, 1]])
-  np.testing.assert_array_equal(evaluations[2]["cosines"], saved.evaluations[2]["cosines"][[1, 1]])
+    np.testing.assert_array_equal(leaf, whole[rows])
+  for step, kept in saved.evaluations.items():
+    for name, whole in kept.items():
+      np.testing.assert_array_equal(evaluations[step][name], whole[rows])
+
+
+def test_rows_of_another_version(directory):
+  saved = snapshot()
   with pytest.raises(ValueError, match="another version"):
     saved.rows([9], 2, saved.leaves[:1])
 
@@ -105,6 +114,17 @@ def test_a_changed_step_or_list_of_episodes_is_noticed(tmp_path, directory, old,
   assert content.count(old) == 1
   only_file(tmp_path).write_bytes(content.replace(old, new))
   assert directory.restore("vlm svl") is None
+
+
+def test_what_a_snapshot_holds_is_told_by_its_head(tmp_path, directory):
+  assert directory.held("vlm svl") == ()
+  directory.save(snapshot())
+  assert directory.held("vlm svl") == (5, 9)
+  assert directory.held("another") == ()
+  path = only_file(tmp_path)
+  for content in (path.read_bytes()[:100], b"\n{}\n", b"\n[1]\n", b"\n\xff\n", b""):
+    path.write_bytes(content)
+    assert directory.held("vlm svl") == ()
 
 
 def test_groups_do_not_see_each_other(tmp_path, directory):

@@ -1,0 +1,39 @@
+"""Which form of a computation serves the device it is compiled for: the one place that asks.
+
+What helps two cores may ruin a chip, and the other way round. Where one form does not serve
+both, the choice is a function here.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+
+def platform() -> str:
+  """The platform, such as `cpu` or `tpu`, of the program being traced.
+
+  Inside of `shard_map` that is the mesh's, which need not be one of this machine: programs can
+  be compiled for an accelerator that is not there.
+  """
+  device = jax.sharding.get_abstract_mesh().abstract_device
+  return jax.default_backend() if device is None else device.platform
+
+
+def packs_rows() -> bool:
+  """Whether blocks see the tokens of all images as rows of one matrix, filled up to whole tiles.
+
+  On a TPU a product of `[30, 197, W]` runs at half the speed of one of `[30 * 200, W]`, and
+  queries, keys and values stay beside each other. A CPU has no tiles to fill.
+  """
+  return platform() == "tpu"
+
+
+def attention_form(dtype: jnp.dtype) -> str:
+  """How attention over `[B, S, W]` is computed.
+
+  `library`, by `jax.nn`, whose softmax is float32 at most; or `heads`, one after the other,
+  which needs no transposition of activations and is three times faster on a CPU.
+  """
+  wide = dtype == jnp.float64 or (dtype == jnp.float32 and platform() == "cpu")
+  return "heads" if wide else "library"

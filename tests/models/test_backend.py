@@ -1,0 +1,62 @@
+"""Which form is traced, and that the forms agree."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import AbstractDevice, AbstractMesh
+
+from mdtrap_jax.keys import row_keys
+from mdtrap_jax.models import backend
+from mdtrap_jax.models.lora import LoraConfig, init_factors
+from mdtrap_jax.models.rope import Rope
+from mdtrap_jax.models.transformer import Block, BlockConfig, Rows, init_blocks
+
+WIDTH, ROWS = 16, Rows(tokens=5, filled=8)
+
+
+def test_platform_is_that_of_the_mesh():
+  assert backend.platform() == jax.default_backend()
+  chip = AbstractDevice("TPU v5 lite", num_cores=1, platform="tpu")
+  with jax.sharding.use_abstract_mesh(AbstractMesh((1,), ("x",), abstract_device=chip)):
+    assert backend.platform() == "tpu"
+    assert backend.packs_rows()
+    assert backend.attention_form(jnp.float32) == "library"
+
+
+def test_forms_on_a_cpu():
+  assert not backend.packs_rows()
+  forms = {dtype: backend.attention_form(jnp.dtype(dtype)) for dtype in ("float32", "bfloat16")}
+  assert forms == {"float32": "heads", "bfloat16": "library"}
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("projections", [("q", "k", "v"), ("q", "v", "out")])
+def test_packed_rows_give_what_images_do(projections, dtype):
+  config = BlockConfig(WIDTH, 2, 24, rope=Rope(grid=2, head_dim=8, class_token=True))
+  lora = LoraConfig(rank=2, projections=projections)
+  params = jax.tree.map(lambda x: x[0], init_blocks(jax.random.key(0), config, 1))
+  factors = jax.tree.map(lambda x: x[0], init_factors(jax.random.key(1), lora, 1, WIDTH))
+  factors = factors._replace(b=factors.b + 0.1)
+  params = jax.tree.map(lambda x: x.astype(dtype), params)
+  x = jax.random.normal(jax.random.key(2), (3, ROWS.tokens, WIDTH)).astype(dtype)
+  keys = row_keys(jax.random.key(3), 3)
+
+  def loss(factors, x, rows):
+    block = Block(config, lora, frugal=rows is not None, rows=rows)
+    packed = x if rows is None else rows.pack(x)
+    out = block.apply({"params": params}, packed, factors, keys)
+    out = out if rows is None else rows.unpack(out)
+    return jnp.sum(jnp.sin(out.astype(jnp.float32))), out
+
+  gradient = jax.jit(jax.value_and_grad(loss, argnums=(0, 1), has_aux=True), static_argnums=2)
+  ((_, out), gradients), ((_, packed), packed_gradients) = (
+    gradient(factors, x, rows) for rows in (None, ROWS)
+  )
+  tolerance = 1e-4 if dtype == "float32" else 0.1
+  np.testing.assert_allclose(packed, out, atol=tolerance)
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, atol=10 * tolerance, rtol=tolerance),
+    packed_gradients,
+    gradients,
+  )

@@ -1,0 +1,69 @@
+"""What a TPU's compiler says of the programs; needs `pip install 'jax[tpu]'`, but no TPU."""
+
+import argparse
+import importlib.util
+
+import pytest
+
+from benchmarks import accelerator
+
+COLLECTIVES = ("all-reduce", "all-gather", "all-to-all", "collective-permute", "reduce-scatter")
+LOOPS = """
+%body (x: f32[8]) -> f32[8] {
+  %dot = f32[8] fusion(%x), backend_config={"estimated_cycles":"7"}
+}
+
+%condition (x: f32[8]) -> pred[] {
+  %turns = s32[]{:T(128)} constant(12)
+}
+
+%steps (x: f32[8]) -> pred[] {
+  %stop = s32[]{:T(128)} parameter(1)
+}
+
+%outer (x: f32[8]) -> f32[8] {
+  %blocks = f32[8] while(%x), condition=%condition, body=%body
+  %add = f32[8] fusion(%x), backend_config={"estimated_cycles":"5"}
+}
+
+ENTRY %main (x: f32[8]) -> f32[8] {
+  %loop = f32[8] while(%x), condition=%steps, body=%outer
+  %kernel = bf16[64,4] custom-call(bf16[64,12] %x), custom_call_target="tpu_custom_call", \
+backend_config={"custom_call_config":{"cost_estimate":{"flops":"800","transcendentals":"1",\
+"bytes_accessed":"30"}}}
+}
+"""
+
+
+def test_loops_count_as_often_as_they_turn_and_kernels_by_convention():
+  chip = accelerator.Chip(flop_per_second=100.0, bytes_per_second=2.0, hertz=4.0)
+  kernel = 2 * 15 * 4  # twice the 15 seconds that its bytes take, more than its operations
+  assert accelerator.estimated_cycles(LOOPS, chip) == 12 * 7 + 5 + kernel
+
+
+@pytest.fixture(scope="module")
+def compiled():
+  if importlib.util.find_spec("libtpu") is None:
+    pytest.skip("libtpu is missing: the programs for a TPU are NOT checked; pip install 'jax[tpu]'")
+  accelerator.offline()
+  arguments = accelerator.parse_arguments(["--model=miniature", "--topology=v5e:2x2"])
+  return {name: lowered.compile() for name, lowered in accelerator.lower(arguments).items()}
+
+
+def test_programs_fit_a_chip(compiled):
+  assert set(compiled) == {"prepare", "step", "step_plain", "evaluate"}
+  for name, program in compiled.items():
+    assert accelerator.bytes_needed(program) < 2**28, name
+
+
+def test_episodes_do_not_communicate(compiled):
+  for name in ("step", "step_plain", "evaluate"):
+    hlo = compiled[name].as_text()
+    assert accelerator.estimated_cycles(hlo, accelerator.CHIPS["v5e"]) > 0
+    assert not [word for word in COLLECTIVES if word in hlo], name
+
+
+def test_an_unknown_chip_is_refused():
+  arguments = argparse.Namespace(**vars(accelerator.parse_arguments(["--topology=v1:2x2"])))
+  with pytest.raises(ValueError, match="--topology=v1:2x2"):
+    accelerator.measure(arguments)
