@@ -75,8 +75,8 @@ class FewShotClassifier:
     """Adapts the model to labeled images.
 
     Args:
-      X: a folder with one subfolder a class, a CSV `file,label`, paths, or images uint8
-        `[n, H, W, 3]` (or a list of `[H, W, 3]`).
+      X: a folder with one subfolder a class, a CSV `file,label`, CoOp's `split_….json` (its
+        `train` part), paths, or images uint8 `[n, H, W, 3]` (or a list of `[H, W, 3]`).
       y: `[n]` labels of paths or images, strings or integers.
       report: told from time to time which share of the steps is done.
 
@@ -84,8 +84,7 @@ class FewShotClassifier:
       itself.
 
     Raises:
-      OSError, ValueError: input that cannot be right, in one line.
-      ArithmeticError: adapting became non-finite.
+      OSError, ValueError: input that cannot be right, or adapting became non-finite.
     """
     data = labeled.read_labeled(X, y)
     setting = self.prepare(data)
@@ -96,9 +95,9 @@ class FewShotClassifier:
     task = setting.task(rows, indices[order], rows, indices[order])
     adapted = setting.adapt([task], report)
     if not adapted.ok.all():
-      raise ArithmeticError(
-        f"{self.method} became non-finite on these images; lower the learning rate "
-        f"(learning_rate={self.learning_rate})."
+      raise ValueError(
+        f"{self.method} became non-finite on these images; set a lower learning_rate than "
+        f"{self.learning_rate or 'the default'}."
       )
     self._setting, self._fitted = setting, setting.fitted(task, adapted.params_of(0))
     self.classes_, self.class_names_ = classes, self.names_of(classes)

@@ -6,6 +6,7 @@ import collections
 import csv
 import functools
 import io
+import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -59,7 +60,10 @@ def read_labeled(data: Any, labels: Any = None) -> Labeled:
     if labels is not None:
       raise ValueError("labels go with lists of images; a folder or a CSV has its own.")
     path = Path(data).expanduser()
-    return read_csv(path) if path.is_file() else _folder(path)
+    if not path.exists():
+      raise FileNotFoundError(f"{shown(path)}: no such folder, CSV or JSON of labeled images.")
+    read = {".json": read_split}.get(path.suffix.lower(), read_csv)
+    return read(path) if path.is_file() else _folder(path)
   items = list(data)
   if labels is None:
     raise ValueError("images without labels: give y, one label an image, or a folder or a CSV.")
@@ -106,7 +110,10 @@ def names_of(items: Sequence[Any]) -> list[str]:
 
 
 def _folder(path: Path) -> Labeled:
-  source = FolderSource(path)
+  try:
+    source = FolderSource(path)
+  except ValueError as error:  # whose remedies are those of a config
+    raise ValueError(str(error).replace("--config.data.path=", "")) from error
   labels = np.array([source.class_names[label] for label in source.labels])
   return Labeled(source.name, source.paths, labels, source.files)
 
@@ -135,6 +142,39 @@ def read_csv(path: Path, root: Path | None = None) -> Labeled:
     )
   labels = np.array([nfc(row["label"]) for row in rows])
   return Labeled(shown(path), list(map(str, found)), labels, names)
+
+
+def read_split(path: Path, part: str = "train") -> Labeled:
+  """One part of a split in CoOp's format, `{"train": [[file, number, class name], …], …}`.
+
+  Args:
+    path: of the JSON; images are in its folder, or in a folder beside it.
+    part: `train`, `val` or `test`.
+
+  Raises:
+    OSError: an image is not there.
+    ValueError: it is no such file.
+  """
+  try:
+    rows = [(str(file), str(name)) for file, _, name in json.loads(path.read_bytes())[part]]
+  except (ValueError, KeyError, TypeError) as error:
+    raise ValueError(
+      f"{shown(path)} is no split in CoOp's format, {{{part!r}: [[file, number, class name], …]}}."
+    ) from error
+  if not rows:
+    raise ValueError(f"{shown(path)} has no images under {part!r}.")
+  folders = [path.parent, *sorted(entry for entry in path.parent.iterdir() if entry.is_dir())]
+  root = next((folder for folder in folders if (folder / rows[0][0]).is_file()), None)
+  if root is None:
+    raise FileNotFoundError(
+      f"{shown(path)}: {shown(rows[0][0])} is neither beside it nor in a folder beside it."
+    )
+  files, labels = zip(*rows, strict=True)
+  if missing := [file for file in files if not (root / file).is_file()]:
+    raise FileNotFoundError(
+      f"{shown(path)} lists {len(missing)} files that are not there: {listed(missing, 3)}."
+    )
+  return Labeled(shown(path), [str(root / f) for f in files], np.array(labels), files)
 
 
 def read_names(path: Path) -> dict[str, str]:
@@ -236,7 +276,11 @@ def decode(item: Any, how: Preprocessing) -> np.ndarray:
     UnreadableImageError: a file that gives no image.
   """
   if not isinstance(item, np.ndarray):
-    item = images.decode(item, os.fspath(item), how.decoding)
+    try:
+      item = images.decode(item, os.fspath(item), how.decoding)
+    except images.UnreadableImageError as error:  # whose second remedy is one of a config
+      line = str(error).partition(", or set --config.data.unreadable")[0].rstrip(".")
+      raise images.UnreadableImageError(f"{line}.") from error
   return images.resize(item, how.size, how.resize, how.interpolation)
 
 
