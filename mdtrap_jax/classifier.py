@@ -32,6 +32,7 @@ class FewShotClassifier:
     classes_: `[C]`, the labels, sorted; set by `fit`, as what follows is.
     class_names_: `[C]`, what prompts call them.
     accuracy_at_: accuracy on the images given to `fit`, by step.
+    losses_: of each term of the objective, its last value.
     temperature_: that cosines are divided by, beside the scale; 1 unless it was fitted.
   """
 
@@ -105,6 +106,7 @@ class FewShotClassifier:
     self.accuracy_at_ = {
       step: float(found.accuracy[0]) for step, found in sorted(adapted.evaluations.items())
     }
+    self.losses_ = {name: float(values[0]) for name, values in adapted.losses.items()}
     return self.calibrate(1.0)
 
   def prepare(self, data: Labeled) -> own_images.Setting:
@@ -252,6 +254,7 @@ class FewShotClassifier:
       "counts": self.counts_,
       "temperature": self.temperature_,
       "accuracy_at": {str(step): value for step, value in self.accuracy_at_.items()},
+      "losses": self.losses_,
       "parameters": self.get_params(),
     }
     about["parameters"]["class_names"] = None  # keys of JSON are strings; the names are above
@@ -275,7 +278,7 @@ class FewShotClassifier:
     own._setting, own._fitted = setting, fitted
     own.classes_, own.class_names_ = np.array(about["classes"]), about["class_names"]
     own.class_names = dict(zip(about["classes"], about["class_names"], strict=True))
-    own.counts_ = about["counts"]
+    own.counts_, own.losses_ = about["counts"], about["losses"]
     own.calibrate(about["temperature"], saved_classifier.read_crossval(path))
     own.accuracy_at_ = {int(step): value for step, value in about["accuracy_at"].items()}
     return own

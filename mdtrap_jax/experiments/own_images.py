@@ -190,7 +190,7 @@ class Setting:
     cosines = np.stack([self.cosines(base, task.query) for task in tasks])
     hits = cosines.argmax(-1) == np.stack([task.query_labels for task in tasks])
     found = Evaluation(hits.mean(1), cosines, {})
-    return Adapted({}, {0: found}, np.isfinite(cosines).all((1, 2)))
+    return Adapted({}, {0: found}, np.isfinite(cosines).all((1, 2)), {})
 
   def fitted(self, task: Task, params: Any) -> Fitted:
     """What predictions need of an adapted task."""

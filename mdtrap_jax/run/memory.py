@@ -21,6 +21,7 @@ class Adapted(NamedTuple):
   params: Any  # [E, ...], what was trained
   evaluations: Mapping[int, Evaluation]  # [E, ...] by step; 0 is the baseline
   ok: np.ndarray  # [E] bool; false where a task became non-finite
+  losses: Mapping[str, np.ndarray]  # [E], the last value of each term
 
   def params_of(self, task: int) -> Any:
     """What was trained of one task."""
@@ -72,6 +73,7 @@ def adapt(
       for step, found in outcome.evaluations.items()
     }
     ok = outcome.status[:, 0] == STATUS.index("ok")
-    part = Adapted(jax.device_get(last[0].params), evaluations, ok)
+    losses = {name: term.value[:, 0] for name, term in outcome.terms.items()}
+    part = Adapted(jax.device_get(last[0].params), evaluations, ok, losses)
     parts.append(jax.tree.map(lambda leaf, kept=count - start: np.asarray(leaf)[:kept], part))
   return jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts)
