@@ -19,6 +19,7 @@ from mdtrap_jax.data.folder_source import FolderSource
 from mdtrap_jax.data.images import UnreadableImageError
 from mdtrap_jax.data.labeled import Labeled
 from mdtrap_jax.data.names import listed, nfc
+from mdtrap_jax.data.read_labeled import read_labeled
 from mdtrap_jax.experiments import own_images
 
 MODEL, METHOD = "openai/clip-vit-base-patch16", "svl_ra"
@@ -87,7 +88,7 @@ class FewShotClassifier:
     Raises:
       OSError, ValueError: input that cannot be right, or adapting became non-finite.
     """
-    data = labeled.read_labeled(X, y)
+    data = read_labeled(X, y)
     setting = self.prepare(data)
     classes, indices = np.unique(data.labels, return_inverse=True)
     order = np.argsort(indices, kind="stable")  # class by class, as episodes are
@@ -224,7 +225,7 @@ class FewShotClassifier:
     Raises:
       ValueError: a label that is no class of the classifier.
     """
-    data = labeled.read_labeled(X, y)
+    data = read_labeled(X, y)
     self.indices(data)
     return float(np.mean(self.predict(data.items) == data.labels))
 

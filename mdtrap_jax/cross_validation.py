@@ -16,6 +16,7 @@ from mdtrap_jax.classifier import FewShotClassifier, softmax
 from mdtrap_jax.data import labeled
 from mdtrap_jax.data.draws import shuffle
 from mdtrap_jax.data.names import listed
+from mdtrap_jax.data.read_labeled import read_labeled
 from mdtrap_jax.data.task import Task
 from mdtrap_jax.data.tasks import PADDING
 from mdtrap_jax.experiments.own_images import Setting
@@ -64,7 +65,7 @@ def cross_validate(
   Raises:
     OSError, ValueError: as `fit`, or nothing can be validated.
   """
-  data = labeled.read_labeled(X, y)
+  data = read_labeled(X, y)
   classes, labels = np.unique(data.labels, return_inverse=True)
   counts = np.bincount(labels)
   if counts.max(initial=0) < 2:

@@ -4,24 +4,21 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import csv
-import glob
 import json
 import os
 import sys
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, TextIO
 
 import numpy as np
 from absl import logging
 from tqdm import tqdm
 
-from mdtrap_jax import checkpoints, cross_validation, files, saved_classifier
+from mdtrap_jax import checkpoints, cross_validation, files, prediction_files, saved_classifier
 from mdtrap_jax.checkpoints import adapters
 from mdtrap_jax.classifier import FewShotClassifier
-from mdtrap_jax.data import labeled, layout
+from mdtrap_jax.data import labeled
+from mdtrap_jax.data import read_labeled as reading
 from mdtrap_jax.data.labeled import Labeled
 from mdtrap_jax.data.names import listed, shown
 from mdtrap_jax.data.prompts import make_prompts
@@ -29,7 +26,6 @@ from mdtrap_jax.experiments import finetune, own_images
 from mdtrap_jax.report import classification, figures
 from mdtrap_jax.run import devices
 
-_LISTS = (".txt", ".lst")  # files that list images, one a line
 _SHOWN = 50  # classes that are listed before the rest is counted
 
 
@@ -42,7 +38,7 @@ def fit(options: argparse.Namespace) -> int:
     options.model,
     options.method,
     steps=options.steps,
-    class_names=labeled.read_names(_home(options.names)) if options.names else None,
+    class_names=reading.read_names(_home(options.names)) if options.names else None,
     template=_templates(options.templates),
     seed=options.seed,
   )
@@ -74,7 +70,7 @@ def predict(options: argparse.Namespace) -> int:
   """`mdtrap predict`: a line an image; those that cannot be read are listed."""
   target = Path(options.csv).expanduser()
   _refuse_existing(target, options.force)
-  items = find_images(options.images)
+  items = prediction_files.find_images(options.images)
   _start()
   own = FewShotClassifier.load(_home(options.model_folder), model=options.model)
   unreadable: list[str] = []
@@ -85,8 +81,11 @@ def predict(options: argparse.Namespace) -> int:
     unreadable.append(str(error))
 
   count = 0
-  with _partial(target) as file, tqdm(total=len(items), unit=" images", leave=False) as bar:
-    write = _writer(file, own.classes_.tolist(), options.json, options.top)
+  with (
+    prediction_files.in_one_step(target) as file,
+    tqdm(total=len(items), unit=" images", leave=False) as bar,
+  ):
+    write = prediction_files.make_writer(file, own.classes_.tolist(), options.json, options.top)
     for batch, cosines in own.stream(items, passed_over):
       write(batch, own.probabilities(cosines))
       count += len(batch)
@@ -169,41 +168,14 @@ def export(options: argparse.Namespace) -> int:
   return 0
 
 
-def find_images(arguments: Sequence[str]) -> list[str]:
-  """The images that files, folders, patterns and lists name, in that order, each once.
-
-  Raises:
-    OSError: there is no such thing.
-    ValueError: no images at all.
-  """
-  found: list[str] = []
-  for argument in arguments:
-    path = os.path.expanduser(argument)
-    if os.path.isdir(path):
-      found += layout.class_files(path).images
-    elif os.path.isfile(path) and path.lower().endswith(_LISTS):
-      lines = labeled.images.read_file(path).decode("utf-8-sig", "surrogateescape").splitlines()
-      beside = os.path.dirname(path)
-      found += [os.path.join(beside, line.strip()) for line in lines if line.strip()]
-    elif os.path.lexists(path):
-      found.append(path)
-    elif matches := sorted(glob.glob(path, recursive=True)):
-      found += [match for match in matches if not os.path.isdir(match)]
-    else:
-      raise FileNotFoundError(f"{shown(argument)}: no such file, folder or pattern of images.")
-  if not found:
-    raise ValueError(f"{listed(arguments, 3)}: no images there.")
-  return list(dict.fromkeys(found))
-
-
 def _labeled(data: str, table: str | None) -> Labeled:
   """The images of a folder, or those that a CSV lists, relative to the folder if one is given."""
   if table is None:
-    return labeled.read_labeled(_home(data))
+    return reading.read_labeled(_home(data))
   root = _home(data)
   if not root.is_dir():
     raise FileNotFoundError(f"{data}: no such folder, in which --labels has its images.")
-  return labeled.read_csv(_home(table), root)
+  return reading.read_csv(_home(table), root)
 
 
 def _templates(path: str | None) -> list[str] | None:
@@ -261,50 +233,6 @@ def _describe(own: FewShotClassifier, data: Labeled, setting: own_images.Setting
 
 def _groups(groups: Sequence[Sequence[str]]) -> str:
   return listed([" = ".join(group) for group in groups], 3)
-
-
-def _writer(file: TextIO, classes: list[Any], as_json: bool, top: int | None) -> Callable:
-  """Writes probabilities as lines of CSV or JSON."""
-  names = list(map(str, classes))
-  out = csv.writer(file, lineterminator="\n")
-  header = ["file", "prediction", "probability"]
-  if top is not None and not 1 <= top <= len(names):
-    raise ValueError(f"--top={top}: give 1 to {len(names)}, the number of classes.")
-  if not as_json:
-    ranks = range(1, (top or 0) + 1)
-    out.writerow(
-      header + ([f"p:{name}" for name in names] if top is None else
-                [f"{what} {rank}" for rank in ranks for what in ("class", "probability")])
-    )  # fmt: skip
-
-  def write(items: Sequence[str], probabilities: np.ndarray) -> None:
-    for item, row in zip(items, probabilities, strict=True):
-      best = np.argsort(-row, kind="stable")[: top or len(names)]
-      first, rounded = classes[best[0]], [round(float(p), 6) for p in row]
-      if as_json:
-        chances = {names[c]: rounded[c] for c in (range(len(names)) if top is None else best)}
-        line = dict(zip(header, (item, first, rounded[best[0]]), strict=True))
-        file.write(json.dumps({**line, "p": chances}, ensure_ascii=False) + "\n")
-        continue
-      rest = [f"{p:.6f}" for p in row]
-      if top is not None:
-        rest = [cell for c in best for cell in (names[c], f"{row[c]:.6f}")]
-      out.writerow([item, first, f"{row[best[0]]:.6f}", *rest])
-
-  return write
-
-
-@contextlib.contextmanager
-def _partial(target: Path) -> Iterator[TextIO]:
-  """A file that takes its place when it is complete."""
-  descriptor, partial = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
-  try:
-    with open(descriptor, "w", encoding="utf-8", errors="surrogateescape", newline="") as file:
-      yield file
-    os.replace(partial, target)
-  except BaseException:
-    os.unlink(partial)
-    raise
 
 
 def _refuse_existing(target: Path, force: bool) -> None:

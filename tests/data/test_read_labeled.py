@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from mdtrap_jax.data import images, labeled
-from mdtrap_jax.data.labeled import Preprocessing, read_labeled
+from mdtrap_jax.data.labeled import Preprocessing
+from mdtrap_jax.data.read_labeled import read_labeled, read_names
 from tests.data.folders import write_image, write_tree
 
 FILES = ("cat/1.png", "cat/2.png", "dog/é.png")
@@ -49,10 +50,10 @@ def test_every_form_is_the_same(root):
 def test_names_go_by_key(tmp_path):
   path = tmp_path / "names.csv"
   path.write_text('folder,name\n"b,c",second\na,first\n')
-  assert labeled.read_names(path) == {"b,c": "second", "a": "first"}
+  assert read_names(path) == {"b,c": "second", "a": "first"}
   path.write_text("label;name\na;one\na;two\n")
   with pytest.raises(ValueError, match=r"names a more than once"):
-    labeled.read_names(path)
+    read_names(path)
 
 
 def test_copies_are_found_within_and_across_classes(tmp_path):
