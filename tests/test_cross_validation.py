@@ -5,7 +5,7 @@ import io
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mdtrap_jax import cross_validate
@@ -18,6 +18,7 @@ from tests.test_classifier import classifier, folder  # noqa: F401 (a fixture)
   st.integers(2, 7),
   st.integers(0, 9),
 )
+@settings(deadline=None)  # a busy machine is no failure
 def test_folds_are_even(counts, folds, seed):
   labels = np.random.default_rng(seed).permutation(np.repeat(np.arange(len(counts)), counts))
   if sum(n for n in counts if n > 1) < folds:

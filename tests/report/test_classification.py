@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mdtrap_jax.report import classification, figures
@@ -38,6 +38,7 @@ def test_wilson_by_its_published_example():
 
 
 @given(st.integers(0, 40), st.integers(1, 40))
+@settings(deadline=None)  # a busy machine is no failure
 def test_intervals_hold_their_share(k, n):
   value, low, high = classification.wilson(min(k, n), n)
   assert 0 <= low <= value <= high <= 1
