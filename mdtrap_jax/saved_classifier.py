@@ -28,6 +28,10 @@ FORMAT = 1
 ABOUT, ARRAYS, CROSSVAL = "classifier.json", "classifier.safetensors", "crossval.csv"
 _OURS = {ABOUT, ARRAYS, CROSSVAL, adapters.WEIGHTS, adapters.CONFIG}
 _MARK, _NAME = "saved_by", "mdtrap_jax classifier"
+_FIELDS = {
+  "method", "base_fingerprint", "preprocessing", "config", "classes", "class_names", "counts",
+  "temperature", "accuracy_at", "losses", "parameters",
+}  # fmt: skip
 _EXCHANGE = 2  # of Linux's renameat2: two folders change their names in one step
 
 
@@ -178,6 +182,8 @@ def read(path: str | os.PathLike[str], model: str | None = None) -> Saved:
       f"{folder} is of format {facts.get('format')!r} and this version reads {FORMAT}: fit again, "
       "or use the version that saved it."
     )
+  if missing := _FIELDS - facts.keys():
+    raise ValueError(f"{folder / ABOUT} is damaged (no {min(missing)}); save it again.")
   try:
     config = ml_collections.ConfigDict(facts["config"])
     method, digest = facts["method"], facts["base_fingerprint"]

@@ -191,6 +191,11 @@ def test_what_does_not_fit_is_refused(tmp_path, fitted):
     FewShotClassifier.load(changed(format=9))
   with pytest.raises(ValueError, match="does not fit classifier.json"):
     FewShotClassifier.load(changed(format=1, base_fingerprint=None, classes=["one"]))
+  about = tmp_path / "other" / "classifier.json"
+  facts = json.loads(about.read_text())
+  about.write_text(json.dumps({name: facts[name] for name in facts if name != "counts"}))
+  with pytest.raises(ValueError, match=r"is damaged \(no counts\)"):
+    FewShotClassifier.load(tmp_path / "other")
   with pytest.raises(FileNotFoundError, match="no saved classifier"):
     FewShotClassifier.load(tmp_path)
 
