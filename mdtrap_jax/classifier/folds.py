@@ -12,14 +12,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from mdtrap_jax.classifier import FewShotClassifier, softmax
+from mdtrap_jax.classifier.estimator import FewShotClassifier, softmax
+from mdtrap_jax.classifier.task import Setting
 from mdtrap_jax.data import labeled
 from mdtrap_jax.data.draws import shuffle
 from mdtrap_jax.data.names import listed
 from mdtrap_jax.data.read_labeled import read_labeled
 from mdtrap_jax.data.task import Task
 from mdtrap_jax.data.tasks import PADDING
-from mdtrap_jax.experiments.own_images import Setting
 from mdtrap_jax.report import classification
 from mdtrap_jax.report.classification import Scores
 

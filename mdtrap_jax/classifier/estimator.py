@@ -13,14 +13,14 @@ from typing import Any
 
 import numpy as np
 
-from mdtrap_jax import saved_classifier
+from mdtrap_jax.classifier import saved
+from mdtrap_jax.classifier import task as own_images
 from mdtrap_jax.data import labeled
 from mdtrap_jax.data.folder_source import FolderSource
 from mdtrap_jax.data.images import UnreadableImageError
 from mdtrap_jax.data.labeled import Labeled
 from mdtrap_jax.data.names import listed, nfc
 from mdtrap_jax.data.read_labeled import read_labeled
-from mdtrap_jax.experiments import own_images
 
 MODEL, METHOD = "openai/clip-vit-base-patch16", "svl_ra"
 MOST_CLASSES = 1000
@@ -259,7 +259,7 @@ class FewShotClassifier:
       "parameters": self.get_params(),
     }
     about["parameters"]["class_names"] = None  # keys of JSON are strings; the names are above
-    saved_classifier.write(
+    saved.write(
       path, self._ready(), self._fitted, about, crossval=self.crossval_, overwrite=overwrite
     )
 
@@ -274,13 +274,13 @@ class FewShotClassifier:
     Raises:
       OSError, ValueError: it is damaged, or the base model is another one.
     """
-    setting, fitted, about = saved_classifier.read(path, model)
+    setting, fitted, about = saved.read(path, model)
     own = cls(**about["parameters"])
     own._setting, own._fitted = setting, fitted
     own.classes_, own.class_names_ = np.array(about["classes"]), about["class_names"]
     own.class_names = dict(zip(about["classes"], about["class_names"], strict=True))
     own.counts_, own.losses_ = about["counts"], about["losses"]
-    own.calibrate(about["temperature"], saved_classifier.read_crossval(path))
+    own.calibrate(about["temperature"], saved.read_crossval(path))
     own.accuracy_at_ = {int(step): value for step, value in about["accuracy_at"].items()}
     return own
 

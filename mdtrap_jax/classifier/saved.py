@@ -20,9 +20,10 @@ from mdtrap_jax import files
 from mdtrap_jax.checkpoints import adapters
 from mdtrap_jax.checkpoints.formats.arrays import read_json
 from mdtrap_jax.checkpoints.formats.safetensors_file import open_safetensors
+from mdtrap_jax.classifier import task as own_images
+from mdtrap_jax.classifier.task import Fitted, Setting
 from mdtrap_jax.data import images
-from mdtrap_jax.experiments import finetune, own_images
-from mdtrap_jax.experiments.own_images import Fitted, Setting
+from mdtrap_jax.experiments import finetune
 
 FORMAT = 1
 ABOUT, ARRAYS, CROSSVAL = "classifier.json", "classifier.safetensors", "crossval.csv"

@@ -4,8 +4,8 @@ import jax
 import numpy as np
 import pytest
 
-from mdtrap_jax.experiments import own_images
-from mdtrap_jax.experiments.own_images import make_config
+from mdtrap_jax.classifier import task as own_images
+from mdtrap_jax.classifier.task import make_config
 
 TINY = {"model.random_weights": True, "lora.rank": 2}
 

@@ -10,7 +10,7 @@ from PIL import Image
 
 from configs import copa
 from mdtrap_jax import FewShotClassifier
-from mdtrap_jax.classifier import softmax
+from mdtrap_jax.classifier.estimator import softmax
 from mdtrap_jax.data.folder_source import FolderSource
 from mdtrap_jax.run.lines import read_episodes
 from tests.episodes import run_finetune, run_heads, small_config

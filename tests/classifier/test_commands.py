@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.test_classifier import folder  # noqa: F401 (a fixture)
+from tests.classifier.test_estimator import folder  # noqa: F401 (a fixture)
 from tests.test_command_line import say
 
 FIT = ("--model=miniature", "--method=ncc")

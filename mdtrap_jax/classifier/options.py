@@ -77,8 +77,8 @@ def _command(name: str) -> Callable[[argparse.Namespace], int]:
   """A command for one's own images, imported when it is called."""
 
   def action(options: argparse.Namespace) -> int:
-    from mdtrap_jax import own_commands
+    from mdtrap_jax.classifier import commands
 
-    return getattr(own_commands, name)(options)
+    return getattr(commands, name)(options)
 
   return action

@@ -14,15 +14,17 @@ import numpy as np
 from absl import logging
 from tqdm import tqdm
 
-from mdtrap_jax import checkpoints, cross_validation, files, prediction_files, saved_classifier
+from mdtrap_jax import checkpoints, files
 from mdtrap_jax.checkpoints import adapters
-from mdtrap_jax.classifier import FewShotClassifier
+from mdtrap_jax.classifier import folds, predictions, saved
+from mdtrap_jax.classifier import task as own_images
+from mdtrap_jax.classifier.estimator import FewShotClassifier
 from mdtrap_jax.data import labeled
 from mdtrap_jax.data import read_labeled as reading
 from mdtrap_jax.data.labeled import Labeled
 from mdtrap_jax.data.names import listed, shown
 from mdtrap_jax.data.prompts import make_prompts
-from mdtrap_jax.experiments import finetune, own_images
+from mdtrap_jax.experiments import finetune
 from mdtrap_jax.report import classification, figures
 from mdtrap_jax.run import devices
 
@@ -32,7 +34,7 @@ _SHOWN = 50  # classes that are listed before the rest is counted
 def fit(options: argparse.Namespace) -> int:
   """`mdtrap fit`: says what it understood, validates if asked, adapts, saves."""
   out = Path(options.out).expanduser()
-  saved_classifier.check_target(out, options.force)
+  saved.check_target(out, options.force)
   data = _labeled(options.data, options.labels)
   own = FewShotClassifier(
     options.model,
@@ -48,13 +50,13 @@ def fit(options: argparse.Namespace) -> int:
   validation = None
   if options.folds:
     with _bar(f"{options.folds} folds") as report:
-      validation = cross_validation.cross_validate(own, data, folds=options.folds, report=report)
-    print(cross_validation.format_text(validation))
+      validation = folds.cross_validate(own, data, folds=options.folds, report=report)
+    print(folds.format_text(validation))
   with _bar("fit") as report:
     own.fit(data, report=report)
   if validation:
     found = validation.methods[own.method]
-    own.calibrate(found.temperature, cross_validation.to_csv(validation))
+    own.calibrate(found.temperature, folds.to_csv(validation))
   own.save(out, overwrite=options.force)
   first, last = min(own.accuracy_at_), max(own.accuracy_at_)
   print(
@@ -70,7 +72,7 @@ def predict(options: argparse.Namespace) -> int:
   """`mdtrap predict`: a line an image; those that cannot be read are listed."""
   target = Path(options.csv).expanduser()
   _refuse_existing(target, options.force)
-  items = prediction_files.find_images(options.images)
+  items = predictions.find_images(options.images)
   _start()
   own = FewShotClassifier.load(_home(options.model_folder), model=options.model)
   unreadable: list[str] = []
@@ -82,10 +84,10 @@ def predict(options: argparse.Namespace) -> int:
 
   count = 0
   with (
-    prediction_files.in_one_step(target) as file,
+    predictions.in_one_step(target) as file,
     tqdm(total=len(items), unit=" images", leave=False) as bar,
   ):
-    write = prediction_files.make_writer(file, own.classes_.tolist(), options.json, options.top)
+    write = predictions.make_writer(file, own.classes_.tolist(), options.json, options.top)
     for batch, cosines in own.stream(items, passed_over):
       write(batch, own.probabilities(cosines))
       count += len(batch)
@@ -142,8 +144,7 @@ def export(options: argparse.Namespace) -> int:
   out = Path(options.out).expanduser()
   if out.exists() and (not out.is_dir() or any(out.iterdir())):
     raise FileExistsError(f"{out} is not empty; give another folder.")
-  saved = saved_classifier.read(_home(options.model_folder), options.model)
-  setting, fitted, about = saved
+  setting, fitted, about = saved.read(_home(options.model_folder), options.model)
   model, lora = setting.model, None if setting.head else finetune.make_lora(setting.config)
   if setting.head:
     raise ValueError(
@@ -157,7 +158,7 @@ def export(options: argparse.Namespace) -> int:
   else:
     params = adapters.merged(model, setting.params, lora, fitted.params)
     checkpoints.save(out, model, params)
-    contents = {"preprocessor_config.json": saved_classifier.hf_preprocessor(setting)}
+    contents = {"preprocessor_config.json": saved.hf_preprocessor(setting)}
   names = {"classes": about["classes"], "class_names": about["class_names"]}
   names |= {"templates": about["templates"], "temperature": about["temperature"]}
   contents["classes.json"] = json.dumps(names, indent=2, ensure_ascii=False) + "\n"

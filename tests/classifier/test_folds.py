@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mdtrap_jax import cross_validate
-from mdtrap_jax.cross_validation import assign_folds, format_text, to_csv
-from tests.test_classifier import classifier, folder  # noqa: F401 (a fixture)
+from mdtrap_jax.classifier.folds import assign_folds, format_text, to_csv
+from tests.classifier.test_estimator import classifier, folder  # noqa: F401 (a fixture)
 
 
 @given(
