@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NoReturn
 
+from mdtrap_jax.classifier import options as classifier_options
 from mdtrap_jax.run import stop
 
 USAGE = 2  # exit code, beside 0 and 1
@@ -74,6 +75,8 @@ def make_parser() -> Parser:
     command.add_argument(
       "--traceback", action="store_true", help="show where in the code an error was raised"
     )
+
+  classifier_options.add(add)
 
   command = add("compare", compare, "compare runs, pair by pair on their common episodes")
   command.add_argument("paths", nargs="+", metavar="DIR", help="work directories of runs")

@@ -96,6 +96,11 @@ class FolderSource:
     """Hex digest of the images, the class names and how images are decoded."""
     return identity_of(self.class_names, self.content(), self._decoding, images.VERSION)
 
+  @property
+  def paths(self) -> tuple[str, ...]:
+    """Of the `n` images, to be opened."""
+    return tuple(self._paths)
+
   def content(self) -> Content:
     """Number of images and a digest of names and bytes for each class."""
     return dict(self._content)

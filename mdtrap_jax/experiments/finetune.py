@@ -219,6 +219,7 @@ def make_method(
   objective: Mapping[str, Mapping[str, Any]],
   model: VisionLanguageModel | None,
   logit_scale: float,
+  rows: int | None = None,
 ) -> FineTuning:
   """How `config` adapts an episode of `model`.
 
@@ -227,6 +228,7 @@ def make_method(
     objective: `config.objective`, or that of several runs.
     model: what is adapted; `None` where nothing but the settings is of interest.
     logit_scale: `s`.
+    rows: support images of a task, where they are not ways · shots.
 
   Raises:
     ValueError: settings that do not fit each other or the model.
@@ -235,7 +237,7 @@ def make_method(
   chain.evaluation_marks(adapt.steps)  # raises where there are too few
   for encoder in lora.encoders if model else ():
     lora.blocks({"image": model.image, "text": model.text}[encoder].depth)
-  num_clean = data.ways * data.shots
+  num_clean = data.ways * data.shots if rows is None else rows
   batch_size = adapt.batch_size or None
   tx = chain.make_objective(
     objective,

@@ -162,7 +162,7 @@ class _Adapting(NamedTuple):
     params = replicate(method.needed(ready.params, placing.get("shards", 1)), mesh)
     programs = make_programs(method, mesh, bool(ready.weights))
     on_devices = lambda batch: spread(_filled(batch.tasks, size), mesh)
-    lengths = _Lengths(self.pace.segment)
+    lengths = Lengths(self.pace.segment)
     for tasks, left in _parts(todo, self.snapshots.restore(self.group.name, self.group.runs)):
       with contextlib.closing(ahead(on_devices, ready.batches(tasks, size))) as loaded:
         for batch, arrays in loaded:
@@ -246,7 +246,7 @@ def _evaluation(arrays: Mapping[str, Any]) -> Evaluation:
   return Evaluation(extras.pop("accuracy"), extras.pop("cosines"), extras)
 
 
-class _Lengths:
+class Lengths:
   """How many steps make a segment, by what steps took before; kept over batches."""
 
   def __init__(self, seconds: float):
@@ -279,7 +279,7 @@ def adapt_batch(
   params: Any,
   prepared: Any,
   state: AdaptState,
-  lengths: _Lengths,
+  lengths: Lengths,
   *,
   start: int = 0,
   evaluations: Mapping[int, Evaluation] | None = None,

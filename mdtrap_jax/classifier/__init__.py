@@ -1,0 +1,1 @@
+"""A classifier of one's own images: the episodes' methods on one task."""

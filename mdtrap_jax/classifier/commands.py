@@ -1,0 +1,266 @@
+"""The commands for one's own images: `mdtrap fit`, `predict`, `evaluate` and `export`."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+from absl import logging
+from tqdm import tqdm
+
+from mdtrap_jax import checkpoints, files
+from mdtrap_jax.checkpoints import adapters
+from mdtrap_jax.classifier import folds, predictions, saved
+from mdtrap_jax.classifier import task as own_images
+from mdtrap_jax.classifier.estimator import FewShotClassifier
+from mdtrap_jax.data import labeled
+from mdtrap_jax.data import read_labeled as reading
+from mdtrap_jax.data.labeled import Labeled
+from mdtrap_jax.data.names import listed, shown
+from mdtrap_jax.data.prompts import make_prompts
+from mdtrap_jax.experiments import finetune
+from mdtrap_jax.report import classification, figures
+from mdtrap_jax.run import devices
+
+_SHOWN = 50  # classes that are listed before the rest is counted
+
+
+def fit(options: argparse.Namespace) -> int:
+  """`mdtrap fit`: says what it understood, validates if asked, adapts, saves."""
+  out = Path(options.out).expanduser()
+  saved.check_target(out, options.force)
+  data = _labeled(options.data, options.labels)
+  own = FewShotClassifier(
+    options.model,
+    options.method,
+    steps=options.steps,
+    class_names=reading.read_names(_home(options.names)) if options.names else None,
+    template=_templates(options.templates),
+    seed=options.seed,
+  )
+  _start()
+  setting = own.prepare(data)
+  _describe(own, data, setting)
+  validation = None
+  if options.folds:
+    with _bar(f"{options.folds} folds") as report:
+      validation = folds.cross_validate(own, data, folds=options.folds, report=report)
+    print(folds.format_text(validation))
+  with _bar("fit") as report:
+    own.fit(data, report=report)
+  if validation:
+    found = validation.methods[own.method]
+    own.calibrate(found.temperature, folds.to_csv(validation))
+  own.save(out, overwrite=options.force)
+  first, last = min(own.accuracy_at_), max(own.accuracy_at_)
+  print(
+    f"accuracy on these very images: {100 * own.accuracy_at_[first]:.1f} % before, "
+    f"{100 * own.accuracy_at_[last]:.1f} % after {last} steps"
+    + ("" if validation else " (--folds=5 says how good it is on others)")
+  )
+  print(f"written to {options.out}")
+  return 0
+
+
+def predict(options: argparse.Namespace) -> int:
+  """`mdtrap predict`: a line an image; those that cannot be read are listed."""
+  target = Path(options.csv).expanduser()
+  _refuse_existing(target, options.force)
+  items = predictions.find_images(options.images)
+  _start()
+  own = FewShotClassifier.load(_home(options.model_folder), model=options.model)
+  unreadable: list[str] = []
+
+  def passed_over(item, error):
+    if options.strict:
+      raise error
+    unreadable.append(str(error))
+
+  count = 0
+  with (
+    predictions.in_one_step(target) as file,
+    tqdm(total=len(items), unit=" images", leave=False) as bar,
+  ):
+    write = predictions.make_writer(file, own.classes_.tolist(), options.json, options.top)
+    for batch, cosines in own.stream(items, passed_over):
+      write(batch, own.probabilities(cosines))
+      count += len(batch)
+      bar.update(count + len(unreadable) - bar.n)
+    if not count:
+      raise ValueError(f"none of {len(items)} images can be read: {unreadable[0]}")
+  for line in unreadable:
+    print(line, file=sys.stderr)
+  print(f"{count} images predicted, {len(unreadable)} unreadable; written to {options.csv}")
+  return 0
+
+
+def evaluate(options: argparse.Namespace) -> int:
+  """`mdtrap evaluate`: accuracy and the rest on labeled images, as files and a table."""
+  out = Path(options.out).expanduser()
+  if out.exists() and (not out.is_dir() or any(out.iterdir())) and not options.force:
+    raise FileExistsError(f"{out} is not empty; give another folder, or --force.")
+  data = _labeled(options.data, options.labels)
+  _start()
+  own = FewShotClassifier.load(_home(options.model_folder), model=options.model)
+  labels, names = own.indices(data), list(map(str, own.classes_.tolist()))
+  parts = []
+  with tqdm(total=len(labels), unit=" images", leave=False) as bar:
+    for batch, cosines in own.stream(data.items):
+      parts.append(cosines)
+      bar.update(len(batch))
+  probabilities = own.probabilities(np.concatenate(parts))
+  scores = classification.score(names, labels, probabilities)
+  facts = {"model": str(options.model_folder), "data": data.name, "method": own.method}
+  facts |= {"temperature": own.temperature_, **classification.to_json(scores)}
+  out.mkdir(parents=True, exist_ok=True)
+  files.write(out / "evaluation.json", json.dumps(facts, indent=2, ensure_ascii=False) + "\n")
+  files.write(out / "per_class.csv", classification.class_table(scores))
+  header = ["file", "label", "prediction", "probability", *(f"p:{name}" for name in names)]
+  rows = [
+    [file, names[label], names[row.argmax()], *(f"{p:.6f}" for p in (row.max(), *row))]
+    for file, label, row in zip(data.files, labels, probabilities, strict=True)
+  ]
+  files.write(out / "predictions.csv", classification.to_csv([header, *rows]))
+  matrix = zip(names, scores.confusion.tolist(), strict=True)
+  table = [["true \\ predicted", *names], *([name, *row] for name, row in matrix)]
+  files.write(out / "confusion.csv", classification.to_csv(table))
+  _, low, high = scores.accuracy
+  title = f"{scores.images} images, accuracy {100 * scores.accuracy.value:.1f} %"
+  title += f" [{100 * low:.1f}, {100 * high:.1f}]"
+  paths = [out / "confusion.png", out / "confusion.svg"]
+  figures.plot_confusion(scores.confusion, names, title, paths)
+  print(f"{classification.format_text(scores)}\nwritten to {options.out}")
+  return 0
+
+
+def export(options: argparse.Namespace) -> int:
+  """`mdtrap export`: an adapter for `peft`, or a model for `transformers`."""
+  out = Path(options.out).expanduser()
+  if out.exists() and (not out.is_dir() or any(out.iterdir())):
+    raise FileExistsError(f"{out} is not empty; give another folder.")
+  setting, fitted, about = saved.read(_home(options.model_folder), options.model)
+  model, lora = setting.model, None if setting.head else finetune.make_lora(setting.config)
+  if setting.head:
+    raise ValueError(
+      f"{options.model_folder} is a {setting.method_name} head on frozen features, which neither "
+      "peft nor transformers has; hand on the folder itself."
+    )
+  if options.format == "peft" and not fitted.params:
+    raise ValueError(f"{options.model_folder} is zero-shot: there is no adapter to export.")
+  if options.format == "peft":
+    contents = adapters.to_peft(model, lora, fitted.params, setting.config.model.name)
+  else:
+    params = adapters.merged(model, setting.params, lora, fitted.params)
+    checkpoints.save(out, model, params)
+    contents = {"preprocessor_config.json": saved.hf_preprocessor(setting)}
+  names = {"classes": about["classes"], "class_names": about["class_names"]}
+  names |= {"templates": about["templates"], "temperature": about["temperature"]}
+  contents["classes.json"] = json.dumps(names, indent=2, ensure_ascii=False) + "\n"
+  out.mkdir(parents=True, exist_ok=True)
+  for name, content in contents.items():
+    files.write(out / name, content)
+  print(f"written to {options.out}")
+  return 0
+
+
+def _labeled(data: str, table: str | None) -> Labeled:
+  """The images of a folder, or those that a CSV lists, relative to the folder if one is given."""
+  if table is None:
+    return reading.read_labeled(_home(data))
+  root = _home(data)
+  if not root.is_dir():
+    raise FileNotFoundError(f"{data}: no such folder, in which --labels has its images.")
+  return reading.read_csv(_home(table), root)
+
+
+def _templates(path: str | None) -> list[str] | None:
+  """The lines of a file, each a prompt with `{}` for the class."""
+  if path is None:
+    return None
+  lines = _home(path).read_text(encoding="utf-8-sig").splitlines()
+  return [line.strip() for line in lines if line.strip()]
+
+
+def _describe(own: FewShotClassifier, data: Labeled, setting: own_images.Setting) -> None:
+  """Prints what was understood."""
+  import jax
+
+  counts = labeled.counts_of(data.labels)
+  names = own.names_of(np.array(list(counts)))
+  template = None if setting.head else setting.config.data.template
+  prompts = (
+    [None] * len(names)
+    if setting.head
+    else make_prompts(names, template if isinstance(template, str) else template[0])
+  )
+  method = setting.method(len(data.labels), len(names))
+  steps = 0 if own.method == own_images.ZERO_SHOT else method.steps
+  print(f"{data.name}: {len(data.labels)} images of {len(counts)} classes")
+  for (label, count), name, prompt in list(zip(counts.items(), names, prompts, strict=True))[
+    :_SHOWN
+  ]:
+    shown_as = "" if prompt is None else f" → {prompt!r}"
+    renamed = "" if str(label) == name else f" → {shown(name)}"
+    print(f"  {count:>5}  {shown(label)}{renamed}{shown_as}")
+  if len(counts) > _SHOWN:
+    print(f"  and {len(counts) - _SHOWN} classes more")
+  if template is not None and not isinstance(template, str) and len(template) > 1:
+    print(f"  and {len(template) - 1} more templates, averaged")
+  same = labeled.find_duplicates(data)
+  if same.within:
+    print(f"{len(same.within)} images are there more than once: {_groups(same.within)}")
+  if same.across:
+    print(
+      f"WARNING: {len(same.across)} images are in several classes, so a label is wrong: "
+      f"{_groups(same.across)}"
+    )
+  device = jax.local_devices()[0]
+  kind = f"CPU, {devices.cpu_cores()} cores" if device.platform == "cpu" else device.device_kind
+  print(f"{own.model} on {kind}: {own.method}, {steps} steps, seed {own.seed}")
+  work = own_images.estimate(setting, len(data.labels))
+  if device.platform == "cpu" and (minutes := work / devices.cpu_cores() / 2e10 / 60) >= 2:
+    print(
+      f"about {minutes:.0f} min at 20 GFLOP/s a core; ncc and copa, on frozen features, take as "
+      "long as encoding the images does"
+    )
+  sys.stdout.flush()
+
+
+def _groups(groups: Sequence[Sequence[str]]) -> str:
+  return listed([" = ".join(group) for group in groups], 3)
+
+
+def _refuse_existing(target: Path, force: bool) -> None:
+  if not target.parent.is_dir():
+    raise FileNotFoundError(f"{target.parent}: no such folder for {target.name}.")
+  if os.path.lexists(target) and not force:
+    raise FileExistsError(f"{target} is there already; give another name, or --force.")
+
+
+@contextlib.contextmanager
+def _bar(name: str) -> Iterator[Callable[[float], None]]:
+  """Progress in percent on standard error."""
+  form = "{l_bar}{bar:20}| {elapsed}<{remaining}"
+  with tqdm(total=100.0, desc=name, bar_format=form, leave=False) as bar:
+    yield lambda share: bar.update(100 * share - bar.n)
+
+
+def _start() -> None:
+  """What must come before JAX computes anything."""
+  import jax
+
+  logging.use_absl_handler()
+  logging.set_verbosity(logging.WARNING)
+  if "JAX_COMPILATION_CACHE_DIR" not in os.environ:  # "" there: not kept
+    jax.config.update("jax_compilation_cache_dir", str(files.cache_directory() / "programs"))
+  devices.use_cpu_cores()
+
+
+def _home(path: str) -> Path:
+  return Path(path).expanduser()

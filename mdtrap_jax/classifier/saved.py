@@ -1,0 +1,257 @@
+"""The folder of a saved classifier: written aside and put in place as a whole, read with checks."""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import ml_collections
+import numpy as np
+from safetensors.numpy import save as to_safetensors
+
+from mdtrap_jax import config as configs
+from mdtrap_jax import files
+from mdtrap_jax.checkpoints import adapters
+from mdtrap_jax.checkpoints.formats.arrays import read_json
+from mdtrap_jax.checkpoints.formats.safetensors_file import open_safetensors
+from mdtrap_jax.classifier import task as own_images
+from mdtrap_jax.classifier.task import Fitted, Setting
+from mdtrap_jax.data import images
+from mdtrap_jax.experiments import finetune
+
+FORMAT = 1
+ABOUT, ARRAYS, CROSSVAL = "classifier.json", "classifier.safetensors", "crossval.csv"
+_OURS = {ABOUT, ARRAYS, CROSSVAL, adapters.WEIGHTS, adapters.CONFIG}
+_MARK, _NAME = "saved_by", "mdtrap_jax classifier"
+_FIELDS = {
+  "method", "base_fingerprint", "preprocessing", "config", "classes", "class_names", "counts",
+  "temperature", "accuracy_at", "losses", "parameters",
+}  # fmt: skip
+_EXCHANGE = 2  # of Linux's renameat2: two folders change their names in one step
+
+
+class Saved(NamedTuple):
+  """What a folder holds."""
+
+  setting: Setting
+  fitted: Fitted
+  about: Mapping[str, Any]  # what was given to `save`, as JSON has it
+
+
+def write(
+  path: str | os.PathLike[str],
+  setting: Setting,
+  fitted: Fitted,
+  about: Mapping[str, Any],
+  *,
+  crossval: str | None = None,
+  overwrite: bool = False,
+) -> None:
+  """Writes a classifier; a kill leaves what was there before, or the new one.
+
+  Args:
+    path: of the folder.
+    setting: of the classifier.
+    fitted: its arrays.
+    about: what else to keep, of what JSON can hold.
+    crossval: a table of predictions by folds, kept beside.
+    overwrite: replace a classifier that was saved there; nothing else is ever replaced.
+
+  Raises:
+    FileExistsError: the folder holds something else, or a classifier and not `overwrite`.
+  """
+  folder = Path(path).expanduser()
+  check_target(folder, overwrite)
+  config, model = setting.config, setting.model
+  how, trained = setting.preprocessing, bool(fitted.params)
+  facts = {
+    _MARK: _NAME,
+    "format": FORMAT,
+    "method": setting.method_name,
+    "base_model": config.model.name,
+    "base_fingerprint": own_images.fingerprint(config),
+    "preprocessing": {
+      "size": how.size,
+      "resize": how.resize,
+      "interpolation": how.interpolation,
+      "mean": list(model.image_mean),
+      "std": list(model.image_std),
+    },
+    "templates": None if setting.head else _templates(config),
+    "logit_scale": setting.scale,
+    "config": config.to_dict(),
+    **about,
+  }
+  arrays, contents = {"anchors": np.ascontiguousarray(fitted.anchors, np.float32)}, {}
+  if setting.head:
+    arrays |= {f"head.{name}": np.asarray(leaf) for name, leaf in fitted.params.items()}
+  elif trained:
+    lora = finetune.make_lora(config)
+    contents = adapters.to_peft(model, lora, fitted.params, config.model.name)
+  if crossval is not None:
+    contents[CROSSVAL] = crossval.encode(errors="surrogateescape")
+  contents[ARRAYS] = to_safetensors(arrays)
+  contents[ABOUT] = (json.dumps(facts, indent=2, ensure_ascii=False) + "\n").encode()
+  folder.parent.mkdir(parents=True, exist_ok=True)
+  aside = folder.parent / f".{folder.name}.{uuid.uuid4().hex}.partial"
+  aside.mkdir()
+  try:
+    for name, content in contents.items():
+      files.write(aside / name, content)
+    _put(aside, folder)
+  finally:
+    shutil.rmtree(aside, ignore_errors=True)
+
+
+def check_target(folder: Path, overwrite: bool) -> None:
+  """Refuses to replace what must stay, before minutes of work.
+
+  Raises:
+    FileExistsError: as `write`.
+  """
+  if not os.path.lexists(folder):
+    return
+  if folder.is_symlink() or not folder.is_dir():
+    raise FileExistsError(f"{folder} is no folder of its own; give another name.")
+  if not any(folder.iterdir()):
+    return
+  if not is_saved(folder):
+    raise FileExistsError(
+      f"{folder} holds something that is no saved classifier, which is never replaced; give "
+      "another name."
+    )
+  if not overwrite:
+    raise FileExistsError(
+      f"{folder} holds a saved classifier; give another name, or overwrite=True (--force)."
+    )
+
+
+def is_saved(folder: Path) -> bool:
+  """Whether everything in a folder was written by `write`."""
+  names = {path.name for path in folder.iterdir()}
+  if not names <= _OURS or ABOUT not in names:
+    return False
+  try:
+    facts = read_json(folder / ABOUT)
+  except (OSError, ValueError):
+    return False
+  return isinstance(facts, dict) and facts.get(_MARK) == _NAME
+
+
+def _put(aside: Path, folder: Path) -> None:
+  """Moves a complete folder to its place; what was there is then `aside`."""
+  try:
+    aside.rename(folder)  # there is nothing, or an empty folder
+    return
+  except OSError:
+    pass
+  exchange = getattr(ctypes.CDLL(None), "renameat2", None) if os.name == "posix" else None
+  here = -100  # AT_FDCWD
+  if exchange and not exchange(here, os.fsencode(aside), here, os.fsencode(folder), _EXCHANGE):
+    return
+  old = aside.with_suffix(".old")  # where a file system cannot exchange
+  folder.rename(old)
+  aside.rename(folder)
+  shutil.rmtree(old, ignore_errors=True)
+
+
+def read(path: str | os.PathLike[str], model: str | None = None) -> Saved:
+  """Reads a classifier back.
+
+  Args:
+    path: of the folder.
+    model: where its base model lies now, if not where it was.
+
+  Raises:
+    OSError: there is none, or its base model is not to be found.
+    ValueError: it is damaged, of another version, or the base model is another one.
+  """
+  folder = Path(path).expanduser()
+  if not (folder / ABOUT).is_file():
+    raise FileNotFoundError(f"{folder} holds no saved classifier (no {ABOUT}).")
+  facts = read_json(folder / ABOUT)
+  if not isinstance(facts, dict) or facts.get(_MARK) != _NAME:
+    raise ValueError(f"{folder / ABOUT} was not written by this library.")
+  if facts.get("format") != FORMAT:
+    raise ValueError(
+      f"{folder} is of format {facts.get('format')!r} and this version reads {FORMAT}: fit again, "
+      "or use the version that saved it."
+    )
+  if missing := _FIELDS - facts.keys():
+    raise ValueError(f"{folder / ABOUT} is damaged (no {min(missing)}); save it again.")
+  try:
+    config = ml_collections.ConfigDict(facts["config"])
+    method, digest = facts["method"], facts["base_fingerprint"]
+    how = facts["preprocessing"]
+    base = config.model.name
+  except (KeyError, TypeError, AttributeError, ValueError) as error:
+    raise ValueError(f"{folder / ABOUT} is damaged ({error}); save it again.") from error
+  if model is not None:
+    configs.put(config, "model.name", str(model))
+  try:
+    found = own_images.fingerprint(config)
+  except OSError as error:
+    raise FileNotFoundError(
+      f"{folder} needs its base model {base}: {error} If it lies elsewhere, give --model."
+    ) from error
+  if found != digest:
+    raise ValueError(
+      f"{folder} was fitted on another base model: {base} had the fingerprint {str(digest)[:12]}, "
+      f"{config.model.name} has {str(found)[:12]}. Give that model, or fit again."
+    )
+  setting = own_images.load_setting(config, method, None)
+  if how["size"] != setting.model.image.image_size:
+    raise ValueError(f"{folder / ABOUT} is damaged (size={how['size']}); save it again.")
+  stored = {name: array.read() for name, array in open_safetensors(folder / ARRAYS).items()}
+  if "anchors" not in stored or len(stored["anchors"]) != len(facts.get("classes", ())):
+    raise ValueError(f"{folder / ARRAYS} does not fit {ABOUT}: save the classifier again.")
+  if setting.head:
+    params = {
+      name.removeprefix("head."): leaf for name, leaf in stored.items() if name != "anchors"
+    }
+  elif (folder / adapters.WEIGHTS).exists():
+    params = adapters.from_peft(folder, setting.model, finetune.make_lora(config))
+  elif method == own_images.ZERO_SHOT:
+    params = {}
+  else:
+    raise FileNotFoundError(f"{folder} lacks {adapters.WEIGHTS}: save the classifier again.")
+  return Saved(setting, Fitted(params, stored["anchors"]), facts)
+
+
+def read_crossval(path: str | os.PathLike[str]) -> str | None:
+  """The table of predictions by folds, if there is one."""
+  file = Path(path).expanduser() / CROSSVAL
+  return file.read_text(encoding="utf-8", errors="surrogateescape") if file.exists() else None
+
+
+def hf_preprocessor(setting: Setting) -> str:
+  """`preprocessor_config.json` by which transformers prepares images as the classifier does."""
+  how, model = setting.preprocessing, setting.model
+  square = {"height": how.size, "width": how.size}
+  crop = how.resize == "crop"
+  config = {
+    "image_processor_type": "CLIPImageProcessor",
+    "do_convert_rgb": True,
+    "do_resize": True,
+    "size": {"shortest_edge": how.size} if crop else square,
+    "resample": int(images.INTERPOLATIONS[how.interpolation]),
+    "do_center_crop": crop,
+    "crop_size": square,
+    "do_rescale": True,
+    "rescale_factor": 1 / 255,
+    "do_normalize": True,
+    "image_mean": list(model.image_mean),
+    "image_std": list(model.image_std),
+  }
+  return json.dumps(config, indent=2) + "\n"
+
+
+def _templates(config: ml_collections.ConfigDict) -> list[str]:
+  template = config.data.template
+  return [template] if isinstance(template, str) else list(template)

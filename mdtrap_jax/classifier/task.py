@@ -1,0 +1,331 @@
+"""One task of a user's own images: from a method's name to its config, its arrays and its answers.
+
+It is the episodes' own method on a single task: `FineTuning` or `HeadMethod` with the config that a
+run would have. Legend: `N` labeled images, `C` classes, `D` width.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import importlib
+import json
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+
+from mdtrap_jax import checkpoints, config_files
+from mdtrap_jax import config as configs
+from mdtrap_jax.data.images import decoding_of
+from mdtrap_jax.data.labeled import Preprocessing
+from mdtrap_jax.data.prompts import Prompts
+from mdtrap_jax.data.task import Task
+from mdtrap_jax.data.views import normalize
+from mdtrap_jax.experiments import finetune
+from mdtrap_jax.methods import copa, heads, ncc, url
+from mdtrap_jax.methods.finetune import FineTuning, Prepared, template_mean
+from mdtrap_jax.methods.head import HeadMethod
+from mdtrap_jax.methods.method import AdaptState, Evaluation
+from mdtrap_jax.models.vlm import VisionLanguageModel
+from mdtrap_jax.run.memory import Adapted, adapt
+
+MOST_SHOTS = 16  # the papers' largest setting: more images of a class do not mean more steps
+ZERO_SHOT = "zero_shot"
+_SCALES = {"ncc": url.LOGIT_SCALE, "url": url.LOGIT_SCALE, "copa": copa.LOGIT_SCALE}
+
+
+def head_names() -> tuple[str, ...]:
+  """Heads on frozen features that any image encoder has."""
+  return tuple(name for name in _SCALES if heads.METHODS[name].needs == "pooled")
+
+
+def method_names() -> tuple[str, ...]:
+  """Every method that adapts one task of one's own images."""
+  config_files.load("default")  # makes `configs` importable, from a wheel too
+  return (ZERO_SHOT, *head_names(), *importlib.import_module("configs.default").METHODS)
+
+
+def make_config(
+  model: str,
+  method: str,
+  counts: Sequence[int],
+  *,
+  seed: int = 0,
+  template: str | Sequence[str] | None = None,
+  fields: Mapping[str, Any] | None = None,
+) -> ml_collections.ConfigDict:
+  """The config of a run whose episodes are like this task.
+
+  Args:
+    model: as `config.model.name`.
+    method: of `method_names()`.
+    counts: `[C]`, images of each class. Steps go by their mean, up to `MOST_SHOTS`.
+    seed: of views, draws and start.
+    template: of prompts; the model family's if `None`.
+    fields: dotted fields of the config with other values; of a head, `head.steps` and the like.
+
+  Raises:
+    ValueError: no such method or field, or a value that cannot be right.
+  """
+  if method not in method_names():
+    raise ValueError(f"method={method!r}: choose one of {', '.join(method_names())}.")
+  head = method in head_names()
+  base = f"copa:{method}" if head else f"default:{'vlm' if method == ZERO_SHOT else method}"
+  config = config_files.load(base)
+  shots = min(math.ceil(sum(counts) / len(counts)), MOST_SHOTS)
+  values: dict[str, Any] = {
+    "model.name": model,
+    "seed": seed,
+    "data.ways": len(counts),
+    "data.shots": shots,
+  }
+  if not head:
+    values["data.template"] = tuple(template) if isinstance(template, list) else template
+    if model == "miniature":  # whose short schedule is the demonstration's
+      demo = config_files.load("demo")
+      values["adapt.steps"] = demo.adapt.steps
+      values["optimizer.learning_rate"] = demo.optimizer.learning_rate
+  known = dict(configs.flatten(config))
+  for field, value in {**values, **(fields or {})}.items():
+    if field not in known:
+      raise ValueError(f"config field {field!r}: {base} has no such field.")
+    configs.put(config, field, value)
+  return configs.resolve(config) if head else finetune.settled(config)
+
+
+class Fitted(NamedTuple):
+  """An adapted task; NumPy arrays."""
+
+  params: Any  # LoRA factors by encoder, a head's parameters, or {} where nothing is trained
+  anchors: np.ndarray  # [C, D] float32, what images are compared with: texts or prototypes
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Setting:
+  """A method, a model and the classes, ready for tasks.
+
+  Attributes:
+    config: resolved.
+    method_name: of `method_names()`.
+    model: whose encoders are used.
+    params: of the model.
+    prompts: of the classes; `None` for heads, which use no texts.
+    scale: of cosines, in the loss and in probabilities.
+  """
+
+  config: ml_collections.ConfigDict
+  method_name: str
+  model: VisionLanguageModel
+  params: Any
+  prompts: Prompts | None
+  scale: float
+
+  @property
+  def head(self) -> bool:
+    """Whether a head on frozen features is trained."""
+    return self.prompts is None
+
+  @property
+  def preprocessing(self) -> Preprocessing:
+    """How images become pixels."""
+    data = self.config.data
+    return Preprocessing(
+      self.model.image.image_size, data.resize, data.interpolation, decoding_of(data)
+    )
+
+  def method(self, rows: int, ways: int) -> FineTuning | HeadMethod:
+    """What adapts a task of `N = rows` images and `C = ways` classes."""
+    shared = configs.to_json(self.config)
+    return _make_method(shared, self.method_name, self.model, self.scale, rows, ways)
+
+  def task(
+    self,
+    support: np.ndarray,
+    labels: np.ndarray,
+    query: np.ndarray,
+    query_labels: np.ndarray,
+    number: int = 0,
+  ) -> Task:
+    """One task of support and query `rows`."""
+    return Task(
+      support=support,
+      support_labels=np.asarray(labels, np.int32),
+      query=query,
+      query_labels=np.asarray(query_labels, np.int32),
+      seed=np.int32(self.config.seed),
+      number=np.int32(number),
+      token_ids=None if self.head else self.prompts.token_ids,
+      text=None if self.head else self.prompts.text,
+    )
+
+  def rows(self, pixels: np.ndarray) -> np.ndarray:
+    """What tasks hold of uint8 images `[n, S, S, 3]`: for a head, their features `[n, D]`."""
+    if not self.head:
+      return pixels
+    size = self.config.model.batch_size
+    return in_batches(
+      lambda batch: _features(self.model, self.params, batch),
+      pixels,
+      size,
+      self.model.image.embed_dim,
+    )
+
+  def adapt(self, tasks: Sequence[Task], report: Any = lambda done: None) -> Adapted:
+    """Adapts tasks of one shape side by side; zero-shot only classifies their queries."""
+    if self.method_name == ZERO_SHOT:
+      return self._unadapted(tasks)
+    stacked = jax.tree.map(lambda *leaves: np.stack(leaves), *tasks)
+    rows, ways = stacked.support_labels.shape[1], int(stacked.support_labels.max()) + 1
+    placing = None if self.head else {"each": self.config.episodes_per_device}
+    params = None if self.head else self.params
+    return adapt(self.method(rows, ways), params, stacked, placing=placing, report=report)
+
+  def _unadapted(self, tasks: Sequence[Task]) -> Adapted:
+    base = Fitted({}, self.prompts.text)
+    cosines = np.stack([self.cosines(base, task.query) for task in tasks])
+    hits = cosines.argmax(-1) == np.stack([task.query_labels for task in tasks])
+    found = Evaluation(hits.mean(1), cosines, {})
+    return Adapted({}, {0: found}, np.isfinite(cosines).all((1, 2)), {})
+
+  def fitted(self, task: Task, params: Any) -> Fitted:
+    """What predictions need of an adapted task."""
+    if self.head:
+      method = self.method(len(task.support_labels), int(task.support_labels.max()) + 1)
+      means = ncc.prototypes(jnp.asarray(task.support), task.support_labels, method.ways)
+      return Fitted(params, np.asarray(method.head.prototypes(params, means)))
+    if self.method_name == ZERO_SHOT:
+      return Fitted({}, self.prompts.text)
+    if "text" not in params:
+      return Fitted(params, self.prompts.text)
+    ids = self.prompts.token_ids
+    rows, lora = ids.reshape(-1, ids.shape[-1]), finetune.make_lora(self.config)
+    encode = jax.jit(
+      lambda weights, factors, ids: self.model.encode_text(weights, ids, lora, factors)
+    )
+    text = in_batches(
+      lambda batch: encode(self.params, params, batch), rows, 256, self.model.text.embed_dim
+    )
+    if ids.ndim == 3:
+      text = np.asarray(template_mean(text.reshape(*ids.shape[:2], -1)))
+    return Fitted(params, text)
+
+  def cosines(self, fitted: Fitted, pixels: np.ndarray) -> np.ndarray:
+    """`[n, C] float32` of uint8 images `[n, S, S, 3]`, in batches of one shape."""
+    method = self.method(1, len(fitted.anchors))
+    params = fitted.params
+    if not self.head:  # the anchors are the texts as they were adapted
+      params = {name: factors for name, factors in params.items() if name != "text"}
+    run = _head_cosines if self.head else _text_cosines
+    return in_batches(
+      lambda batch: run(method, self.model, self.params, params, fitted.anchors, batch),
+      pixels,
+      self.config.model.batch_size,
+      len(fitted.anchors),
+    )
+
+
+def load_setting(
+  config: ml_collections.ConfigDict, method: str, class_names: Sequence[str] | None
+) -> Setting:
+  """Loads the model of a config.
+
+  Args:
+    config: of `make_config`.
+    method: its name.
+    class_names: in prompts; `None` where the texts' embeddings are known already.
+
+  Raises:
+    OSError, ValueError: no such model, or classes that are the same to its text encoder.
+  """
+  digest, seed = fingerprint(config), config.seed if config.model.random_weights else 0
+  # Heads compute in float32, as in their runs.
+  dtype = "float32" if method in head_names() else config.model.dtype
+  asked = (config.model.name, dtype, config.model.random_weights)
+  model, params = _loaded(*asked, seed, digest)
+  head = method in head_names()
+  scale = _SCALES[method] if head else float(model.logit_scale(params))
+  prompts = None
+  if not head and class_names is not None:
+    prompts = finetune.encode_prompts(
+      model, params, class_names, config.data.template, config.model.batch_size
+    )
+  elif not head:
+    prompts = Prompts(np.zeros((0, 0), np.int32), np.zeros((0, 0), np.float32))
+  return Setting(config, method, model, params, prompts, scale)
+
+
+def fingerprint(config: ml_collections.ConfigDict) -> str | None:
+  """Of the base model; `None` for random weights, which follow from the config."""
+  return None if config.model.random_weights else checkpoints.fingerprint(config.model.name)
+
+
+@functools.lru_cache(maxsize=1)  # folds and methods that are compared share the weights
+def _loaded(name: str, dtype: str, random: bool, seed: int, digest: str | None):
+  del digest  # another file under the same name is another model
+  config = ml_collections.ConfigDict(
+    {"seed": seed, "model": {"name": name, "dtype": dtype, "random_weights": random}}
+  )
+  return finetune.load_model(config)
+
+
+@functools.lru_cache(maxsize=16)  # compiled programs are kept by a method's identity
+def _make_method(shared, name, model, scale, rows, ways) -> FineTuning | HeadMethod:
+  config = ml_collections.ConfigDict(json.loads(shared))
+  if name in head_names():
+    return heads.make_method(name, ways=ways, **config.head.to_dict())
+  return finetune.make_method(config, config.objective.to_dict(), model, scale, rows=rows)
+
+
+def in_batches(fn: Any, rows: np.ndarray, size: int, width: int) -> np.ndarray:
+  """`fn` of `[n, ...]`, `size` rows at a time; the last batch is filled up with its last row."""
+  out = np.empty((len(rows), width), np.float32)
+  for start in range(0, len(rows), size):
+    index = np.minimum(np.arange(start, start + size), len(rows) - 1)
+    out[start : start + size] = np.asarray(fn(rows[index]))[: len(rows) - start]
+  return out
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _features(model, weights, pixels):
+  rows = normalize(pixels, model.image_mean, model.image_std)
+  return model.encode_image(weights, rows).astype(jnp.float32)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _head_cosines(method, model, weights, params, anchors, pixels):
+  return ncc.cosines(method.head.images(params, _features(model, weights, pixels)), anchors)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _text_cosines(method, model, weights, params, anchors, pixels):
+  """`FineTuning.evaluate`, of queries alone."""
+  dtype = weights["image"]["stem"]["position"].dtype
+  images = normalize(pixels, model.image_mean, model.image_std, dtype)
+  prepared = Prepared(
+    key=None,
+    tokens=None,
+    batch=None,
+    query_tokens=model.embed_image(weights, images, method.lora),
+    query_labels=jnp.zeros(len(pixels), jnp.int32),
+    token_ids=None,
+    text=anchors,
+  )
+  state = AdaptState(params, None, jnp.zeros((), jnp.int32))
+  return method.evaluate(weights, prepared, state).cosines
+
+
+def estimate(setting: Setting, rows: int) -> float:
+  """FLOP of adapting a task of `rows` images, roughly: six for each weight, token and view."""
+  if setting.head or setting.method_name == ZERO_SHOT:
+    return 0.0
+  image = setting.model.image
+  tokens = (image.image_size // image.patch_size) ** 2 + 1
+  weights = sum(leaf.size for leaf in jax.tree.leaves(setting.params["image"]["blocks"]))
+  method = setting.method(rows, 2)
+  views = rows * method.views if method.batch_size is None else method.batch_size
+  return 6.0 * weights * tokens * views * method.steps
