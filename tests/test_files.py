@@ -21,8 +21,8 @@ def test_every_accepted_name_is_one_part_of_a_path(name):
     files.check_name(name, "config.x")
   except ValueError:
     return
-  joined = os.path.normpath(os.path.join("/root/of/ours", name))
-  assert os.path.dirname(joined) == "/root/of/ours"
+  joined = os.path.normpath(os.path.join("/a/folder/of/ours", name))
+  assert os.path.dirname(joined) == "/a/folder/of/ours"
   assert os.path.basename(joined) == name
 
 

@@ -130,7 +130,7 @@ STEP = st.one_of(
 )
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40, deadline=None, derandomize=True)
 @given(steps=st.lists(STEP, min_size=2, max_size=6))
 def test_no_run_changes_a_decoy_or_mixes_inputs(pretended, steps):
   with tempfile.TemporaryDirectory() as folder:
@@ -153,7 +153,7 @@ def test_no_run_changes_a_decoy_or_mixes_inputs(pretended, steps):
         assert lines_in(before).items() <= lines_in(decoys.state(root)).items()
       after = decoys.state(root)
       for name, entry in before.items():
-        if not name.startswith("run") and name != "theirs/empty":
+        if not name.startswith(("run", "theirs/empty")):  # what is empty may become a run's
           assert after[name] == entry, (step, name)
       for name in after.keys() - before.keys():
         assert name.startswith(("run", "theirs/empty/", "link/")), (step, name)
@@ -164,7 +164,7 @@ def test_no_run_changes_a_decoy_or_mixes_inputs(pretended, steps):
       assert len({line["truth"] for line in lines}) <= 1, file
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40, deadline=None, derandomize=True)
 @given(
   steps=st.lists(
     st.sampled_from(CHANGES) | st.dictionaries(st.sampled_from(sorted(FIELDS)), st.just(1)),

@@ -34,7 +34,7 @@ class Star:
   """The other processes of a run, as one of them sees them. Made by `meeting.meet`.
 
   Every message reaches all others, those of one sender in their order: process 0 passes on what
-  it receives before it acts on it, but for texts, which are only kept.
+  it receives before it acts on it.
   """
 
   def __init__(self, index: int, count: int, links: dict[int, socket.socket]):
@@ -43,6 +43,7 @@ class Star:
     self.lost = ""  # what happened to the first process that was lost or failed
     self._links = links
     self._turns = {other: threading.Lock() for other in links}  # one sender at a time
+    self._order = threading.Lock()  # one message after the other, from whomever it comes
     self._changed = threading.Condition()
     self._texts: dict[int, dict[int, str]] = {}  # [round][process]
     self._round = 0
@@ -131,10 +132,7 @@ class Star:
     with contextlib.suppress(OSError, ValueError, TypeError, LookupError):
       while True:
         message = receive(link)
-        if message[0] == "text":  # who has all texts may fail: that must not overtake them here
-          self._note(*message)
-          self._pass_on(other, message)
-        else:
+        with self._order:  # who has all texts may fail: that must not overtake the last one here
           self._pass_on(other, message)
           self._note(*message)
     if other not in self._gone:

@@ -246,7 +246,7 @@ def damage(record, kind):
 def test_damaged_records_are_named(kind, stored):
   record = next(stored.glob("*array_record*"))
   damage(record, kind)
-  with pytest.raises(OSError, match="Delete the folder .* prepare it again with: python") as caught:
+  with pytest.raises(OSError, match="Delete the folder .* prepare it again with: mdtrap") as caught:
     open_stored(stored)
   assert str(record) in str(caught.value)
   assert "\n" not in str(caught.value)
