@@ -43,7 +43,9 @@ class Star:
     self.lost = ""  # what happened to the first process that was lost or failed
     self._links = links
     self._turns = {other: threading.Lock() for other in links}  # one sender at a time
-    self._order = threading.Lock()  # one message after the other, from whomever it comes
+    # At the center one message after the other reaches all, from whomever it comes. The others must
+    # go on reading while they send, or two long texts would wait for each other.
+    self._order = contextlib.nullcontext() if index else threading.Lock()
     self._changed = threading.Condition()
     self._texts: dict[int, dict[int, str]] = {}  # [round][process]
     self._round = 0
@@ -114,17 +116,18 @@ class Star:
 
   def _tell(self, *message: Any) -> None:
     data = frame(message)
-    for other in self._links:
-      self._send(other, data)
-    self._note(*message)
+    with self._order:
+      for other, link in list(self._links.items()):
+        self._send(other, link, data)
+      self._note(*message)
 
-  def _send(self, other: int, data: bytes) -> None:
+  def _send(self, other: int, link: socket.socket, data: bytes) -> None:
     with self._turns[other]:
       try:
-        self._links[other].sendall(data)
+        link.sendall(data)
       except BaseException as error:  # half of it may have been sent: nothing else can follow
         with contextlib.suppress(OSError):
-          self._links[other].shutdown(socket.SHUT_RDWR)  # which its listener sees
+          link.shutdown(socket.SHUT_RDWR)  # which its listener sees
         if not isinstance(error, OSError):
           raise
 
@@ -143,9 +146,9 @@ class Star:
   def _pass_on(self, sender: int, message: Any) -> None:
     if len(self._links) > 1:
       data = frame(message)
-      for other in self._links:
+      for other, link in list(self._links.items()):
         if other != sender:
-          self._send(other, data)
+          self._send(other, link, data)
 
   def _note(self, kind: str, sender: int, *content: Any) -> None:
     with self._changed:
