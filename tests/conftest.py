@@ -26,3 +26,8 @@ os.environ["XLA_FLAGS"] = " ".join(
 import jax  # noqa: E402 (the environment is read when JAX is first imported)
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+from hypothesis import settings  # noqa: E402
+
+settings.register_profile("suite", deadline=None)  # a busy machine is no failure
+settings.load_profile("suite")
