@@ -5,8 +5,7 @@ import os
 import shutil
 import tempfile
 
-# Compiling is most of what small tests cost: leave LLVM's optimizations out.
-FLAGS = {"--xla_force_host_platform_device_count": "8", "--xla_backend_optimization_level": "0"}
+from tests.flags import flags_of_tests
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # Tests compile the same small programs again and again: workers and commands share them.
@@ -16,12 +15,9 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
 # Nothing of the person's who runs the tests is read or written.
 CACHES = os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="mdtrap_jax-caches-")
 atexit.register(shutil.rmtree, CACHES, ignore_errors=True)
-os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 os.environ["HF_HUB_OFFLINE"] = "1"
-given = os.environ.get("XLA_FLAGS", "")
-os.environ["XLA_FLAGS"] = " ".join(
-  [given, *(f"{name}={value}" for name, value in FLAGS.items() if name not in given)]
-)
+os.environ["XLA_FLAGS"] = flags_of_tests(os.environ.get("XLA_FLAGS", ""))
 
 import jax  # noqa: E402 (the environment is read when JAX is first imported)
 

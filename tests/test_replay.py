@@ -7,17 +7,17 @@ import sys
 import numpy as np
 import pytest
 
+from tests.flags import flags_of_commands
 from tests.paths import ROOT
 
 MIND = sorted((ROOT / "tests" / "golden").glob("mind_*.npz"))
 
 
 def replay(*paths):
-  flags = "--xla_backend_optimization_level=0"
   return subprocess.run(
     [sys.executable, "-m", "tests.replay", *map(str, paths)],
     cwd=ROOT,
-    env=os.environ | {"XLA_FLAGS": flags},
+    env=os.environ | {"XLA_FLAGS": flags_of_commands()},
     capture_output=True,
     text=True,
     check=False,

@@ -17,6 +17,7 @@ from mdtrap_jax import experiments
 from mdtrap_jax.__main__ import main
 from mdtrap_jax.run.lines import read_episodes
 from tests.episodes import QUERIES, SHOTS, STEPS, WAYS, run_finetune, small_config
+from tests.flags import flags_of_commands
 from tests.paths import ROOT
 
 KILLED = 20  # episodes of the run that is killed after the third
@@ -181,7 +182,7 @@ def command(folder, workdir, *extra):
 
 
 def environment():
-  return os.environ | {"XLA_FLAGS": "--xla_backend_optimization_level=0"}
+  return os.environ | {"XLA_FLAGS": flags_of_commands()}
 
 
 def test_a_killed_run_resumes(folder, tmp_path):

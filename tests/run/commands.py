@@ -13,13 +13,11 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
-import jax
-
 from mdtrap_jax import __main__, experiments
 from mdtrap_jax.run import loop
 from mdtrap_jax.run.progress import Progress
+from tests.flags import flags_of_commands
 
-FLAGS = "--xla_backend_optimization_level=0 --xla_force_host_platform_device_count=1"
 EVERY = loop.Pace(segment=0.0, snapshot=0.0, share=math.inf)  # a snapshot after every step
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload([__name__, "sklearn.datasets"])
@@ -74,8 +72,7 @@ def there(log) -> Path:
 def _main(arguments, log, send):
   for name, descriptor in (("out", 1), ("err", 2)):
     os.dup2(os.open(f"{log}.{name}", os.O_WRONLY | os.O_CREAT | os.O_TRUNC), descriptor)
-  os.environ["XLA_FLAGS"] = FLAGS
-  jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+  os.environ["XLA_FLAGS"] = flags_of_commands(devices=1)
   experiments.run_loop = functools.partial(loop.run, pace=EVERY)
   _report_starts()
   if send:

@@ -14,6 +14,7 @@ import pytest
 
 from mdtrap_jax.run import meeting
 from mdtrap_jax.run.lines import read_episodes, read_object
+from tests.flags import flags_of_commands
 from tests.paths import ROOT
 from tests.run import commands
 from tests.run.commands import Signal
@@ -240,7 +241,7 @@ def test_variants_on_hosts_without_a_shared_disk(arguments, undisturbed, tmp_pat
     subprocess.Popen(
       [sys.executable, "main.py", *variants, *where, f"--workdir={workdir}"],
       cwd=ROOT,
-      env=os.environ | {"XLA_FLAGS": commands.FLAGS},
+      env=os.environ | {"XLA_FLAGS": flags_of_commands(devices=1)},
       text=True,
       stdout=subprocess.PIPE,
       stderr=subprocess.PIPE,
