@@ -6,11 +6,13 @@ import contextlib
 import hashlib
 import os
 import re
+import shutil
 import sqlite3
 import stat
 import tempfile
 import time
-from collections.abc import Iterable
+import uuid
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 _LONGEST = 200  # bytes of a name: file systems allow 255, and ours get suffixes
@@ -148,6 +150,18 @@ def write(path: str | os.PathLike[str], content: str | bytes) -> None:
     with contextlib.suppress(OSError):
       os.unlink(partial)
     raise
+
+
+@contextlib.contextmanager
+def folder_aside(folder: Path) -> Iterator[Path]:
+  """A new folder beside `folder`, to be filled and moved there; what is left of it goes."""
+  folder.parent.mkdir(parents=True, exist_ok=True)
+  aside = folder.parent / f".{folder.name}.{uuid.uuid4().hex}.partial"
+  aside.mkdir()
+  try:
+    yield aside
+  finally:
+    shutil.rmtree(aside, ignore_errors=True)
 
 
 def _umask() -> int:

@@ -1,7 +1,7 @@
 """LoRA factors as the library `peft` stores them: `adapter_model.safetensors` and a config.
 
 Modules have Hugging Face's names for CLIP and SigLIP. PE-Core's own projections are packed, so its
-adapters have the same names here and fit no other library.
+adapters have the same names here and fit no other library. `merge` reads adapters of others.
 """
 
 from __future__ import annotations
@@ -17,16 +17,22 @@ from safetensors.numpy import save
 
 from mdtrap_jax.checkpoints.formats.arrays import read_json
 from mdtrap_jax.checkpoints.formats.safetensors_file import open_safetensors
-from mdtrap_jax.models.lora import PROJECTIONS, LoraConfig, LoraFactors
+from mdtrap_jax.models import MODELS
+from mdtrap_jax.models.lora import LoraConfig, LoraFactors
 from mdtrap_jax.models.vlm import VisionLanguageModel
 
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
+FINGERPRINT = "base_fingerprint"  # in the header of the weights
 _TOWERS = {"image": "vision_model", "text": "text_model"}
 _NAMES = {"q": "q_proj", "k": "k_proj", "v": "v_proj", "out": "out_proj"}
 
 
 def to_peft(
-  model: VisionLanguageModel, lora: LoraConfig, factors: Mapping[str, LoraFactors], base: str
+  model: VisionLanguageModel,
+  lora: LoraConfig,
+  factors: Mapping[str, LoraFactors],
+  base: str,
+  fingerprint: str | None = None,
 ) -> dict[str, bytes]:
   """The two files of an adapter, by name.
 
@@ -34,7 +40,9 @@ def to_peft(
     model: that is adapted.
     lora: how.
     factors: by encoder.
-    base: name of the base model.
+    base: name of the base model; of a named size its name on the hub is written.
+    fingerprint: of the base model, kept in the header of the weights: peft warns of fields in
+      the config that it does not know.
   """
   arrays, modules = {}, []
   for name, encoder, block, projection in _modules(model, lora):
@@ -45,7 +53,7 @@ def to_peft(
   config = {
     "peft_type": "LORA",
     "task_type": "FEATURE_EXTRACTION",
-    "base_model_name_or_path": base,
+    "base_model_name_or_path": MODELS[base].hub or base if base in MODELS else base,
     "r": lora.rank,
     "lora_alpha": lora.alpha,
     "lora_dropout": lora.dropout,
@@ -56,7 +64,8 @@ def to_peft(
     "inference_mode": True,
   }
   text = json.dumps(config, indent=2) + "\n"
-  return {WEIGHTS: save(arrays, metadata={"format": "pt"}), CONFIG: text.encode()}
+  metadata = {"format": "pt"} | ({FINGERPRINT: fingerprint} if fingerprint else {})
+  return {WEIGHTS: save(arrays, metadata=metadata), CONFIG: text.encode()}
 
 
 def from_peft(folder: Path, model: VisionLanguageModel, lora: LoraConfig) -> dict[str, LoraFactors]:
@@ -86,24 +95,16 @@ def from_peft(folder: Path, model: VisionLanguageModel, lora: LoraConfig) -> dic
   return {encoder: LoraFactors(*map(stack, both)) for encoder, both in halves.items()}
 
 
-def merged(
-  model: VisionLanguageModel, params: Any, lora: LoraConfig, factors: Mapping[str, LoraFactors]
-) -> Any:
-  """The parameters with `W + s A B` in place of each adapted `W`, as NumPy arrays where changed."""
-  params = dict(params)
-  depths = {"image": model.image.depth, "text": model.text.depth}
-  for encoder, (a, b) in factors.items():
-    rows = list(lora.blocks(depths[encoder]))
-    blocks = dict(params[encoder]["blocks"])
-    attention = {name: dict(leaves) for name, leaves in blocks["attention"].items()}
-    qkv, out = (np.array(attention[name]["kernel"]) for name in ("qkv", "out"))
-    delta = lora.multiplier * (np.asarray(a, np.float32) @ np.asarray(b, np.float32))
-    for column, name in enumerate(lora.projections):
-      part = out if name == "out" else qkv[:, :, PROJECTIONS.index(name)]
-      part[rows] += delta[:, column].astype(part.dtype)
-    attention["qkv"]["kernel"], attention["out"]["kernel"] = qkv, out
-    params[encoder] = params[encoder] | {"blocks": blocks | {"attention": attention}}
-  return params
+def differences(
+  model: VisionLanguageModel, lora: LoraConfig, factors: Mapping[str, LoraFactors]
+) -> Iterator[tuple[str, np.ndarray]]:
+  """What each adapted module's weight `[d_out, d_in]` gains, as `merge.add` takes it.
+
+  Nothing, where nothing was trained.
+  """
+  for name, encoder, block, projection in _modules(model, lora) if factors else ():
+    a, b = (np.asarray(leaf[block, projection], np.float32) for leaf in factors[encoder])
+    yield name, lora.multiplier * (a @ b).T
 
 
 def _modules(model: VisionLanguageModel, lora: LoraConfig) -> Iterator[tuple[str, str, int, int]]:

@@ -59,7 +59,7 @@ def convert(
   for path, shape in shapes.items():
     buffer = aligned_empty(shape, jnp.promote_types(dtype, jnp.float32) if not shape else dtype)
     for slot in by_path[path]:
-      _copy(arrays[slot.name], _piece(buffer, slot), slot)
+      _copy(arrays[slot.name], piece(buffer, slot), slot)
     params[path] = jax.device_put(buffer)  # shares the buffer on a CPU
     del buffer
   return traverse_util.unflatten_dict(params, sep="/")
@@ -70,7 +70,7 @@ def export(params: Any, slots: Sequence[Slot], dtype: Any) -> dict[str, np.ndarr
   flat = traverse_util.flatten_dict(params, sep="/")
   stored = {}
   for slot in slots:
-    view = _piece(np.asarray(flat[slot.path]), slot)
+    view = piece(np.asarray(flat[slot.path]), slot)
     arrangement = slot.arrange(view.shape)
     middle = tuple(arrangement.split[axis] for axis in arrangement.order)
     array = view.reshape(middle).transpose(np.argsort(arrangement.order))
@@ -142,7 +142,7 @@ def find_problems(
 def expected_shape(slot: Slot, shapes: Mapping[str, Shape]) -> Arrangement:
   """How the checkpoint must hold the slot's array, given our parameters' shapes."""
   # A view of nothing: the same indexing as in `_piece`, without memory.
-  shape = _piece(np.broadcast_to(np.empty((), np.uint8), shapes[slot.path]), slot).shape
+  shape = piece(np.broadcast_to(np.empty((), np.uint8), shapes[slot.path]), slot).shape
   return slot.arrange(shape)
 
 
@@ -158,7 +158,8 @@ def _copy(stored: StoredArray, view: np.ndarray, slot: Slot) -> None:
   view[...] = array.reshape(arrangement.split).transpose(arrangement.order).reshape(view.shape)
 
 
-def _piece(buffer: np.ndarray, slot: Slot) -> np.ndarray:
+def piece(buffer: np.ndarray, slot: Slot) -> np.ndarray:
+  """The part of a parameter that a stored array fills, a view."""
   if slot.block is not None:
     buffer = buffer[slot.block]
   if slot.part is None:

@@ -12,13 +12,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from mdtrap_jax.checkpoints import merge
 from mdtrap_jax.checkpoints.convert import convert, parameter_shapes
 from mdtrap_jax.checkpoints.formats.arrays import Arrays, in_memory, normalized
 from mdtrap_jax.checkpoints.layouts import clip, pe_core, siglip
 from mdtrap_jax.checkpoints.layouts.foreign import find_foreign
 from mdtrap_jax.checkpoints.layouts.layout import Checkpoint, Choices, Description, Layout
 from mdtrap_jax.checkpoints.positions import resample
-from mdtrap_jax.checkpoints.source import open_checkpoint
+from mdtrap_jax.checkpoints.source import base_of, find_weights, fingerprint, open_checkpoint
 from mdtrap_jax.checkpoints.tokenizer_files import Tokenize, read_tokenizer
 from mdtrap_jax.models import MODELS
 from mdtrap_jax.models.families.family import FAMILIES
@@ -43,7 +44,7 @@ def load(
 
   Args:
     source: a Hugging Face hub name, a named size such as "clip-vit-b16", a local folder or a
-      local file.
+      local file. The folder of a LoRA adapter in peft's format is its base model, adapted.
     dtype: of the weights; scalars stay in at least float32.
     image_size: in pixels, where it is not the checkpoint's own; the position embeddings are
       then resampled as the original does it.
@@ -56,12 +57,27 @@ def load(
     FileNotFoundError: no such checkpoint, or its config or tokenizer files are missing.
     ValueError: the file is damaged, of an unknown layout, or its arrays do not fit.
   """
+  weights = find_weights(source)
+  if merge.is_adapter(weights):
+    return _adapted(weights.parent, str(source), dtype, image_size, tokenize)
   checkpoint, layout, description = describe(open_checkpoint(source))
   if tokenize is None:
     tokenize = read_tokenizer(checkpoint.folder, description.family, description.text)
   model = assemble(checkpoint, description, str(source), tokenize)
   params = fill(model, checkpoint, layout, description, dtype)
   return resized(model, params, layout, image_size)
+
+
+def _adapted(
+  folder: Path, name: str, dtype: Any, image_size: int | None, tokenize: Tokenize | None
+) -> tuple[VisionLanguageModel, Any]:
+  """An adapter's base model with the adapter in its weights."""
+  base = base_of(folder)
+  merge.check_base(folder, lambda: fingerprint(base))
+  model, params = load(base, dtype=dtype, image_size=image_size, tokenize=tokenize)
+  model = dataclasses.replace(model, name=name)
+  changed = merge.add(model, params, merge.read_differences(folder).items(), str(folder))
+  return model, jax.device_put(changed)
 
 
 def from_arrays(

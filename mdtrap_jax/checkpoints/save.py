@@ -1,12 +1,11 @@
-"""Writes our weights the way Hugging Face stores CLIP, so that `load` reads them back."""
+"""Writes our weights the way Hugging Face stores them; `load` and transformers read them back."""
 
 from __future__ import annotations
 
 import contextlib
 import json
 import os
-import shutil
-import uuid
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +18,11 @@ from safetensors.numpy import save_file
 from mdtrap_jax import files
 from mdtrap_jax.checkpoints.convert import export, parameter_shapes
 from mdtrap_jax.checkpoints.formats.arrays import read_json
-from mdtrap_jax.checkpoints.layouts import clip
-from mdtrap_jax.checkpoints.layouts.layout import ACTIVATIONS, Checkpoint, Description
-from mdtrap_jax.checkpoints.rules import TORCH, slots
+from mdtrap_jax.checkpoints.layouts.huggingface import writable
+from mdtrap_jax.checkpoints.rules import TORCH, Module, slots
 from mdtrap_jax.checkpoints.source import CONFIG_FILES
 from mdtrap_jax.checkpoints.tokenizer_files import TOKENIZER_FILES, tokenizer_contents
+from mdtrap_jax.data import images
 from mdtrap_jax.models.vlm import VisionLanguageModel
 
 _WEIGHTS, _CONFIG, _PREPROCESSOR = "model.safetensors", "config.json", "preprocessor_config.json"
@@ -39,6 +38,8 @@ def save(
   params: Any,
   *,
   dtype: Any = jnp.float32,
+  resize: str = "squash",
+  interpolation: str = "bilinear",
   overwrite: bool = False,
 ) -> None:
   """Writes `model.safetensors`, `config.json`, the tokenizer and what else `load` needs.
@@ -48,9 +49,11 @@ def save(
 
   Args:
     path: folder, made if need be.
-    model: of CLIP's architecture, with a tokenizer of a checkpoint or of this library.
+    model: of CLIP's or SigLIP's architecture, with a tokenizer of a checkpoint or of this library.
     params: its weights.
     dtype: of the file: float32, float16 or bfloat16.
+    resize: how images are made square, of `data.images.RESIZE_MODES`, for transformers to do.
+    interpolation: by which filter, of `data.images.INTERPOLATIONS`.
     overwrite: write also into a folder that holds something else; files that `load` would read
       are replaced or removed, others are left.
 
@@ -64,24 +67,18 @@ def save(
     _refuse_foreign(folder)
   if jnp.dtype(dtype) not in map(jnp.dtype, _DTYPES):
     raise ValueError(f"dtype={dtype!r}: choose float32, float16 or bfloat16.")
-  stored = _stored(model, params, dtype)
+  family = writable(model)
+  stored = _stored(family.table, model, params, dtype)
   contents = {
     **tokenizer_contents(model.tokenize),
-    _PREPROCESSOR: _json(
-      {"image_mean": model.image_mean, "image_std": model.image_std, "size": model.image.image_size}
-    ),
-    _CONFIG: _json(_config(model)),
+    _PREPROCESSOR: _json(_preprocessor(model, resize, interpolation)),
+    _CONFIG: _json({**family.config(model), _MARK: _OURS}),
   }
-  folder.parent.mkdir(parents=True, exist_ok=True)
-  aside = folder.parent / f".{folder.name}.{uuid.uuid4().hex}.partial"
-  try:
-    aside.mkdir()
+  with files.folder_aside(folder) as aside:
     save_file(stored, aside / _WEIGHTS, metadata={"format": "pt"})
     for name, content in contents.items():
       files.write(aside / name, content)
     _put(aside, folder)
-  finally:
-    shutil.rmtree(aside, ignore_errors=True)
 
 
 def _put(aside: Path, folder: Path) -> None:
@@ -120,56 +117,43 @@ def _is_saved(folder: Path) -> bool:
   return False
 
 
-def _stored(model: VisionLanguageModel, params: Any, dtype: Any) -> dict[str, np.ndarray]:
-  """The arrays under Hugging Face's names, once it is sure that they can be read back."""
-  expressed = clip.describe_hf(Checkpoint({}, model.name, config=_config(model)))
-  if expressed != Description(model.family, model.image, model.text, model.sigmoid_bias):
-    raise ValueError(
-      f"{model.name}: only models of CLIP's architecture can be saved, and those only with what "
-      "Hugging Face's CLIP has; keep the original checkpoint beside the trained factors instead."
-    )
+def _stored(
+  table: Iterable[Module], model: VisionLanguageModel, params: Any, dtype: Any
+) -> dict[str, np.ndarray]:
+  """The arrays under Hugging Face's names."""
   shapes = parameter_shapes(model)
   flat = traverse_util.flatten_dict(params, sep="/")
   if {path: jnp.shape(leaf) for path, leaf in flat.items()} != shapes:
     raise ValueError(f"{model.name}: the parameters are not this model's (names or shapes).")
   with np.errstate(over="ignore"):
-    stored = export(jax.tree.map(np.asarray, params), slots(clip.HF, TORCH, shapes), dtype)
+    stored = export(jax.tree.map(np.asarray, params), slots(table, TORCH, shapes), dtype)
   for name, array in stored.items():
     if not np.isfinite(array.astype(np.float32)).all():
       raise ValueError(f"{name} holds NaN, or numbers beyond {jnp.dtype(dtype)}; use float32.")
   return stored
 
 
-def _config(model: VisionLanguageModel) -> dict[str, Any]:
-  image, text = model.image, model.text
-  theirs = {ours: name for name, ours in reversed(ACTIVATIONS.items())}
+def _preprocessor(model: VisionLanguageModel, resize: str, interpolation: str) -> dict[str, Any]:
+  """By which transformers prepares images as we do.
+
+  It cannot say: how an image is turned by EXIF, what shows through transparency, 16-bit windows,
+  and that the center of an odd rest is rounded to even (transformers rounds down: one pixel).
+  """
+  side, crop = model.image.image_size, resize == "crop"
+  square = {"height": side, "width": side}
   return {
-    "architectures": ["CLIPModel"],
-    "model_type": "clip",
-    _MARK: _OURS,
-    "projection_dim": image.embed_dim,
-    "vision_config": {
-      "hidden_size": image.width,
-      "intermediate_size": image.mlp_width,
-      "num_hidden_layers": image.depth,
-      "num_attention_heads": image.heads,
-      "image_size": image.image_size,
-      "patch_size": image.patch_size,
-      "hidden_act": theirs[image.activation],
-      "layer_norm_eps": image.epsilon,
-    },
-    "text_config": {
-      "hidden_size": text.width,
-      "intermediate_size": text.mlp_width,
-      "num_hidden_layers": text.depth,
-      "num_attention_heads": text.heads,
-      "vocab_size": text.vocabulary_size,
-      "max_position_embeddings": text.context_length,
-      "hidden_act": theirs[text.activation],
-      "layer_norm_eps": text.epsilon,
-      # The id 2 makes readers take the largest id, as OpenAI's code does.
-      "eos_token_id": 2 if text.end_token is None else text.end_token,
-    },
+    "image_processor_type": "CLIPImageProcessor",  # of SigLIP too: its own has no crop
+    "do_convert_rgb": True,
+    "do_resize": True,
+    "size": {"shortest_edge": side} if crop else square,
+    "resample": int(images.INTERPOLATIONS[interpolation]),
+    "do_center_crop": crop,
+    "crop_size": square,
+    "do_rescale": True,
+    "rescale_factor": 1 / 255,
+    "do_normalize": True,
+    "image_mean": list(model.image_mean),
+    "image_std": list(model.image_std),
   }
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from mdtrap_jax import files
-from mdtrap_jax.checkpoints import hub
+from mdtrap_jax.checkpoints import adapters, hub, merge
 from mdtrap_jax.checkpoints.formats.arrays import UnusableFileError, check_content, read_json
 from mdtrap_jax.checkpoints.formats.msgpack_file import open_msgpack
 from mdtrap_jax.checkpoints.formats.npz_file import open_npz
@@ -30,6 +30,7 @@ WEIGHT_FILES = (
   "open_clip_pytorch_model.bin",
   "pytorch_model.bin",
   "pytorch_model.bin.index.json",
+  adapters.WEIGHTS,
 )
 TORCH_SUFFIXES = (".pt", ".pth", ".bin", ".ckpt", ".tar")  # the last of ".pth.tar"
 WEIGHT_SUFFIXES = (".safetensors", ".npz", ".msgpack", *TORCH_SUFFIXES)
@@ -39,13 +40,36 @@ _MOST_ARRAYS, _LONGEST_NAME = 2**17, 1000
 
 
 def open_checkpoint(source: str | Path) -> Checkpoint:
-  """Opens a local file, a local folder, a named size or a hub name.
+  """Opens a local file, a local folder, a named size or a hub name; of an adapter its base model.
 
   Raises:
     FileNotFoundError: there is no such thing, or the hub cannot be reached.
     ValueError: the weights file cannot be read.
   """
-  return _open_file(find_weights(source))
+  weights = find_weights(source)
+  if merge.is_adapter(weights):
+    return open_checkpoint(base_of(weights.parent))
+  return _open_file(weights)
+
+
+def base_of(folder: Path) -> str:
+  """The base model of an adapter of peft, once it is sure that it is there.
+
+  Raises:
+    FileNotFoundError: it is not.
+    ValueError: the base is an adapter itself, or the config is damaged.
+  """
+  base = merge.base_of(folder)
+  try:
+    weights = find_weights(base)
+  except OSError as error:
+    raise FileNotFoundError(
+      f"{folder} needs its base model {base}: {error} If it lies elsewhere, set "
+      f"base_model_name_or_path in {folder / adapters.CONFIG} to its folder or file."
+    ) from error
+  if merge.is_adapter(weights):
+    raise ValueError(f"{folder}: its base model {base} is an adapter too; merge that one first.")
+  return base
 
 
 def fingerprint(source: str | Path) -> str:
@@ -62,6 +86,8 @@ def fingerprint(source: str | Path) -> str:
     OSError: a file cannot be read.
   """
   weights = find_weights(source, prefer_cache=True)
+  if merge.is_adapter(weights):
+    return merge.digest(weights.parent, fingerprint(base_of(weights.parent)))
   parts = [weights, *(shards(weights) if weights.name.endswith(".index.json") else [])]
   beside = [weights.parent / name for name in sorted({*CONFIG_FILES, *TOKENIZER_FILES})]
   beside = [path for path in beside if path.exists()]
@@ -125,7 +151,7 @@ def _patterns(names: Sequence[str]) -> list[str]:
   if weights is None:
     return []
   parts = [weights.replace(".index.json", "").replace(".", "-*.")] * weights.endswith(".json")
-  return [weights, *parts, *CONFIG_FILES, *TOKENIZER_FILES]
+  return [weights, *parts, *CONFIG_FILES, *TOKENIZER_FILES, adapters.CONFIG]
 
 
 def _choose_in(folder: Path) -> Path:

@@ -85,8 +85,9 @@ def tokenizer_contents(tokenize: Tokenize | None) -> dict[str, bytes]:
     return {}
   if isinstance(tokenize, PretrainedTokenizer):
     return {name: path.read_bytes() for name, path in tokenize.files.items()}
+  others: dict[str, bytes] = {}
   if isinstance(tokenize, WordTokenizer):
-    name = WORDS
+    name, others = WORDS, _for_transformers(tokenize)
     fields = {
       "vocabulary": list(tokenize.vocabulary),
       "context_length": tokenize.context_length,
@@ -103,7 +104,35 @@ def tokenizer_contents(tokenize: Tokenize | None) -> dict[str, bytes]:
       f"the tokenizer {tokenize!r:.100} is a function of your own, which no file can hold. Save "
       "`dataclasses.replace(model, tokenize=None)`, and give `tokenize=` to `load` again."
     )
-  return {name: (json.dumps(fields, indent=2) + "\n").encode()}
+  return {name: (json.dumps(fields, indent=2) + "\n").encode(), **others}
+
+
+def _for_transformers(tokenize: WordTokenizer) -> dict[str, bytes]:
+  """The same tokenizer for transformers, padding and cutting included; not read by us."""
+  from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, processors
+
+  ids = {word: number for number, word in enumerate(tokenize.vocabulary)}
+  start, end, pad, unknown = "<start>", "<end>", "<pad>", "<unk>"
+  tokenizer = Tokenizer(models.WordLevel(ids, unk_token=unknown))
+  tokenizer.normalizer = normalizers.Lowercase()
+  words = Regex(r"[^\W_]+")
+  tokenizer.pre_tokenizer = pre_tokenizers.Split(words, behavior="removed", invert=True)
+  marks = [(mark, ids[mark]) for mark in (start, end)]
+  tokenizer.post_processor = processors.TemplateProcessing(f"{start} $A {end}", None, marks)
+  tokenizer.enable_truncation(tokenize.context_length)
+  tokenizer.enable_padding(pad_id=ids[pad], pad_token=pad, length=tokenize.context_length)
+  settings = {
+    "tokenizer_class": "PreTrainedTokenizerFast",
+    "model_max_length": tokenize.context_length,
+    "bos_token": start,
+    "eos_token": end,
+    "pad_token": pad,
+    "unk_token": unknown,
+  }
+  return {
+    "tokenizer.json": tokenizer.to_str(pretty=True).encode(),
+    SETTINGS: (json.dumps(settings, indent=2) + "\n").encode(),
+  }
 
 
 def _refuse_code(folder: Path, names: list[str]) -> None:

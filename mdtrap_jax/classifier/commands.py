@@ -14,8 +14,7 @@ import numpy as np
 from absl import logging
 from tqdm import tqdm
 
-from mdtrap_jax import checkpoints, files
-from mdtrap_jax.checkpoints import adapters
+from mdtrap_jax import files
 from mdtrap_jax.classifier import folds, predictions, saved
 from mdtrap_jax.classifier import task as own_images
 from mdtrap_jax.classifier.estimator import FewShotClassifier
@@ -24,7 +23,6 @@ from mdtrap_jax.data import read_labeled as reading
 from mdtrap_jax.data.labeled import Labeled
 from mdtrap_jax.data.names import listed, shown
 from mdtrap_jax.data.prompts import make_prompts
-from mdtrap_jax.experiments import finetune
 from mdtrap_jax.report import classification, figures
 from mdtrap_jax.run import devices
 
@@ -141,30 +139,8 @@ def evaluate(options: argparse.Namespace) -> int:
 
 def export(options: argparse.Namespace) -> int:
   """`mdtrap export`: an adapter for `peft`, or a model for `transformers`."""
-  out = Path(options.out).expanduser()
-  if out.exists() and (not out.is_dir() or any(out.iterdir())):
-    raise FileExistsError(f"{out} is not empty; give another folder.")
-  setting, fitted, about = saved.read(_home(options.model_folder), options.model)
-  model, lora = setting.model, None if setting.head else finetune.make_lora(setting.config)
-  if setting.head:
-    raise ValueError(
-      f"{options.model_folder} is a {setting.method_name} head on frozen features, which neither "
-      "peft nor transformers has; hand on the folder itself."
-    )
-  if options.format == "peft" and not fitted.params:
-    raise ValueError(f"{options.model_folder} is zero-shot: there is no adapter to export.")
-  if options.format == "peft":
-    contents = adapters.to_peft(model, lora, fitted.params, setting.config.model.name)
-  else:
-    params = adapters.merged(model, setting.params, lora, fitted.params)
-    checkpoints.save(out, model, params)
-    contents = {"preprocessor_config.json": saved.hf_preprocessor(setting)}
-  names = {"classes": about["classes"], "class_names": about["class_names"]}
-  names |= {"templates": about["templates"], "temperature": about["temperature"]}
-  contents["classes.json"] = json.dumps(names, indent=2, ensure_ascii=False) + "\n"
-  out.mkdir(parents=True, exist_ok=True)
-  for name, content in contents.items():
-    files.write(out / name, content)
+  model = saved.read(_home(options.model_folder), options.model)
+  saved.export(options.out, model, options.format)
   print(f"written to {options.out}")
   return 0
 

@@ -19,7 +19,8 @@ def add(command_of: Callable[..., argparse.ArgumentParser]) -> None:
   command.add_argument("--out", required=True, metavar="MODEL", help="folder of the result")
   command.add_argument(
     "--model", default="openai/clip-vit-base-patch16", metavar="NAME",
-    help="hub name, named size (`mdtrap models`), folder or file; %(default)s if not given",
+    help="hub name, named size (`mdtrap models`), folder or file, also of a LoRA adapter of peft; "
+    "%(default)s if not given",
   )  # fmt: skip
   command.add_argument(
     "--method", default="svl_ra", metavar="NAME",
@@ -67,7 +68,7 @@ def add(command_of: Callable[..., argparse.ArgumentParser]) -> None:
   command.add_argument("model_folder", metavar="MODEL", help="folder of `mdtrap fit --out`")
   command.add_argument(
     "--format", required=True, choices=("peft", "hf"),
-    help="peft: the adapter; hf: a whole model for transformers, the adapter merged in (CLIP)",
+    help="peft: the adapter; hf: a whole model for transformers, the adapter merged in",
   )  # fmt: skip
   command.add_argument("--out", required=True, metavar="DIR", help="a new folder")
   command.add_argument("--model", metavar="NAME", help=elsewhere)

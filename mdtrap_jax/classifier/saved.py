@@ -3,36 +3,39 @@
 from __future__ import annotations
 
 import ctypes
+import glob
 import json
 import os
 import shutil
-import uuid
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
 import ml_collections
 import numpy as np
 from safetensors.numpy import save as to_safetensors
 
+from mdtrap_jax import checkpoints, files
 from mdtrap_jax import config as configs
-from mdtrap_jax import files
-from mdtrap_jax.checkpoints import adapters
+from mdtrap_jax.checkpoints import adapters, merge
 from mdtrap_jax.checkpoints.formats.arrays import read_json
 from mdtrap_jax.checkpoints.formats.safetensors_file import open_safetensors
+from mdtrap_jax.checkpoints.layouts import huggingface
 from mdtrap_jax.classifier import task as own_images
 from mdtrap_jax.classifier.task import Fitted, Setting
-from mdtrap_jax.data import images
 from mdtrap_jax.experiments import finetune
 
 FORMAT = 1
 ABOUT, ARRAYS, CROSSVAL = "classifier.json", "classifier.safetensors", "crossval.csv"
+CLASSES = "classes.json"  # of an export
 _OURS = {ABOUT, ARRAYS, CROSSVAL, adapters.WEIGHTS, adapters.CONFIG}
 _MARK, _NAME = "saved_by", "mdtrap_jax classifier"
 _FIELDS = {
   "method", "base_fingerprint", "preprocessing", "config", "classes", "class_names", "counts",
   "temperature", "accuracy_at", "losses", "parameters",
 }  # fmt: skip
+_OLD = ".old"  # the end of its name while a folder is replaced
 _EXCHANGE = 2  # of Linux's renameat2: two folders change their names in one step
 
 
@@ -67,6 +70,7 @@ def write(
     FileExistsError: the folder holds something else, or a classifier and not `overwrite`.
   """
   folder = Path(path).expanduser()
+  _restore(folder)
   check_target(folder, overwrite)
   config, model = setting.config, setting.model
   how, trained = setting.preprocessing, bool(fitted.params)
@@ -93,20 +97,16 @@ def write(
     arrays |= {f"head.{name}": np.asarray(leaf) for name, leaf in fitted.params.items()}
   elif trained:
     lora = finetune.make_lora(config)
-    contents = adapters.to_peft(model, lora, fitted.params, config.model.name)
+    base, digest = config.model.name, facts["base_fingerprint"]
+    contents = adapters.to_peft(model, lora, fitted.params, base, digest)
   if crossval is not None:
     contents[CROSSVAL] = crossval.encode(errors="surrogateescape")
   contents[ARRAYS] = to_safetensors(arrays)
   contents[ABOUT] = (json.dumps(facts, indent=2, ensure_ascii=False) + "\n").encode()
-  folder.parent.mkdir(parents=True, exist_ok=True)
-  aside = folder.parent / f".{folder.name}.{uuid.uuid4().hex}.partial"
-  aside.mkdir()
-  try:
+  with files.folder_aside(folder) as aside:
     for name, content in contents.items():
       files.write(aside / name, content)
     _put(aside, folder)
-  finally:
-    shutil.rmtree(aside, ignore_errors=True)
 
 
 def check_target(folder: Path, overwrite: bool) -> None:
@@ -155,10 +155,18 @@ def _put(aside: Path, folder: Path) -> None:
   here = -100  # AT_FDCWD
   if exchange and not exchange(here, os.fsencode(aside), here, os.fsencode(folder), _EXCHANGE):
     return
-  old = aside.with_suffix(".old")  # where a file system cannot exchange
+  old = aside.with_suffix(_OLD)  # where a file system cannot exchange
   folder.rename(old)
   aside.rename(folder)
   shutil.rmtree(old, ignore_errors=True)
+
+
+def _restore(folder: Path) -> None:
+  """Takes back what a kill left between the two names that `_put` may have to give it."""
+  if not os.path.lexists(folder):
+    for old in sorted(folder.parent.glob(f".{glob.escape(folder.name)}.*{_OLD}")):
+      old.rename(folder)
+      return
 
 
 def read(path: str | os.PathLike[str], model: str | None = None) -> Saved:
@@ -173,6 +181,7 @@ def read(path: str | os.PathLike[str], model: str | None = None) -> Saved:
     ValueError: it is damaged, of another version, or the base model is another one.
   """
   folder = Path(path).expanduser()
+  _restore(folder)
   if not (folder / ABOUT).is_file():
     raise FileNotFoundError(f"{folder} holds no saved classifier (no {ABOUT}).")
   facts = read_json(folder / ABOUT)
@@ -230,26 +239,48 @@ def read_crossval(path: str | os.PathLike[str]) -> str | None:
   return file.read_text(encoding="utf-8", errors="surrogateescape") if file.exists() else None
 
 
-def hf_preprocessor(setting: Setting) -> str:
-  """`preprocessor_config.json` by which transformers prepares images as the classifier does."""
-  how, model = setting.preprocessing, setting.model
-  square = {"height": how.size, "width": how.size}
-  crop = how.resize == "crop"
-  config = {
-    "image_processor_type": "CLIPImageProcessor",
-    "do_convert_rgb": True,
-    "do_resize": True,
-    "size": {"shortest_edge": how.size} if crop else square,
-    "resample": int(images.INTERPOLATIONS[how.interpolation]),
-    "do_center_crop": crop,
-    "crop_size": square,
-    "do_rescale": True,
-    "rescale_factor": 1 / 255,
-    "do_normalize": True,
-    "image_mean": list(model.image_mean),
-    "image_std": list(model.image_std),
-  }
-  return json.dumps(config, indent=2) + "\n"
+def export(path: str | os.PathLike[str], saved: Saved, form: str) -> None:
+  """Writes an adapter for peft, or a whole model for transformers, into a new folder.
+
+  `classes.json` beside it says classes, names in prompts, templates, temperature and base model.
+
+  Args:
+    path: of the folder.
+    saved: what `read` gives.
+    form: `peft` or `hf`.
+
+  Raises:
+    FileExistsError: the folder is not empty.
+    ValueError: that library has no such thing.
+  """
+  folder, (setting, fitted, facts) = Path(path).expanduser(), saved
+  if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    raise FileExistsError(f"{folder} is not empty; give another folder.")
+  if setting.head:
+    raise ValueError(
+      f"{setting.method_name} is a head on frozen features, which neither peft nor transformers "
+      "has; hand on the folder itself."
+    )
+  model, lora = setting.model, finetune.make_lora(setting.config)
+  huggingface.writable(model)
+  kept = ("classes", "class_names", "templates", "temperature", "base_model", "base_fingerprint")
+  about = json.dumps({name: facts[name] for name in kept}, indent=2, ensure_ascii=False) + "\n"
+  with files.folder_aside(folder) as aside:
+    if form == "hf":
+      changes = adapters.differences(model, lora, fitted.params)
+      exact = jax.tree.map(lambda leaf: np.asarray(leaf, np.float32), setting.params)
+      params = merge.add(model, exact, changes, str(folder))
+      how = setting.preprocessing
+      checkpoints.save(aside, model, params, resize=how.resize, interpolation=how.interpolation)
+    elif fitted.params:
+      base, digest = facts["base_model"], facts["base_fingerprint"]
+      contents = adapters.to_peft(model, lora, fitted.params, base, digest)
+      for name, content in contents.items():
+        files.write(aside / name, content)
+    else:
+      raise ValueError("zero-shot has nothing trained: there is no adapter to export.")
+    files.write(aside / CLASSES, about)
+    aside.rename(folder)
 
 
 def _templates(config: ml_collections.ConfigDict) -> list[str]:

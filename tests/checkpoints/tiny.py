@@ -50,3 +50,33 @@ def write_tokenizer(folder):
   (folder / "vocab.json").write_text(json.dumps(vocabulary))
   lines = ["#version: 0.2", *(" ".join(pair) for pair in MERGES)]
   (folder / "merges.txt").write_text("\n".join(lines) + "\n")
+
+
+def make_siglip(tokenize=None):
+  """The smallest SigLIP."""
+  specification = Specification(
+    "siglip",
+    ImageConfig(
+      image_size=8, patch_size=4, **{**_BLOCKS, "embed_dim": 8}, activation="gelu_tanh",
+      epsilon=1e-6, patch_bias=True, class_token=False, pre_norm=False, pool="attention",
+      pool_heads=2, pool_mlp_width=16, projection=False,
+    ),
+    TextConfig(
+      context_length=12, vocabulary_size=40, **{**_BLOCKS, "embed_dim": 8}, activation="gelu_tanh",
+      epsilon=1e-6, causal=False, pool="last", projection_bias=True,
+    ),
+  )  # fmt: skip
+  model = build(specification)
+  if tokenize is not None:
+    object.__setattr__(model, "tokenize", tokenize)
+  return model
+
+
+def write_siglip_tokenizer(folder, words=("a", "photo", "of", "crow", "gull", "jay", "bird")):
+  """Whole words and SigLIP's end token, in one file."""
+  from tokenizers import Tokenizer, models, pre_tokenizers
+
+  vocabulary = {word: i for i, word in enumerate(("<pad>", "</s>", "<unk>", *words))}
+  tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+  tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+  tokenizer.save(str(folder / "tokenizer.json"))
