@@ -15,6 +15,7 @@ _PUBLIC = {
   "FolderSource": "data.sources",
   "TERMS": "objectives",
   "WorldSource": "world",
+  "evaluate": "classifier.evaluation",
   "compare": "report.comparison",
   "cross_validate": "classifier.folds",
   "inspect": "checkpoints.inspect",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import difflib
 import os
+import shlex
 import sys
 import textwrap
 from collections.abc import Callable, Sequence
@@ -147,6 +148,7 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
   """The options of a command; `options.fields` are the config's fields that were set."""
   parser = make_parser()
   options, rest = parser.parse_known_args(arguments)
+  options.command = shlex.join(["mdtrap", *arguments])  # for reports that say how they were made
   if options.version:
     options.action = show_version
   elif not hasattr(options, "action"):

@@ -15,7 +15,7 @@ from absl import logging
 from tqdm import tqdm
 
 from mdtrap_jax import files
-from mdtrap_jax.classifier import folds, predictions, saved
+from mdtrap_jax.classifier import evaluation, folds, predictions, saved
 from mdtrap_jax.classifier import task as own_images
 from mdtrap_jax.classifier.estimator import FewShotClassifier
 from mdtrap_jax.data import labeled
@@ -23,7 +23,7 @@ from mdtrap_jax.data import read_labeled as reading
 from mdtrap_jax.data.labeled import Labeled
 from mdtrap_jax.data.names import listed, shown
 from mdtrap_jax.data.prompts import make_prompts
-from mdtrap_jax.report import classification, figures
+from mdtrap_jax.report import assessment, classification
 from mdtrap_jax.run import devices
 
 _SHOWN = 50  # classes that are listed before the rest is counted
@@ -48,7 +48,9 @@ def fit(options: argparse.Namespace) -> int:
   validation = None
   if options.folds:
     with _bar(f"{options.folds} folds") as report:
-      validation = folds.cross_validate(own, data, folds=options.folds, report=report)
+      validation = folds.cross_validate(
+        own, data, folds=options.folds, repeats=options.repeats, report=report
+      )
     print(folds.format_text(validation))
   with _bar("fit") as report:
     own.fit(data, report=report)
@@ -56,14 +58,30 @@ def fit(options: argparse.Namespace) -> int:
     found = validation.methods[own.method]
     own.calibrate(found.temperature, folds.to_csv(validation))
   own.save(out, overwrite=options.force)
+  if validation:
+    _report(own, validation, options.command, out)
   first, last = min(own.accuracy_at_), max(own.accuracy_at_)
   print(
     f"accuracy on these very images: {100 * own.accuracy_at_[first]:.1f} % before, "
     f"{100 * own.accuracy_at_[last]:.1f} % after {last} steps"
     + ("" if validation else " (--folds=5 says how good it is on others)")
   )
-  print(f"written to {options.out}")
+  print(f"written to {options.out}" + (f"; {_look(out)}" if validation else ""))
   return 0
+
+
+def _report(
+  own: FewShotClassifier, validation: folds.CrossValidation, command: str, out: Path
+) -> None:
+  """Writes the report of the folds beside the model that was fitted to all images."""
+  found, count = validation.assessment(), sum(own.counts_)
+  fitted = {
+    step: classification.wilson(round(share * count), count)
+    for step, share in own.accuracy_at_.items()
+  }
+  curves = {**found.curves, "the images of the fit": fitted}
+  found = found._replace(command=command, curves=curves)
+  assessment.write(found, out, overwrite=True)
 
 
 def predict(options: argparse.Namespace) -> int:
@@ -101,39 +119,15 @@ def predict(options: argparse.Namespace) -> int:
 def evaluate(options: argparse.Namespace) -> int:
   """`mdtrap evaluate`: accuracy and the rest on labeled images, as files and a table."""
   out = Path(options.out).expanduser()
-  if out.exists() and (not out.is_dir() or any(out.iterdir())) and not options.force:
-    raise FileExistsError(f"{out} is not empty; give another folder, or --force.")
+  assessment.check_target(out, options.force)
   data = _labeled(options.data, options.labels)
   _start()
   own = FewShotClassifier.load(_home(options.model_folder), model=options.model)
-  labels, names = own.indices(data), list(map(str, own.classes_.tolist()))
-  parts = []
-  with tqdm(total=len(labels), unit=" images", leave=False) as bar:
-    for batch, cosines in own.stream(data.items):
-      parts.append(cosines)
-      bar.update(len(batch))
-  probabilities = own.probabilities(np.concatenate(parts))
-  scores = classification.score(names, labels, probabilities)
-  facts = {"model": str(options.model_folder), "data": data.name, "method": own.method}
-  facts |= {"temperature": own.temperature_, **classification.to_json(scores)}
-  out.mkdir(parents=True, exist_ok=True)
-  files.write(out / "evaluation.json", json.dumps(facts, indent=2, ensure_ascii=False) + "\n")
-  files.write(out / "per_class.csv", classification.class_table(scores))
-  header = ["file", "label", "prediction", "probability", *(f"p:{name}" for name in names)]
-  rows = [
-    [file, names[label], names[row.argmax()], *(f"{p:.6f}" for p in (row.max(), *row))]
-    for file, label, row in zip(data.files, labels, probabilities, strict=True)
-  ]
-  files.write(out / "predictions.csv", classification.to_csv([header, *rows]))
-  matrix = zip(names, scores.confusion.tolist(), strict=True)
-  table = [["true \\ predicted", *names], *([name, *row] for name, row in matrix)]
-  files.write(out / "confusion.csv", classification.to_csv(table))
-  _, low, high = scores.accuracy
-  title = f"{scores.images} images, accuracy {100 * scores.accuracy.value:.1f} %"
-  title += f" [{100 * low:.1f}, {100 * high:.1f}]"
-  paths = [out / "confusion.png", out / "confusion.svg"]
-  figures.plot_confusion(scores.confusion, names, title, paths)
-  print(f"{classification.format_text(scores)}\nwritten to {options.out}")
+  own.indices(data)  # before the bar is drawn
+  with _bar("evaluate") as report:
+    found = evaluation.evaluate(own, data, report=report)
+  assessment.write(found._replace(command=options.command), out, overwrite=options.force)
+  print(f"{classification.format_text(found.own)}\nwritten to {options.out}; {_look(out)}")
   return 0
 
 
@@ -143,6 +137,10 @@ def export(options: argparse.Namespace) -> int:
   saved.export(options.out, model, options.format)
   print(f"written to {options.out}")
   return 0
+
+
+def _look(folder: Path) -> str:
+  return f"open {folder / classification.PAGE} in a browser"
 
 
 def _labeled(data: str, table: str | None) -> Labeled:

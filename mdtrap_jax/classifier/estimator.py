@@ -21,6 +21,9 @@ from mdtrap_jax.data.images import UnreadableImageError
 from mdtrap_jax.data.labeled import Labeled
 from mdtrap_jax.data.names import listed, nfc
 from mdtrap_jax.data.read_labeled import read_labeled
+from mdtrap_jax.report import classification
+
+saved._OURS.update(classification.FILES)  # `mdtrap fit --folds` writes a report beside the model
 
 MODEL, METHOD = "openai/clip-vit-base-patch16", "svl_ra"
 MOST_CLASSES = 1000
@@ -330,6 +333,11 @@ class FewShotClassifier:
 
   def __repr__(self) -> str:
     return f"FewShotClassifier(model={self.model!r}, method={self.method!r})"
+
+  @property
+  def setting(self) -> own_images.Setting:
+    """Method, model and classes that were fitted."""
+    return self._ready()
 
   def _ready(self) -> own_images.Setting:
     if not hasattr(self, "_setting"):

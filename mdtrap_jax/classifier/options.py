@@ -34,6 +34,9 @@ def add(command_of: Callable[..., argparse.ArgumentParser]) -> None:
   command.add_argument(
     "--folds", type=int, metavar="K", help="first say how good it is, by K-fold cross-validation"
   )
+  command.add_argument(
+    "--repeats", type=int, default=1, metavar="N", help="of the folds, images dealt out otherwise"
+  )
   command.add_argument("--seed", type=int, default=0, metavar="N", help="0 if not given")
   command.add_argument("--force", action="store_true", help="replace a model that was saved there")
 

@@ -1,9 +1,10 @@
-"""Figures of studies; one function a figure, each writes a PNG."""
+"""Figures of studies, one function a figure, each writes a PNG; and how figures are written."""
 
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -102,43 +103,18 @@ def plot_gap(path: Path, domain: str, diagnosis: Mapping[str, Any]) -> None:
   save(figure, path, dpi=120)
 
 
-def plot_confusion(
-  confusion: np.ndarray, names: Sequence[str], title: str, paths: Sequence[Path]
-) -> None:
-  """A confusion matrix: counts, shaded by their share of the true class.
-
-  Args:
-    confusion: `[C, C]` counts, true class by predicted class.
-    names: `[C]`.
-    title: says what of.
-    paths: of a PNG, an SVG or both, by their suffixes.
-  """
-  ways = len(names)
-  totals = confusion.sum(1)
-  shares = confusion / np.maximum(totals, 1)[:, None]
-  side = 2.4 + 0.42 * min(ways, 60)
-  figure = Figure(figsize=(side + 1.2, side), layout="constrained")
-  axes = figure.subplots()
-  shown = axes.imshow(shares, cmap="cividis", vmin=0, vmax=1)  # even for the color-blind
-  labels = [name if len(name) < 24 else f"{name[:22]}…" for name in names]
-  plain = [label.replace("$", r"\$") for label in labels]  # not mathematics
-  rows = [f"{label} ({total})" for label, total in zip(plain, totals, strict=True)]
-  axes.set_xticks(range(ways), plain, rotation=90, fontsize=8)
-  axes.set_yticks(range(ways), rows, fontsize=8)
-  axes.set_xlabel("predicted")
-  axes.set_ylabel("true (images)")
-  axes.set_title(title, loc="left", fontsize=10)
-  if ways <= 20:
-    for i, j in np.ndindex(ways, ways):
-      color = "black" if shares[i, j] > 0.6 else "white"
-      axes.text(j, i, str(confusion[i, j]), ha="center", va="center", color=color, fontsize=8)
-  figure.colorbar(shown, label="share of the true class", shrink=0.8)
-  for path in paths:
-    save(figure, path, dpi=150)
-
-
 def save(figure: Figure, path: Path, dpi: int) -> None:
-  """Writes a PNG or SVG in one step; a link at `path` is replaced, not followed."""
+  """Writes a PNG in one step; a link at `path` is replaced, not followed."""
+  files.write(path, render(figure, "png", dpi))
+
+
+def render(figure: Figure, form: str, dpi: int = 150) -> bytes:
+  """A figure as `png`, or as `svg` with texts that can be searched; the same bytes each time."""
   content = io.BytesIO()
-  figure.savefig(content, format=path.suffix[1:] or "png", dpi=dpi)
-  files.write(path, content.getvalue())
+  with (
+    matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "mdtrap"}),
+    warnings.catch_warnings(),
+  ):
+    warnings.filterwarnings("ignore", "Glyph")  # that the font lacks: a box stands for it
+    figure.savefig(content, format=form, dpi=dpi, metadata={"Date": None} if form == "svg" else {})
+  return content.getvalue()

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mdtrap_jax.report import classification, figures
+from mdtrap_jax.report import classification, classification_figures, figures
 
 NAMES = ("a", "b", "c")
 LABELS = np.array([0, 0, 0, 1, 1, 0])
@@ -65,14 +65,48 @@ def test_the_temperature_undoes_a_scale(factor):
   assert classification.fit_temperature(factor * logits, labels) == pytest.approx(factor, rel=0.1)
 
 
-def test_files(tmp_path):
+def test_files():
   scores = classification.score(("a,b", "<$x$>", "c"), LABELS, PROBABILITIES)
   lines = classification.class_table(scores).splitlines()
   assert lines[1].startswith('"a,b",4,4,3,0.7500,')
   assert lines[3] == "c,0,0,0,,,,,,"
   assert "accuracy 66.7 [" in classification.format_text(scores)
   assert classification.to_json(scores)["classes"][2]["recall"] is None
-  paths = [tmp_path / "c.png", tmp_path / "c.svg"]
-  figures.plot_confusion(scores.confusion, ("a,b", "<$x$>", "c"), "6 images", paths)
-  assert paths[0].read_bytes()[:4] == b"\x89PNG"
-  assert "&lt;" in paths[1].read_text() or "<svg" in paths[1].read_text()
+  assert classification.confusion_table(scores).splitlines()[1] == '"a,b",3,1,0'
+
+
+def test_figures_say_n_and_intervals():
+  scores = classification.score(("a,b", "<$x$>", "一"), LABELS, PROBABILITIES)
+  svg = lambda figure: figures.render(figure, "svg").decode()
+  confusion = svg(classification_figures.confusion(scores))
+  assert "n = 6, accuracy 66.7 % [30.0, 90.3]" in confusion
+  assert "a,b (recall 75 % of 4)" in confusion
+  assert "&lt;$x$&gt;" in confusion  # no mathematics
+  assert confusion == svg(classification_figures.confusion(scores))
+  bins = classification.reliability(classification.outcomes(LABELS, PROBABILITIES), 6)
+  assert "n = 6, calibration error" in svg(classification_figures.reliability(bins, scores))
+  curve = {0: scores.accuracy, 5: scores.accuracy}
+  assert "9 images, Wilson 95 %" in svg(classification_figures.steps({"held out": curve}, 9))
+  assert figures.render(classification_figures.confusion(scores), "png")[:4] == b"\x89PNG"
+
+
+def test_reliability_by_hand():
+  confidence = np.linspace(0.5, 0.99, 21)
+  labels = (np.arange(21) % 7 >= 3).astype(int)  # three of each seven are 0
+  probabilities = np.stack([1 - confidence, confidence], 1)
+  said = classification.outcomes(labels, probabilities)
+  bins = classification.reliability(said, 21)
+  assert [bin.predictions for bin in bins] == [7, 7, 7]
+  assert [bin.accuracy.value for bin in bins] == pytest.approx([4 / 7] * 3)
+  assert bins[0].confidence == pytest.approx(confidence[:7].mean())
+  twice = classification.Outcomes(*(np.repeat(part, 2) for part in said))
+  assert classification.reliability(twice, 21)[0].accuracy == pytest.approx(bins[0].accuracy)
+
+
+def test_predicting_again_tells_nothing_new():
+  once = classification.score(NAMES, LABELS, PROBABILITIES)
+  again = classification.score(NAMES, np.tile(LABELS, 3), np.tile(PROBABILITIES, (3, 1)), 6)
+  assert again.accuracy == pytest.approx(once.accuracy)
+  assert again.classes[0].recall == pytest.approx(once.classes[0].recall)
+  assert again.confusion.tolist() == (3 * once.confusion).tolist()
+  assert (again.images, again.predictions, again.ece) == (6, 18, pytest.approx(once.ece))
