@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import html
+import re
 import string
 from collections.abc import Iterable, Sequence
 from importlib import resources
@@ -43,6 +44,11 @@ def tag(name: str, *children: Any, **attributes: Any) -> Markup:
   ]
   head = f"<{name}{''.join(named)}>"
   return Markup(head if name in _VOID else f"{head}{join(children)}</{name}>")
+
+
+def breakable(name: Any) -> Markup:
+  """A name that may go on in the next line after `_`, `/` and `-`."""
+  return Markup(re.sub(r"([_/-]+)(?=.)", r"\1<wbr>", escape(name)))
 
 
 def join(parts: Iterable[Any]) -> Markup:

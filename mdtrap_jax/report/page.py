@@ -15,7 +15,7 @@ import numpy as np
 from mdtrap_jax import __version__
 from mdtrap_jax.report import classification
 from mdtrap_jax.report.classification import Interval, Scores
-from mdtrap_jax.report.html import Markup, data_uri, join, page, section, table, tag
+from mdtrap_jax.report.html import Markup, breakable, data_uri, join, page, section, table, tag
 from mdtrap_jax.report.thumbnails import thumbnail
 
 if TYPE_CHECKING:  # which imports this
@@ -113,7 +113,7 @@ def _numbers(found: Assessment) -> list[Markup]:
 
 def _classes(own: Scores) -> list[Markup]:
   rows = [
-    [row.name, row.images, whisker(row.recall), classification.span(row.recall),
+    [breakable(row.name), row.images, whisker(row.recall), classification.span(row.recall),
      whisker(row.precision), classification.span(row.precision)]
     for row in own.classes
   ]  # fmt: skip
@@ -151,18 +151,21 @@ def _confusion(own: Scores, figures) -> list[Markup]:
       class_=f"s{min(int(10 * shares[i, j]), 9)}" + (" hit" if i == j else ""),
     )  # fmt: skip
     rows = [
-      [f"{name} ({matrix[i].sum()})", *(cell(i, j) for j in range(len(names)))]
+      [breakable(f"{name} ({matrix[i].sum()})"), *(cell(i, j) for j in range(len(names)))]
       for i, name in enumerate(names)
     ]
     caption = f"Number of {count}: true class by row, predicted class by column"
     return [
       tag("p", "Darker cells hold a larger share of the true class; outlined ones are right."),
-      table(caption, ["true \\ predicted", *names], rows, class_="confusion"),
+      table(caption, ["true \\ predicted", *map(breakable, names)], rows, class_="confusion"),
     ]
   off = matrix * (1 - np.eye(len(names), dtype=int))
   order = np.argsort(-off, axis=None, kind="stable")[:_PAIRS]
   pairs = [(i, j) for i, j in zip(*np.unravel_index(order, off.shape), strict=True) if off[i, j]]
-  rows = [[names[i], names[j], int(off[i, j]), int(matrix[i].sum())] for i, j in pairs]
+  rows = [
+    [breakable(names[i]), breakable(names[j]), int(off[i, j]), int(matrix[i].sum())]
+    for i, j in pairs
+  ]
   alt = f"Confusion matrix of {len(names)} classes; the most frequent confusions are in the table."
   return [
     chart(figures["confusion.png"], "image/png", alt, "Shaded by the share of the true class."),
@@ -240,8 +243,9 @@ def _errors(found: Assessment) -> list[Markup]:
     )
     often = f"wrong in {errors[row]} of {times[row]} predictions" if times[row] > 1 else ""
     text = [
-      tag("span", f"said {predicted} ({100 * said.confidence[m]:.0f} %)", class_="said"),
-      Markup("<br>"), f"is {true} ({100 * said.likelihood[m]:.0f} %)",
+      tag("span", "said ", breakable(predicted), f" ({100 * said.confidence[m]:.0f} %)",
+          class_="said"),
+      Markup("<br>"), "is ", breakable(true), f" ({100 * said.likelihood[m]:.0f} %)",
       *([Markup("<br>"), often] if often else []),
     ]  # fmt: skip
     cards.append(_card(found, row, f"said {predicted}, is {true}", text))
@@ -288,7 +292,7 @@ def _card(found: Assessment, row: int, what: str, text: Sequence) -> Markup:
   name = found.files[row]
   source = thumbnail(found.items[row]) if found.items else None
   image = tag("img", src=source, alt=f"{name}: {what}") if source else None
-  label = tag("span", os.path.basename(name) or name, class_="file", title=name)
+  label = tag("span", breakable(os.path.basename(name) or name), class_="file", title=name)
   box = image or tag("div", "no small copy", class_="none")
   return tag("li", tag("figure", box, tag("figcaption", *text, label)))
 

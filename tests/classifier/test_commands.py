@@ -1,12 +1,16 @@
 """`mdtrap fit`, `predict` and `evaluate` as typed: files, tables, and one line for a mistake."""
 
 import csv
+import html
 import json
+import shlex
+import shutil
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from mdtrap_jax.report import classification
 from tests.classifier.test_estimator import folder  # noqa: F401 (a fixture)
 from tests.test_command_line import say
 
@@ -90,6 +94,19 @@ def test_folds_are_kept_with_the_model(model):
   assert about["temperature"] != 1
 
 
+def test_a_report_lies_beside_the_model(folder, model, tmp_path, capsys):  # noqa: F811
+  names = {path.name for path in model.iterdir()}
+  reported = classification.FILES - {"steps.png", "steps.svg"}  # ncc has none
+  assert names == reported | {"classifier.json", "classifier.safetensors", "crossval.csv"}
+  page = (model / "report.html").read_text()
+  assert html.escape(shlex.join(["mdtrap", "fit", str(folder)])) in page
+  copy = shutil.copytree(model, tmp_path / "copy")
+  arguments = ("fit", str(folder), f"--out={copy}", *FIT)
+  assert say(capsys, *arguments)[0] == 1  # a model with its report is not overwritten unasked
+  assert say(capsys, *arguments, "--force")[0] == 0
+  assert {path.name for path in copy.iterdir()} == {"classifier.json", "classifier.safetensors"}
+
+
 def test_predictions(folder, model, tmp_path, capsys):  # noqa: F811
   broken = tmp_path / "broken.png"
   broken.write_bytes(b"nothing")
@@ -139,8 +156,9 @@ def test_evaluation(folder, model, tmp_path, capsys):  # noqa: F811
   assert np.sum(facts["confusion"]) == 18
   assert {path.name for path in out.iterdir()} == {
     "evaluation.json", "per_class.csv", "predictions.csv", "confusion.csv", "confusion.png",
-    "confusion.svg",
+    "confusion.svg", "reliability.png", "reliability.svg", "report.html",
   }  # fmt: skip
+  assert "mdtrap evaluate" in (out / "report.html").read_text()
   assert "of 18 images" in said
   assert say(capsys, "evaluate", str(model), str(folder), f"--out={out}")[0] == 1
 

@@ -91,7 +91,7 @@ def test_figures_say_n_and_intervals():
 
 
 def test_reliability_by_hand():
-  confidence = np.linspace(0.5, 0.99, 21)
+  confidence = np.linspace(0.51, 0.99, 21)
   labels = (np.arange(21) % 7 >= 3).astype(int)  # three of each seven are 0
   probabilities = np.stack([1 - confidence, confidence], 1)
   said = classification.outcomes(labels, probabilities)

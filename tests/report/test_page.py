@@ -56,7 +56,7 @@ class Page(html.parser.HTMLParser):
 
   def handle_starttag(self, name, attributes):
     self.found[name].append(dict(attributes))
-    if name not in ("meta", "link", "img", "br"):
+    if name not in ("meta", "link", "img", "br", "wbr"):
       self._open.append(name)
 
   def handle_endtag(self, name):
@@ -68,7 +68,7 @@ class Page(html.parser.HTMLParser):
 
 def test_what_stands_in_it(written):
   parsed = Page(written / "report.html")
-  found, text = parsed.found, " ".join(parsed.text)
+  found, text = parsed.found, "".join(parsed.text)
   assert [element["lang"] for element in found["html"]] == ["en"]
   assert "viewport" in [element.get("name") for element in found["meta"]]
   assert all(element["alt"] for element in found["img"])
