@@ -58,6 +58,8 @@ def experiment(config: ml_collections.ConfigDict) -> tuple[Experiment, Mapping[s
     name: {"class_names": list(data.class_names), "content": _content(data)}
     for name, data in domains.items()
   }
+  if config.data.features:
+    _check_distinct(config, contents)
   backbone = functools.cache(functools.partial(load_backbone, config.model, config.seed))
   found = {
     name: functools.cache(functools.partial(_features, config, name, data, backbone))
@@ -104,6 +106,18 @@ def check(config: ml_collections.ConfigDict) -> None:
       "config.diagnosis.tasks: the gap is studied on pooled features; use the methods ncc, url "
       "or copa for it."
     )
+
+
+def _check_distinct(config, contents: Mapping[str, Any]) -> None:
+  """Refuses one set of features that stands in the table under the names of several domains."""
+  names: dict[str, str] = {}
+  for name, content in contents.items():
+    if (first := names.setdefault(str(content), name)) != name:
+      raise ValueError(
+        f"config.domains={tuple(config.domains)}: {config.data.features} holds the same features "
+        f"for {first} and {name}. Name the one domain that they are of, as "
+        "--config.domains=\"('mine',)\"."
+      )
 
 
 def _seen(config) -> frozenset[str]:

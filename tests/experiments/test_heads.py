@@ -181,6 +181,15 @@ def test_bad_configs_are_named(fields, message, features, tmp_path):
     run_heads(config, tmp_path)
 
 
+def test_one_set_of_features_is_not_shown_as_several_domains(features, tmp_path):
+  with np.load(features) as held:
+    alone = {part: held[f"one/{part}"] for part in ("features", "labels")}
+  np.savez(tmp_path / "alone.npz", **alone)
+  with pytest.raises(ValueError, match="same features for isic and chestx. Name the one domain"):
+    run_heads(make_config(tmp_path / "alone.npz", domains=("isic", "chestx")), tmp_path / "run")
+  assert not (tmp_path / "run").exists()
+
+
 def test_a_missing_checkpoint_says_what_to_do(tmp_path):
   config = copa.get_config("url_tsa")
   with pytest.raises(ValueError, match="model.checkpoint"):
