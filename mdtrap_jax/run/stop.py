@@ -111,7 +111,8 @@ def _end(number: int, code: int) -> None:
   """Ends the process from a thread, whatever the main thread is doing."""
   with contextlib.suppress(OSError, ValueError):  # closed, or a pipe that nobody reads
     sys.stdout.flush()
-    print(f"ended at once by {signal.Signals(number).name}.", file=sys.stderr, flush=True)
+    line = "\n" if sys.stderr.isatty() else ""  # a bar stands there, unfinished
+    print(f"{line}ended at once by {signal.Signals(number).name}.", file=sys.stderr, flush=True)
   os._exit(code)
 
 
