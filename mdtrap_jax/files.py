@@ -18,7 +18,7 @@ from pathlib import Path
 _LONGEST = 200  # bytes of a name: file systems allow 255, and ours get suffixes
 _RESERVED = frozenset({
   "snapshots", "events", "figures", "model", "config.json", "episodes.jsonl", "summary.json",
-  "study.csv", "study.png",
+  "study.csv", "study.png", "run.log",
 })  # fmt: skip
 _PROCESS = re.compile(r"process-\d+", re.IGNORECASE)
 _RACY = 2.0  # seconds: a file this fresh may change again without a new time

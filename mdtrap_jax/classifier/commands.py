@@ -100,7 +100,7 @@ def predict(options: argparse.Namespace) -> int:
   count = 0
   with (
     predictions.in_one_step(target) as file,
-    tqdm(total=len(items), unit=" images", leave=False) as bar,
+    tqdm(total=len(items), unit=" images", leave=False, disable=None) as bar,
   ):
     write = predictions.make_writer(file, own.classes_.tolist(), options.json, options.top)
     for batch, cosines in own.stream(items, passed_over):
@@ -220,7 +220,7 @@ def _refuse_existing(target: Path, force: bool) -> None:
 def _bar(name: str) -> Iterator[Callable[[float], None]]:
   """Progress in percent on standard error."""
   form = "{l_bar}{bar:20}| {elapsed}<{remaining}"
-  with tqdm(total=100.0, desc=name, bar_format=form, leave=False) as bar:
+  with tqdm(total=100.0, desc=name, bar_format=form, leave=False, disable=None) as bar:
     yield lambda share: bar.update(100 * share - bar.n)
 
 

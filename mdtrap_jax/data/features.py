@@ -128,7 +128,9 @@ def _extract(domain, labels, read, extractor, batch_size, threads):
   labels, features = labels.copy(), None
   kept = np.flatnonzero(labels >= 0)
   with ThreadPoolExecutor(threads) as pool:
-    for start in tqdm(range(0, len(kept), batch_size), f"features of {domain}", unit="batch"):
+    for start in tqdm(
+      range(0, len(kept), batch_size), f"features of {domain}", unit="batch", disable=None
+    ):
       rows = kept[start : start + batch_size]
       pixels = list(pool.map(read, rows.tolist()))
       fine = np.array([image is not None for image in pixels])

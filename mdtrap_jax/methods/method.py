@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, Protocol
 import jax
 
 from mdtrap_jax.data.task import Task
-from mdtrap_jax.objectives.chain import Phase
+from mdtrap_jax.objectives.chain import Phase, TermState
 
 STATUS = ("ok", "non-finite")
 
@@ -30,6 +30,8 @@ class Evaluation(NamedTuple):
   accuracy: jax.Array  # [] float32 in [0, 1], over the rows that are not padding
   cosines: jax.Array  # [Q, C]; -inf for a class that the task does not have
   extras: Mapping[str, jax.Array]  # named numbers [], such as "gap"
+  # by name, after the step just done, without their memories; `run.programs` adds them
+  terms: Mapping[str, TermState] = {}
 
 
 class Work(NamedTuple):

@@ -113,6 +113,17 @@ def _texts(value: Any) -> bool:
   return isinstance(value, list) and all(isinstance(item, str) for item in value)
 
 
+def _term_values(value: Any) -> bool:
+  return isinstance(value, dict) and all(
+    isinstance(kinds, dict)
+    and all(
+      isinstance(numbers, list) and all(n is None or _number(n) for n in numbers)
+      for numbers in kinds.values()
+    )
+    for kinds in value.values()
+  )
+
+
 # Fields that a line may have, what they are, and when; others are kept as they are.
 _FIELDS = {
   "zero_shot_accuracy": (_fraction, "a number from 0 to 1"),
@@ -125,6 +136,7 @@ _FIELDS = {
   "support": (lambda value: isinstance(value, list), "a list"),
   "query": (lambda value: isinstance(value, list), "a list"),
   "losses": (lambda value: isinstance(value, dict), "an object"),
+  "terms": (_term_values, "numbers by term and kind"),
 }
 
 

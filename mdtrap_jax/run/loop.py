@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -17,19 +16,20 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from absl import logging
 
 from mdtrap_jax import config as configs
 from mdtrap_jax.data.content import digest_of
 from mdtrap_jax.data.loader import ahead
 from mdtrap_jax.data.task import Task, TaskBatch, TaskId
-from mdtrap_jax.methods.method import STATUS, AdaptState, Evaluation, Method
-from mdtrap_jax.objectives import chain
+from mdtrap_jax.methods.method import AdaptState, Evaluation, Method
 from mdtrap_jax.run import claim, hosts
 from mdtrap_jax.run.directory import WorkDirectory
+from mdtrap_jax.run.events import Track
 from mdtrap_jax.run.experiment import Experiment, Group, Ready
+from mdtrap_jax.run.log import Log, outline, versions
+from mdtrap_jax.run.outcome import Outcome, arrays_of, evaluation_of, make_line
 from mdtrap_jax.run.place import place
-from mdtrap_jax.run.programs import Programs, make_programs, replicate, spread
+from mdtrap_jax.run.programs import Programs, announced, make_programs, replicate, spread
 from mdtrap_jax.run.progress import Progress
 from mdtrap_jax.run.snapshots import Snapshot, SnapshotDirectory
 from mdtrap_jax.run.stop import Preemption, preemption
@@ -44,6 +44,7 @@ class Pace(NamedTuple):
 
 
 PACE = Pace()
+_LISTED = 8  # runs that are named in the log
 
 
 class Finished(NamedTuple):
@@ -53,13 +54,16 @@ class Finished(NamedTuple):
   rate: float | None  # tasks per second of all processes; None if there was nothing to do
 
 
-def run(experiment: Experiment, workdir: str | Path, pace: Pace = PACE) -> Finished:
+def run(
+  experiment: Experiment, workdir: str | Path, pace: Pace = PACE, track: Track | None = None
+) -> Finished:
   """Adapts every task of `experiment` that `workdir` does not hold yet.
 
   Args:
     experiment: what to do.
     workdir: where the runs' files are; made, or resumed.
     pace: of segments and snapshots.
+    track: told of the numbers that TensorBoard gets, in the first process.
 
   Raises:
     ValueError, OSError, MemoryError: input that cannot be right; raised before anything is
@@ -68,8 +72,6 @@ def run(experiment: Experiment, workdir: str | Path, pace: Pace = PACE) -> Finis
   """
   hosts.agree("config", _facts(experiment))
   workdir = claim.claim_root(workdir)
-  if experiment.about and hosts.index() == 0:
-    print(experiment.about, file=sys.stderr, flush=True)
   with contextlib.ExitStack() as stack:
     directories = {
       name: stack.enter_context(
@@ -83,6 +85,10 @@ def run(experiment: Experiment, workdir: str | Path, pace: Pace = PACE) -> Finis
       )
       for name, config in experiment.runs.items()
     }
+    log = stack.enter_context(
+      Log(hosts.own_directory(workdir) / "run.log", aloud=hosts.index() == 0)
+    )
+    log.say("\n".join(_about(experiment, workdir)))
     hosts.merge(workdir, directories)
     snapshots = stack.enter_context(
       contextlib.closing(
@@ -98,10 +104,11 @@ def run(experiment: Experiment, workdir: str | Path, pace: Pace = PACE) -> Finis
     mine = {name: _mine(name, tasks, snapshots) for name, tasks in todo.items()}
     done = sum(len(group.tasks) - len(todo[group.name]) for group in experiment.groups)
     total = done + sum(map(len, mine.values()))
-    progress = stack.enter_context(Progress(directories, total, done))
+    progress = stack.enter_context(Progress(directories, total, done, log, track))
     for group in experiment.groups:
       if mine[group.name]:
-        ready = group.prepare()
+        with progress.busy("loading model and data"):
+          ready = group.prepare()
         adapting = _Adapting(group, ready, directories, snapshots, progress, pace)
         with (
           progress.group(group.runs),
@@ -124,6 +131,22 @@ def _facts(experiment: Experiment) -> dict[str, str]:
         facts[prefix + field] = repr(value)
     facts[f"{prefix}source"] = digest_of([experiment.sources[name]])
   return facts
+
+
+def _about(experiment: Experiment, workdir: Path) -> Iterator[str]:
+  """What runs, where and on what, in lines."""
+  names = [name for name in experiment.runs if name]
+  yield outline(next(iter(experiment.runs.values())))
+  if names:
+    more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
+    yield f"runs: {', '.join(names[:_LISTED])}{more}; the first is shown"
+  if experiment.about:
+    yield experiment.about
+  device = jax.local_devices()[0].device_kind
+  where = f"{workdir} on {jax.local_device_count()} × {device}"
+  if hosts.count() > 1:
+    where += f", process {hosts.index()} of {hosts.count()}"
+  yield f"in {where}; {versions()}"
 
 
 def _todo(group: Group, directories: Mapping[str, WorkDirectory]) -> list[TaskId]:
@@ -155,12 +178,15 @@ class _Adapting(NamedTuple):
     """Adapts the tasks `todo`, batch after batch."""
     ready = self.ready
     most = -(-len(self.group.tasks) // hosts.count())
-    placement = place(ready.method, ready.params, ready.task, ready.weights, most=most, **placing)
+    with self.progress.busy("compiling to see how many fit"):
+      placement = place(ready.method, ready.params, ready.task, ready.weights, most=most, **placing)
     method, mesh = placement.method, placement.mesh
     size = mesh.size * placement.each
-    logging.info("%s: %d tasks at once on %d devices", self.group.name, size, mesh.size)
+    self.progress.say(
+      f"{self.group.name}: {len(todo)} to do, {size} at once on {mesh.size} devices"
+    )
     params = replicate(method.needed(ready.params, placing.get("shards", 1)), mesh)
-    programs = make_programs(method, mesh, bool(ready.weights))
+    programs = announced(make_programs(method, mesh, bool(ready.weights)), self.progress.busy)
     on_devices = lambda batch: spread(_filled(batch.tasks, size), mesh)
     lengths = Lengths(self.pace.segment)
     for tasks, left in _parts(todo, self.snapshots.restore(self.group.name, self.group.runs)):
@@ -174,7 +200,7 @@ class _Adapting(NamedTuple):
             # Laid out as it was: another layout would be another program.
             state = jax.device_put(kept, jax.tree.map(lambda leaf: leaf.sharding, state))
             start = left.step
-            evaluations = {step: _evaluation(held) for step, held in evaluations.items()}
+            evaluations = {step: evaluation_of(held) for step, held in evaluations.items()}
             self.progress.skipped(len(batch.ids), start / max(method.steps, 1))
           self.snapshots.begin()
           after = functools.partial(self._after_segment, batch, method, asked)
@@ -202,7 +228,7 @@ class _Adapting(NamedTuple):
     if asked.name or self.snapshots.due():
       leaves, kept = jax.tree.map(
         lambda leaf: np.asarray(leaf)[:rows],
-        (jax.tree.leaves(state), {mark: _arrays(e) for mark, e in evaluations.items()}),
+        (jax.tree.leaves(state), {mark: arrays_of(e) for mark, e in evaluations.items()}),
       )
       numbers = tuple(task.episode for task in batch.ids)
       self.snapshots.save(Snapshot(self.group.name, numbers, step, leaves, kept, self.group.runs))
@@ -235,17 +261,6 @@ def _filled(tasks: Task, size: int) -> Task:
   return jax.tree.map(lambda leaf: leaf[rows], tasks)
 
 
-def _arrays(evaluation: Evaluation) -> dict[str, Any]:
-  """An evaluation as a snapshot keeps it."""
-  return {"accuracy": evaluation.accuracy, "cosines": evaluation.cosines, **evaluation.extras}
-
-
-def _evaluation(arrays: Mapping[str, Any]) -> Evaluation:
-  """The evaluation of which `_arrays` made this."""
-  extras = dict(arrays)
-  return Evaluation(extras.pop("accuracy"), extras.pop("cosines"), extras)
-
-
 class Lengths:
   """How many steps make a segment, by what steps took before; kept over batches."""
 
@@ -259,18 +274,6 @@ class Lengths:
   def took(self, clean: bool, steps: int, seconds: float) -> None:
     """Notes how long a segment was."""
     self._steps[clean] = max(1, int(self._seconds * steps / max(seconds, 1e-6)))
-
-
-class Outcome(NamedTuple):
-  """What a batch came to, on the host; leaves are `[E, P, ...]`."""
-
-  evaluations: dict[int, Evaluation]  # by step; 0 is the baseline
-  terms: dict[str, chain.TermState]  # after the last step, without their memories
-  status: np.ndarray  # [E, P]
-
-  def row(self, task: int, variant: int) -> Outcome:
-    """One task under one variant."""
-    return jax.tree.map(lambda leaf: leaf[task, variant], self)
 
 
 def adapt_batch(
@@ -314,45 +317,6 @@ def adapt_batch(
       if step in method.marks:
         evaluations[step] = jax.device_get(programs.evaluate(params, prepared, state))
       after(step, done, state, evaluations)
-  terms = {
-    name: term._replace(memory=()) for name, term in chain.term_states(state.opt_state).items()
-  }
-  terms, status = jax.device_get((terms, state.status))
+  status = jax.device_get(state.status)
   # Without variants states have no axis of them: [E] becomes [E, 1].
-  with_variants = lambda leaf: leaf.reshape(len(status), -1)
-  return Outcome(evaluations, *jax.tree.map(with_variants, (terms, status)))
-
-
-def make_line(task: TaskId, about: Mapping[str, Any], row: Outcome) -> dict[str, Any]:
-  """What `episodes.jsonl` says of a task under one variant."""
-  steps = sorted(row.evaluations)
-  ok = row.status == STATUS.index("ok") and not any(
-    np.isnan(evaluation.cosines).any() for evaluation in row.evaluations.values()
-  )
-  if not ok:
-    logging.warning("episode %d became non-finite: counted as failed.", task.episode)
-  accuracy = {step: round(float(row.evaluations[step].accuracy), 6) for step in steps}
-  first, last = row.evaluations[steps[0]].extras, row.evaluations[steps[-1]].extras
-  extras = {f"{name}_before": value for name, value in first.items()}
-  extras |= {f"{name}_after": value for name, value in last.items()}
-  losses = {name: term.value for name, term in row.terms.items() if term.weight}
-  identity = task._asdict()
-  if not task.domain:
-    del identity["domain"]
-  return {
-    **identity,
-    "status": "ok" if ok else "non-finite",
-    "accuracy": accuracy[steps[-1]] if ok else None,
-    "accuracy_at": {str(step): accuracy[step] for step in steps if step},
-    "zero_shot_accuracy": accuracy[steps[0]],
-    **{name: _number(value, 6) for name, value in extras.items()},
-    **about,
-    "losses": {name: _number(value) for name, value in losses.items()},
-  }
-
-
-def _number(value: Any, digits: int | None = None) -> float | None:
-  """A number for JSON, which has no NaN."""
-  if not np.isfinite(value):
-    return None
-  return float(value) if digits is None else round(float(value), digits)
+  return Outcome(evaluations, status.reshape(len(status), -1))

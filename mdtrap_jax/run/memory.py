@@ -73,7 +73,7 @@ def adapt(
       for step, found in outcome.evaluations.items()
     }
     ok = outcome.status[:, 0] == STATUS.index("ok")
-    losses = {name: term.value[:, 0] for name, term in outcome.terms.items()}
+    losses = {name: term.value[:, 0] for name, term in outcome.last.terms.items()}
     part = Adapted(jax.device_get(last[0].params), evaluations, ok, losses)
     parts.append(jax.tree.map(lambda leaf, kept=count - start: np.asarray(leaf)[:kept], part))
   return jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts)

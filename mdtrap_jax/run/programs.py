@@ -7,6 +7,7 @@ never communicate.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -15,7 +16,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from mdtrap_jax.methods.method import Method
+from mdtrap_jax.methods.method import Evaluation, Method
 from mdtrap_jax.models import sharding
 from mdtrap_jax.objectives import chain
 from mdtrap_jax.run.devices import cpu_cores
@@ -139,6 +140,46 @@ def make_programs(method: Method, mesh: Mesh, varied: bool) -> Programs:
   )
 
 
+def _with_terms(evaluate: Callable[..., Evaluation]) -> Callable[..., Evaluation]:
+  """An evaluation that says what the terms came to, too; their memories stay on the devices."""
+
+  def call(params, prepared, state):
+    terms = {
+      name: term._replace(memory=()) for name, term in chain.term_states(state.opt_state).items()
+    }
+    return evaluate(params, prepared, state)._replace(terms=terms)
+
+  return call
+
+
+def announced(
+  programs: Programs, busy: Callable[[str], contextlib.AbstractContextManager[None]]
+) -> Programs:
+  """The same programs, whose first calls, which compile them, are within `busy("compiling …")`."""
+
+  def announce(name, program):
+    called = []
+
+    def call(*arguments):
+      if called:
+        return program(*arguments)
+      called.append(True)
+      with busy(f"compiling {name}"):
+        return program(*arguments)
+
+    return call
+
+  return Programs(
+    prepare=announce("the views", programs.prepare),
+    baseline=announce("the baseline", programs.baseline),
+    evaluate=announce("the evaluation", programs.evaluate),
+    run={
+      clean: announce("the step with clean images" if clean else "the step", run)
+      for clean, run in programs.run.items()
+    },
+  )
+
+
 def over_variants(method: Method) -> Programs:
   """A method's functions of one task under `P` settings of the terms' weights.
 
@@ -151,7 +192,7 @@ def over_variants(method: Method) -> Programs:
     vary = lambda weight: state._replace(opt_state=chain.with_weights(state.opt_state, weight))
     return prepared, jax.vmap(vary)(weights)
 
-  over = lambda fn: fn and jax.vmap(fn, in_axes=(None, None, 0))
+  over = lambda fn: fn and jax.vmap(_with_terms(fn), in_axes=(None, None, 0))
 
   def run(params, prepared, state, start, stop, *, clean):
     one = functools.partial(method.run, clean=clean)
@@ -165,7 +206,9 @@ def _single(method: Method) -> Programs:
   """A method's functions of one task; evaluations get an axis of one variant."""
 
   def lift(fn):
-    return fn and (lambda *arguments: jax.tree.map(lambda leaf: leaf[None], fn(*arguments)))
+    return fn and (
+      lambda *arguments: jax.tree.map(lambda leaf: leaf[None], _with_terms(fn)(*arguments))
+    )
 
   prepare = lambda params, task, weights: method.prepare(params, task)
   runs = {clean: functools.partial(method.run, clean=clean) for clean in (False, True)}

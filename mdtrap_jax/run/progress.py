@@ -6,71 +6,63 @@ import contextlib
 import functools
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
-import numpy as np
-from tensorboardX.event_file_writer import EventsWriter
-from tensorboardX.proto.event_pb2 import Event
-from tensorboardX.proto.summary_pb2 import Summary
-from tensorboardX.summary import scalar
+from absl import logging
 from tqdm import tqdm
 
 from mdtrap_jax.run import hosts
 from mdtrap_jax.run.devices import peak_memory
 from mdtrap_jax.run.directory import WorkDirectory
+from mdtrap_jax.run.events import EventFile, Scalars, Track, finite, term_means
+from mdtrap_jax.run.log import Log
 from mdtrap_jax.statistics import accuracy_of
 
-
-class EventFile:
-  """Scalars for TensorBoard, on the disk when `write` returns.
-
-  tensorboardX's own writer has a thread of its own, which dies of a full disk and leaves the
-  run waiting for it.
-  """
-
-  def __init__(self, path: Path):
-    self._writer = EventsWriter(str(path / "events"))
-
-  def write(self, scalars: Mapping[str, float], step: int) -> None:
-    """Writes the finite ones of `scalars` at a step; a full disk raises `OSError`."""
-    values = [scalar(tag, value).value[0] for tag, value in scalars.items() if np.isfinite(value)]
-    self._writer.write_event(Event(wall_time=time.time(), step=step, summary=Summary(value=values)))
-    self._writer.flush()
-
-  def close(self) -> None:
-    """Closes the file; everything is on the disk already."""
-    self._writer.close()
+QUIET = 30.0  # seconds from one line of the log to the next, at least
 
 
 class Progress:
-  """A bar over tasks that moves with every segment, and scalars in `events/`."""
+  """A bar over tasks that moves with every segment, lines in the log, scalars in `events/`."""
 
-  def __init__(self, directories: Mapping[str, WorkDirectory], total: int, done: int):
+  def __init__(
+    self,
+    directories: Mapping[str, WorkDirectory],
+    total: int,
+    done: int,
+    log: Log | None = None,
+    track: Track | None = None,
+  ):
     """Starts the bar.
 
     Args:
       directories: of all runs.
       total: tasks there are.
       done: those of them that were finished before.
+      log: where lines go; standard error alone if not given.
+      track: told of what TensorBoard gets; what it raises is a warning.
     """
     self._directories, self._total, self._done = directories, total, done
+    self._log, self._track = log or Log(), track if hosts.index() == 0 else None
     self._names: Sequence[str] = ()  # of the runs under way
-    self._moved = 0.0  # tasks' worth of steps done here
+    self._position = float(done)  # tasks' worth of steps done, snapshots' too
+    self._moved = 0.0  # of those, what was done here
     self._seconds = 0.0  # that the groups before took
     self._started: float | None = None  # when the group under way began
-    self._events: dict[str, EventFile] = {}
+    self._said = time.monotonic()  # when the log got its last line
+    self._text = ""  # that it has not got yet
+    self._events: dict[str, tuple[EventFile, EventFile]] = {}  # over episodes, over steps
 
   @functools.cached_property
   def _bar(self) -> tqdm:
     """Drawn once something runs: what cannot be is said before."""
+    self._log.bar = True
     return tqdm(
       total=self._total,
       initial=self._done,
       unit="task",
       dynamic_ncols=True,
       smoothing=0.05,
-      disable=hosts.index() != 0,
+      disable=hosts.index() != 0 or not self._log.terminal,
       bar_format="{percentage:3.0f}%|{bar:20}| {desc} [{elapsed}<{remaining}]",
     )
 
@@ -80,8 +72,10 @@ class Progress:
   def __exit__(self, *exception) -> None:
     if "_bar" in self.__dict__:
       self._bar.close()
-    for events in self._events.values():
-      events.close()
+      self._log.bar = False
+    for files in self._events.values():
+      for events in files:
+        events.close()
 
   @property
   def rate(self) -> float | None:
@@ -89,25 +83,44 @@ class Progress:
     seconds = self._seconds + (time.monotonic() - self._started if self._started else 0.0)
     return self._moved / max(seconds, 1e-9) if self._moved else None
 
+  def say(self, text: str) -> None:
+    """Says in the log what is about to run."""
+    self._log.say(text)
+
+  @contextlib.contextmanager
+  def busy(self, what: str) -> Iterator[None]:
+    """Around what may take long without moving the bar; `what` stands there meanwhile."""
+    if "_bar" in self.__dict__:
+      self._bar.set_description_str(f"{what} …")
+    with self._log.busy(what):
+      yield
+
   @contextlib.contextmanager
   def group(self, names: Sequence[str]) -> Iterator[None]:
     """While the runs `names` are adapted; what is loaded before does not count in the rate."""
     self._names, self._started = names, time.monotonic()
     for name in names:
-      self._events[name] = EventFile(self._directories[name].folder("events"))
+      # Two runs to TensorBoard, for what they count differs.
+      folders = [self._directories[name].folder(path) for path in ("events", "events/steps")]
+      self._events[name] = EventFile(folders[0]), EventFile(folders[1])
     self._describe()
     try:
       yield
+      for name in names:
+        for step, means in term_means(self._directories[name].finished.values()).items():
+          self._tell(Scalars(name, "steps", step, finite(means)))
     finally:
       self._seconds += time.monotonic() - self._started
       self._started = None
+      self._line(last=True)
       for name in names:
-        self._events.pop(name).close()
+        for events in self._events.pop(name):
+          events.close()
 
   def skipped(self, tasks: int, share: float) -> None:
     """Moves the bar over what a snapshot holds: that share of so many tasks was done before."""
     # The shares add up to the total but for rounding, which tqdm would warn of.
-    self._bar.update(min(tasks * share, self._bar.total - self._bar.n))
+    self._move(min(tasks * share, self._total - self._position))
 
   def stepped(self, tasks: int, share: float, note: str = "") -> None:
     """Moves the bar: so many tasks have done a further share of their steps; `note` is shown."""
@@ -119,13 +132,13 @@ class Progress:
     """Logs a batch whose lines are written; its first `tasks` rows are real.
 
     Args:
-      outcome: of the batch; the terms' values, cotangent norms and cosines are logged.
+      outcome: of the batch.
       tasks: in the batch.
     """
     self._done += tasks
     self._moved += tasks if len(outcome.evaluations) == 1 else 0  # a method without steps
-    self._bar.update(max(0, min(self._done, self._bar.total) - self._bar.n))
-    for p, name in enumerate(self._names):
+    self._move(max(0.0, min(self._done, self._total) - self._position))
+    for name in self._names:
       finished = self._directories[name].finished
       accuracy = accuracy_of(finished.values())
       scalars = {
@@ -134,11 +147,25 @@ class Progress:
         "episodes_per_second": self.rate or 0.0,
         "peak_memory_bytes": peak_memory(),
       }
-      for term, state in outcome.terms.items():
-        for kind in ("value", "norm", "cosine"):
-          scalars[f"{term}/{kind}"] = float(np.mean(getattr(state, kind)[:tasks, p]))
-      self._events[name].write(scalars, len(finished))
+      over_episodes, over_steps = self._events[name]
+      over_episodes.write(scalars, len(finished))
+      over_steps.restart()  # with means over more episodes
+      for step, means in term_means(finished.values()).items():
+        over_steps.write(means, step)
+      self._tell(Scalars(name, "episodes", len(finished), finite(scalars)))
     self._describe()
+
+  def _move(self, tasks: float) -> None:
+    self._position += tasks
+    self._bar.update(tasks)
+
+  def _tell(self, scalars: Scalars) -> None:
+    if self._track is None:
+      return
+    try:
+      self._track(scalars)
+    except Exception as error:  # a tracker that is offline must not end the run
+      logging.warning("track: %s: %s; the run goes on.", type(error).__name__, error)
 
   def _describe(self, note: str = "") -> None:
     parts = [f"{self._done}/{self._total} episodes", *filter(None, [note])]
@@ -153,4 +180,17 @@ class Progress:
       parts.append(f"{self.rate:.3g} episodes/s, {peak_memory() / 2**30:.1f} GiB")
     if failed:
       parts.append(f"{failed} failed")
-    self._bar.set_description_str(", ".join(parts))
+    self._text = ", ".join(parts)
+    self._bar.set_description_str(self._text)
+    self._line()
+
+  def _line(self, last: bool = False) -> None:
+    """Says in the log what stands beside the bar, now and then, and when it is the last word."""
+    now = time.monotonic()
+    if not (self._moved and self._text and (last or now - self._said >= QUIET)):
+      return
+    percent = 100 * self._position / max(self._total, 1)
+    remaining = (self._total - self._position) / self.rate
+    left = f", {tqdm.format_interval(remaining)} left" if remaining > 0 else ""
+    self._log.say(f"{percent:.0f} %, {self._text}{left}")
+    self._said, self._text = now, ""

@@ -53,6 +53,7 @@ class Command(NamedTuple):
     assert self.process.exitcode is not None, "hangs"
     out, error = (Path(f"{self.log}.{name}").read_text() for name in ("out", "err"))
     assert "Traceback" not in error, error
+    assert "\r" not in error
     starts = [int(line.split()[-1]) for line in error.splitlines() if line.startswith("start ")]
     return Ended(self.process.exitcode, out, (error.splitlines() or [""])[-1], starts)
 

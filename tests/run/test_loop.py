@@ -19,6 +19,7 @@ from mdtrap_jax.run.progress import Progress
 from mdtrap_jax.run.stop import PreemptedError
 from tests.episodes import small_config
 from tests.run.commands import EVERY
+from tests.run.test_events import read, scalars
 
 STEPS = 4
 
@@ -33,7 +34,7 @@ def features(tmp_path_factory):
   return path
 
 
-def run(features, workdir, devices=1, **fields):
+def run(features, workdir, devices=1, track=None, **fields):
   """Four tasks of CoPA in batches of two on one device, with a snapshot after every step."""
   config = copa.get_config()
   config.domains, config.seeds, config.episodes = ("toy",), 1, 4
@@ -41,7 +42,7 @@ def run(features, workdir, devices=1, **fields):
   config.update_from_flattened_dict({"data.shots": 2, "episodes_per_device": 2} | fields)
   experiment, _ = heads.experiment(configs.resolve(config))
   experiment.placing["devices"] = jax.devices()[:devices]
-  loop.run(experiment, workdir, EVERY)
+  loop.run(experiment, workdir, EVERY, track)
   return read_episodes(workdir)
 
 
@@ -148,9 +149,42 @@ def test_fine_tuning_goes_on_in_a_phase_and_enters_the_next(tmp_path, monkeypatc
   experiment.placing["devices"] = jax.devices()[:1]
   stopped(monkeypatch, 2, loop.run, experiment, tmp_path / "run", EVERY)
   started = record(monkeypatch, loop, "adapt_batch", lambda *_, start, **options: start)
-  for name in ("run", "undisturbed"):
-    loop.run(experiment, tmp_path / name, EVERY)
+  tracked = []
+  loop.run(experiment, tmp_path / "run", EVERY)
+  loop.run(experiment, tmp_path / "undisturbed", EVERY, tracked.append)
   assert started == [2, 0]
   programs = make_programs(ready.method, task_mesh(jax.devices()[:1]), bool(ready.weights))
   assert [run._cache_size() for run in programs.run.values()] == [1, 1]  # resumed or not
   assert read_episodes(tmp_path / "run") == read_episodes(tmp_path / "undisturbed")
+  check_terms(tmp_path / "undisturbed", tracked)
+  log = (tmp_path / "run" / "run.log").read_text()
+  assert log.count("finetune: data.name=folder") == 2  # stopped, and gone on
+  for text in ("ended: stopped by SIGTERM", "crow: 5", "1 at once on 1 devices", "100 %, 1/1 ep"):
+    assert text in log
+
+
+def check_terms(workdir, tracked):
+  """SVL is on in the first three of five steps, RA in the second and third."""
+  (line,) = read_episodes(workdir)
+  on = lambda term: [norm > 0 for norm in line["terms"][term]["norm"]]
+  assert on("vlm") == [True] * 5
+  assert on("svl") == [True, True, True, False, False]
+  assert on("ra") == [False, True, True, False, False]
+  assert line["terms"]["ra"]["value"][0] is None
+  assert line["terms"]["vlm"]["value"][-1] == pytest.approx(line["losses"]["vlm"], rel=1e-5)
+  assert len(set(line["terms"]["vlm"]["value"])) == 5
+  values = {s.step: s.values for s in tracked if s.axis == "steps"}
+  assert list(values) == [1, 2, 3, 4, 5]
+  assert values[2]["svl/norm"] == line["terms"]["svl"]["norm"][1]
+  assert "svl/cosine" not in values[5]  # of a term that is off: not a number
+  assert [s.values["accuracy/mean"] for s in tracked if s.axis == "episodes"] == [line["accuracy"]]
+  written = {event.step: scalars(event) for event in read(workdir / "events" / "steps")}
+  assert written[2]["ra/norm"] == pytest.approx(line["terms"]["ra"]["norm"][1])
+
+
+def test_a_tracker_that_fails_is_a_warning(features, undisturbed, tmp_path, caplog):
+  def offline(scalars):
+    raise ConnectionError("no network")
+
+  assert run(features, tmp_path, track=offline) == undisturbed
+  assert "track: ConnectionError: no network; the run goes on." in caplog.text

@@ -126,7 +126,7 @@ def lines_of(path):
 
 
 def files_of(path):
-  """Names of all files but TensorBoard's."""
+  """Names of all files but TensorBoard's; the log is each process's own."""
   return {
     str(file.relative_to(path)) for file in path.rglob("*") if file.is_file()
     if "events" not in str(file)

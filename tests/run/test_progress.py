@@ -41,3 +41,17 @@ def test_the_rate_counts_what_was_done_here(tmp_path, clock):
       shown.stepped(4, 0.7)
       assert shown.rate == pytest.approx(3 / 40)
     assert shown.rate == pytest.approx(3 / 40)
+
+
+def test_the_log_gets_a_line_now_and_then_and_the_last_word(tmp_path, clock, capsys):
+  directories = {"": Directory(path=tmp_path, finished={})}
+  with Progress(directories, total=10, done=0) as shown, shown.group([""]):
+    for _ in range(7):  # of ten seconds each
+      clock[0] += 10
+      shown.stepped(1, 1.0)
+  said = capsys.readouterr().err
+  assert "\r" not in said
+  shares = [line.split()[2:4] + line.split()[-2:] for line in said.splitlines()]
+  assert shares == [
+    ["30", "%,", "01:10", "left"], ["60", "%,", "00:40", "left"], ["70", "%,", "00:30", "left"],
+  ]  # fmt: skip
