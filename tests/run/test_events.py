@@ -1,11 +1,16 @@
 """Numbers of a run over episodes and over steps."""
 
+import re
 import struct
+import sys
+import types
 
 import pytest
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 
-from mdtrap_jax.run.events import EventFile, term_means
+import mdtrap_jax
+from mdtrap_jax.run.events import EventFile, Scalars, term_means
+from tests.paths import ROOT
 
 
 def read(folder):
@@ -49,3 +54,30 @@ def test_terms_are_averaged_over_the_episodes_that_did_not_fail():
   means = term_means(lines)
   assert means[2] == {"svl/value": 1.5, "svl/norm": 3.0}
   assert means[4] == pytest.approx({"svl/value": float("nan"), "svl/norm": 0.0}, nan_ok=True)
+
+
+def test_the_tracker_of_the_page(monkeypatch):
+  """With stand-ins for Weights & Biases and for the run."""
+  logged, axes = [], {}
+  wandb = types.SimpleNamespace(
+    init=lambda project: None,
+    define_metric=lambda tag, step_metric=None: axes.update({tag: step_metric}),
+    log=logged.append,
+  )
+
+  def run_experiment(config, workdir, track):
+    assert (config.data.name, workdir) == ("isic", "runs/isic")
+    track(Scalars("", "episodes", 16, {"accuracy/mean": 0.5}))
+    track(Scalars("svl", "steps", 50, {"svl/norm": 0.25}))
+
+  monkeypatch.setitem(sys.modules, "wandb", wandb)
+  monkeypatch.setattr(mdtrap_jax, "run_experiment", run_experiment)
+  page = (ROOT / "docs" / "runs.md").read_text(encoding="utf-8")
+  (code,) = re.findall(r"^```python\n(import wandb\n.*?)^```", page, re.DOTALL | re.MULTILINE)
+  exec(compile(code, "docs/runs.md", "exec"), {})
+  assert logged == [
+    {"run/accuracy/mean": 0.5, "episodes": 16}, {"svl/svl/norm": 0.25, "steps": 50},
+  ]  # fmt: skip
+  assert axes == {
+    "episodes": None, "steps": None, "run/accuracy/mean": "episodes", "svl/svl/norm": "steps",
+  }  # fmt: skip
