@@ -14,6 +14,7 @@ from typing import NoReturn
 
 from mdtrap_jax.classifier import options as classifier_options
 from mdtrap_jax.run import stop
+from mdtrap_jax.sweep import commands as sweep_commands
 
 USAGE = 2  # exit code, beside 0 and 1
 OVERRIDES = """\
@@ -78,6 +79,7 @@ def make_parser() -> Parser:
     )
 
   classifier_options.add(add)
+  sweep_commands.add(add)
 
   command = add("compare", compare, "compare runs, pair by pair on their common episodes")
   command.add_argument("paths", nargs="+", metavar="DIR", help="work directories of runs")
@@ -214,10 +216,12 @@ def run(options: argparse.Namespace) -> int:
 
 def compare(options: argparse.Namespace) -> int:
   """`mdtrap compare`."""
-  from mdtrap_jax.report import comparison
+  from mdtrap_jax.report import agreement, comparison, tables
 
-  rows = comparison.compare(comparison.find_runs([os.path.expanduser(p) for p in options.paths]))
-  print(comparison.FORMATS[options.format](rows))
+  paths = comparison.find_runs([os.path.expanduser(path) for path in options.paths])
+  print(comparison.FORMATS[options.format](comparison.compare(paths)))
+  if options.format != "csv" and (known := agreement.table(paths, getattr(tables, options.format))):
+    print(f"\n{known}")
   return 0
 
 

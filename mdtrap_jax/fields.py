@@ -313,7 +313,19 @@ PRETRAIN: dict[str, Rule] = {
   "clip_norm": real(above=0),
   "max_scale": real(above=0),
 }  # fmt: skip
-KINDS = {"finetune": FINETUNE, "heads": HEADS, "study": STUDY, "pretrain": PRETRAIN}
+SWEEP: dict[str, Rule] = {
+  "experiment": text,
+  "sweep.config": text,
+  "sweep.fields": several(text, "('data.shots={shots}',)"),
+  **{f"sweep.{name}": distinct(several(text, "('isic','eurosat')", least=1)) for name in (
+    "backbones", "targets", "methods",
+  )},
+  "sweep.shots": distinct(several(whole(1), "(1,5)", least=1)),
+  "sweep.seeds": distinct(several(whole(0, MOST), "(0,1)", least=1)),
+}  # fmt: skip
+KINDS = {
+  "finetune": FINETUNE, "heads": HEADS, "study": STUDY, "pretrain": PRETRAIN, "sweep": SWEEP,
+}  # fmt: skip
 
 
 def complaint(field: str, value: Any, must: str) -> ValueError:

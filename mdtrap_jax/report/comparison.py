@@ -66,7 +66,7 @@ def compare(paths: Sequence[str | Path]) -> list[Row]:
       own = [line for line in lines if line.get("domain") == domain]
       rows.append(_row(name, domain, config, own, first))
     if first is None:
-      first = _by_identity(config, lines)
+      first = by_identity(config, lines)
   return rows
 
 
@@ -83,11 +83,11 @@ def _row(name, domain, config, lines, first) -> Row:
     failed=sum(line["status"] != "ok" for line in lines),
     zero_shot=accuracy_of(lines, "zero_shot_accuracy"),
     accuracy=accuracy_of(lines),
-    difference=None if first is None else paired(first, _by_identity(config, lines)),
+    difference=None if first is None else paired(first, by_identity(config, lines)),
   )
 
 
-def _by_identity(
+def by_identity(
   config: Mapping[str, Any], lines: Iterable[Mapping[str, Any]]
 ) -> dict[Hashable, float]:
   """Accuracies of the episodes that did not fail, by what makes two episodes the same.

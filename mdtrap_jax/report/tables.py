@@ -1,4 +1,4 @@
-"""Tables as text, Markdown and CSV; whatever a cell holds, it stays one cell.
+"""Tables as text, Markdown, CSV and LaTeX; whatever a cell holds, it stays one cell.
 
 Names of folders and classes come from anywhere: they must not break a table, run as a formula
 in a spreadsheet, or be HTML in a page.
@@ -39,6 +39,14 @@ def csv(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
   return file.getvalue()
 
 
+def latex(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+  """For a paper: a `tabular` with the rules of booktabs."""
+  head, *body = (" & ".join(cells) for cells in _aligned(header, rows, _latex_cell))
+  lines = [r"\toprule", rf"{head} \\", r"\midrule", *(rf"{row} \\" for row in body), r"\bottomrule"]
+  begin = r"\begin{tabular}{l" + "r" * (len(header) - 1) + "}"
+  return "\n".join([begin, *(f"  {line}" for line in lines), r"\end{tabular}"])
+
+
 def _aligned(header, rows, cell) -> list[list[str]]:
   """Cells of equal width, at least three, column by column."""
   table = [[cell(value) for value in row] for row in (header, *rows)]
@@ -60,6 +68,16 @@ def _line(value: Any) -> str:
 
 def _markdown_cell(value: Any) -> str:
   return html.escape(_line(value), quote=False).replace("\\", "\\\\").replace("|", "\\|")
+
+
+_LATEX = {
+  "\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}",
+  "±": r"$\pm$", "–": "--", **{c: f"\\{c}" for c in "&%$#_{}"},
+}  # fmt: skip
+
+
+def _latex_cell(value: Any) -> str:
+  return "".join(_LATEX.get(c, c) for c in _line(value))
 
 
 def _csv_cell(value: Any) -> Any:

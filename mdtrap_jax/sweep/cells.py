@@ -1,0 +1,133 @@
+"""The cells of a sweep: one config each, and a directory of its own."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import ml_collections
+
+from mdtrap_jax import config as settings
+from mdtrap_jax import config_files, files
+from mdtrap_jax.run import claim
+
+_SECTION = "sweep."
+_KINDS = ("finetune", "heads")  # whose runs are counted in episodes
+
+
+class Cell(NamedTuple):
+  """One run of a sweep."""
+
+  backbone: str
+  target: str
+  shots: int
+  seed: int
+  method: str
+  config: str  # what `mdtrap run --config=` takes
+  fields: tuple[tuple[str, str], ...]  # of that config, as typed
+
+  @property
+  def name(self) -> str:
+    """Its directory below the sweep's: methods that adapt the same episodes stand together."""
+    parts = (self.backbone, self.target, f"{self.shots}-shot", f"seed-{self.seed}", self.method)
+    return "/".join(parts)
+
+  @property
+  def arguments(self) -> tuple[str, ...]:
+    """Of `mdtrap run`, but for `--workdir`."""
+    fields = (f"--config.{name}={text}" for name, text in self.fields)
+    return (f"--config={self.config}", *fields)
+
+  def resolve(self) -> ml_collections.ConfigDict:
+    """Its config, complete and checked.
+
+    Raises:
+      OSError, ValueError: it cannot be right.
+    """
+    config = settings.resolve(config_files.load(self.config, self.fields))
+    if config.experiment not in _KINDS:
+      raise ValueError(
+        f"{self.config} is of kind {config.experiment}: a cell is {_KINDS[0]} or heads."
+      )
+    return config
+
+
+def load(config: str, fields: Sequence[tuple[str, str]] = ()) -> list[Cell]:
+  """The cells of a sweep's config, in an order in which tables fill row by row.
+
+  Args:
+    config: `FILE[:TABLE]`, as in `configs/sweep_paper.py`.
+    fields: as typed; those of `sweep.` are the sweep's, all others are set in every cell.
+
+  Raises:
+    OSError, ValueError: no such config, a field that cannot be right, or cells of one name.
+  """
+  own = [(name, text) for name, text in fields if name.startswith(_SECTION)]
+  every = tuple((name, text) for name, text in fields if not name.startswith(_SECTION))
+  given = settings.resolve(config_files.load(config, own))
+  if given.experiment != "sweep":
+    raise ValueError(f"{config} is one run and no sweep: mdtrap run --config={config}")
+  sweep = given.sweep
+  axes = itertools.product(sweep.shots, sweep.backbones, sweep.targets, sweep.seeds, sweep.methods)
+  cells = []
+  for shots, backbone, target, seed, method in axes:
+    names = {
+      "backbone": backbone, "target": target, "shots": shots, "seed": seed, "method": method,
+    }  # fmt: skip
+    pairs = [_filled(field, "fields", names).partition("=") for field in sweep.fields]
+    cell = Cell(
+      **names,
+      config=_filled(sweep.config, "config", names),
+      fields=(*((name, text) for name, _, text in pairs), *every),
+    )
+    for name in (backbone, target, method):  # become folders
+      files.check_name(name, f"config.{_SECTION}")
+      if files.is_reserved(name):
+        raise ValueError(f"config.{_SECTION}: a run keeps files named {name}: name it otherwise.")
+    cells.append(cell)
+  return cells
+
+
+def _filled(text: str, field: str, names: dict[str, object]) -> str:
+  try:
+    return text.format(**names)
+  except (KeyError, IndexError, ValueError) as error:
+    raise ValueError(
+      f"--config.{_SECTION}{field}: {text!r} may name {', '.join(f'{{{n}}}' for n in names)}, "
+      "and any other brace stands twice."
+    ) from error
+
+
+def part(cells: Sequence[Cell], text: str) -> list[Cell]:
+  """The cells of one of several jobs: `I/N`, I from 1.
+
+  Raises:
+    ValueError: it is something else.
+  """
+  index, _, count = text.partition("/")
+  if not (index.isdecimal() and count.isdecimal() and 1 <= int(index) <= int(count)):
+    raise ValueError(f"--part={text}: give I/N, such as 2/8: I from 1 to N.")
+  return list(cells[int(index) - 1 :: int(count)])
+
+
+def claim_directory(workdir: Path) -> Path:
+  """Makes a sweep's directory, or takes one that is a sweep's; returns it without links.
+
+  It carries no mark of a run, for the cells are runs inside it; `.sweep` does.
+
+  Raises:
+    ValueError, OSError: it is something else's; nothing was written then.
+  """
+  workdir = workdir.expanduser().resolve()
+  for parent in (workdir, *workdir.parents):
+    if claim.is_ours(parent):
+      raise ValueError(f"{parent} is a run's: give another --workdir.")
+  if workdir.exists() and not workdir.is_dir():
+    raise NotADirectoryError(f"{workdir} is no directory: give another --workdir.")
+  if workdir.is_dir() and any(workdir.iterdir()) and not claim.is_ours(workdir / ".sweep"):
+    raise ValueError(f"{workdir} is not empty and no sweep: give a new or empty --workdir.")
+  workdir.mkdir(parents=True, exist_ok=True)
+  claim.mark(workdir / ".sweep")
+  return workdir

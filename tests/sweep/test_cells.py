@@ -1,0 +1,94 @@
+"""Which runs a sweep has, and whose its directory is."""
+
+import itertools
+
+import pytest
+
+from mdtrap_jax.sweep import cells as cell_lists
+from tests.sweep.fabricated import heads_sweep
+
+
+def test_the_papers_one_shot_table():
+  cells = cell_lists.load("sweep_paper", [("episodes", "7"), ("adapt.steps", "5")])
+  names = [cell.name for cell in cells]
+  assert names == [
+    f"{backbone}/{target}/1-shot/seed-0/{method}"
+    for backbone, target, method in itertools.product(
+      ("clip", "pe_core"), ("isic", "eurosat", "cropdisease", "chestx"), ("baseline", "svl_ra")
+    )
+  ]
+  assert cells[-1].arguments == (
+    "--config=backbones:pe_core,chestx,svl_ra", "--config.data.shots=1", "--config.seed=0",
+    "--config.episodes=7", "--config.adapt.steps=5",
+  )  # fmt: skip
+  config = cells[0].resolve()
+  assert (config.model.name, config.data.name, config.adapt.batch_size) == (
+    "clip-vit-b16", "isic", 25,
+  )  # fmt: skip
+  assert (config.episodes, config.adapt.steps) == (7, 5)
+
+
+def test_the_other_tables():
+  five = cell_lists.load("sweep_paper:five_shot", [("sweep.seeds", "(0,1)")])
+  assert len(five) == 2 * len(cell_lists.load("sweep_paper"))
+  assert {cell.resolve().adapt.steps for cell in five if cell.method == "svl_ra"} == {1250, 625}
+  assert {cell.resolve().seed for cell in five} == {0, 1}
+  ablation = cell_lists.load("sweep_paper:ablation")
+  assert {(cell.backbone, cell.method) for cell in ablation} == {
+    ("clip", method) for method in ("baseline", "svl", "ra", "svl_ra")
+  }
+
+
+def test_parts_share_all_cells():
+  cells = cell_lists.load("sweep_paper")
+  parts = [cell_lists.part(cells, f"{i}/3") for i in (1, 2, 3)]
+  assert sorted(len(part) for part in parts) == [5, 5, 6]
+  assert sorted(itertools.chain(*parts)) == sorted(cells)
+  for text in ("0/3", "4/3", "1", "a/b", "1/0", "-1/3"):
+    with pytest.raises(ValueError, match="I/N"):
+      cell_lists.part(cells, text)
+
+
+@pytest.mark.parametrize(
+  ("config", "fields", "message"),
+  [
+    ("isic", [], "one run and no sweep"),
+    ("sweep_paper:two_shot", [], "no such table"),
+    ("sweep_paper", [("sweep.config", "isic:{methods}")], r"may name \{backbone\}"),
+    ("sweep_paper", [("sweep.targets", "('a/b',)")], "holds a slash"),
+    ("sweep_paper", [("sweep.targets", "('events',)")], "a run keeps files named events"),
+    ("sweep_paper", [("sweep.methods", "('vlm','vlm')")], "names one thing twice"),
+    ("sweep_paper", [("sweep.target", "('isic',)")], "Did you mean --config.sweep.targets"),
+  ],
+)
+def test_mistakes(config, fields, message):
+  with pytest.raises(ValueError, match=message):
+    cell_lists.load(config, fields)
+
+
+def test_a_cell_that_is_no_run_of_episodes(tmp_path):
+  cells = cell_lists.load(str(heads_sweep(tmp_path)), [("sweep.config", "study")])
+  with pytest.raises(ValueError, match="no such field"):
+    cells[0].resolve()
+  fields = [("sweep.config", "study"), ("sweep.fields", "('seed=1',)")]
+  cells = cell_lists.load("sweep_paper", fields)
+  with pytest.raises(ValueError, match="of kind study"):
+    cells[0].resolve()
+
+
+def test_whose_a_directory_is(tmp_path):
+  workdir = cell_lists.claim_directory(tmp_path / "new" / "sweep")
+  (workdir / "clip").mkdir()
+  assert cell_lists.claim_directory(workdir) == workdir  # resumed
+  (tmp_path / "theirs").mkdir()
+  (tmp_path / "theirs" / "thesis.tex").touch()
+  with pytest.raises(ValueError, match="not empty and no sweep"):
+    cell_lists.claim_directory(tmp_path / "theirs")
+  (tmp_path / "run").mkdir()
+  (tmp_path / "run" / ".mdtrap_jax").write_text("mdtrap_jax, layout 1\n")
+  for name in ("run", "run/inside"):
+    with pytest.raises(ValueError, match="is a run's"):
+      cell_lists.claim_directory(tmp_path / name)
+  (tmp_path / "file").touch()
+  with pytest.raises(OSError, match="no directory"):
+    cell_lists.claim_directory(tmp_path / "file")
