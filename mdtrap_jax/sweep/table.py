@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from mdtrap_jax import config as settings
 from mdtrap_jax import files
-from mdtrap_jax.report import comparison, published, tables
+from mdtrap_jax.report import agreement, comparison, published, tables
 from mdtrap_jax.report.published import AVERAGE, Published
 from mdtrap_jax.run import claim
 from mdtrap_jax.run.lines import read_episodes, read_object
@@ -35,13 +35,12 @@ class Entry(NamedTuple):
   zero_shot: Accuracy
   difference: Accuracy | None  # to the first method, on common episodes; None for that itself
   published: Published | None
+  reproduces: bool  # whether the runs' configs are the published one's, and all is finished
 
   @property
   def agrees(self) -> bool | None:
-    """With the paper; `None` while episodes are missing, or where we know no number."""
-    if self.episodes < self.wanted:
-      return None
-    return published.agrees(self.published, 100 * self.accuracy.mean)
+    """With the paper; `None` for what does not reproduce it, or where we know no number."""
+    return published.agrees(self.published, 100 * self.accuracy.mean) if self.reproduces else None
 
 
 def entries(workdir: Path, cells: Sequence[Cell]) -> list[Entry]:
@@ -71,6 +70,9 @@ def entries(workdir: Path, cells: Sequence[Cell]) -> list[Entry]:
 def _entry(workdir: Path, cells: Sequence[Cell], first: Sequence[Cell] | None) -> Entry:
   lines, accuracies = _read(workdir, cells)
   cell = cells[0]
+  row = published.accuracy(cell.backbone, cell.target, cell.method, cell.shots)
+  paths = [workdir / cell.name for cell in cells]
+  found = row and [v for v in agreement.verdicts(paths) if v.published == row and v.complete]
   return Entry(
     shots=cell.shots,
     backbone=cell.backbone,
@@ -82,7 +84,8 @@ def _entry(workdir: Path, cells: Sequence[Cell], first: Sequence[Cell] | None) -
     accuracy=accuracy_of(lines),
     zero_shot=accuracy_of(lines, "zero_shot_accuracy"),
     difference=None if first is None else paired(_read(workdir, first)[1], accuracies),
-    published=published.accuracy(cell.backbone, cell.target, cell.method, cell.shots),
+    published=row,
+    reproduces=bool(found) and len(found) == len(cells),
   )
 
 
@@ -120,6 +123,7 @@ def _average(row: Sequence[Entry]) -> Entry:
     published=published.accuracy(entry.backbone, AVERAGE, entry.method, entry.shots)
     if complete
     else None,
+    reproduces=complete and all(entry.reproduces for entry in row),
   )
 
 

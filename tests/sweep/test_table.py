@@ -10,19 +10,20 @@ from mdtrap_jax.sweep import cells as cell_lists
 from mdtrap_jax.sweep import table
 from tests.sweep.fabricated import fabricate
 
-# Two episodes: mean and 1.96 · std / √2 of each target, in points.
+# 400 times these two episodes: the interval is 1.96 / √800 times half their distance.
 BASELINE = {"isic": (36, 36.8), "eurosat": (80, 84), "cropdisease": (84, 86), "chestx": (20, 22)}
 SVL_RA = {"isic": (38, 38), "eurosat": (90, 92), "cropdisease": (86, 88), "chestx": (22, 24)}
 
 
 @pytest.fixture(scope="module")
 def sweep(tmp_path_factory):
-  """The table of CLIP with two episodes a cell; PE-Core has not been run but for half a cell."""
+  """The whole table of CLIP; PE-Core has not been run but for an episode."""
   workdir = tmp_path_factory.mktemp("sweep")
-  cells = cell_lists.load("sweep_paper", [("episodes", "2")])
+  cells = cell_lists.load("sweep_paper")
   for cell in cells:
     if cell.backbone == "clip":
-      fabricate(workdir, cell, (BASELINE if cell.method == "baseline" else SVL_RA)[cell.target])
+      two = (BASELINE if cell.method == "baseline" else SVL_RA)[cell.target]
+      fabricate(workdir, cell, two * 400)
   (half,) = [c for c in cells if c.name == "pe_core/isic/1-shot/seed-0/baseline"]
   fabricate(workdir, half, [41.0], complete=False)
   return workdir, cells
@@ -35,17 +36,17 @@ def test_markdown(sweep):
   assert cells[0][:2] == ["backbone", "method"]
   assert cells[0][3:] == ["isic", "eurosat", "cropdisease", "chestx", "average"]
   assert cells[2:] == [
-    ["clip", "baseline", "measured", "36.40 ± 0.55", "82.00 ± 2.77", "85.00 ± 1.39", "21.00 ± 1.39",
-     "56.10 ± 0.86"],
+    ["clip", "baseline", "measured", "36.40 ± 0.03", "82.00 ± 0.14", "85.00 ± 0.07", "21.00 ± 0.07",
+     "56.10 ± 0.04"],
     ["clip", "baseline", "paper", "36.40 agrees", "81.72 agrees", "84.62 agrees", "21.86 differs",
      "56.07 agrees"],
-    ["clip", "svl_ra", "measured", "38.00 ± 0.00", "91.00 ± 1.39", "87.00 ± 1.39", "23.00 ± 1.39",
-     "59.75 ± 0.60"],
+    ["clip", "svl_ra", "measured", "38.00 ± 0.00", "91.00 ± 0.07", "87.00 ± 0.07", "23.00 ± 0.07",
+     "59.75 ± 0.03"],
     ["clip", "svl_ra", "paper", "38.12 agrees", "85.02 differs", "87.20 agrees", "22.68 agrees",
      "58.26 differs"],
-    ["clip", "svl_ra", "minus baseline", "+1.60 ± 0.55", "+9.00 ± 1.39", "+2.00 ± 0.00",
-     "+2.00 ± 0.00", "+3.65 ± 0.37"],
-    ["pe_core", "baseline", "measured", "41.00 ± – (1/2)", "–", "–", "–", "–"],
+    ["clip", "svl_ra", "minus baseline", "+1.60 ± 0.03", "+9.00 ± 0.07", "+2.00 ± 0.00",
+     "+2.00 ± 0.00", "+3.65 ± 0.02"],
+    ["pe_core", "baseline", "measured", "41.00 ± – (1/800)", "–", "–", "–", "– (1/3200)"],
     ["pe_core", "baseline", "paper", "40.89", "84.49", "91.75", "22.02", "59.78"],
     ["pe_core", "svl_ra", "measured", *["–"] * 5],
     ["pe_core", "svl_ra", "paper", "45.01", "86.83", "93.03", "23.66", "62.14"],
@@ -57,18 +58,23 @@ def test_csv(sweep):
   rows = list(csv.DictReader(io.StringIO(table.format_csv(table.entries(*sweep)))))
   assert len(rows) == 2 * 2 * 5
   row = next(r for r in rows if (r["method"], r["target"]) == ("svl_ra", "eurosat"))
-  assert (row["shots"], row["backbone"], row["episodes"], row["failed"]) == ("1", "clip", "2", "0")
+  assert (row["shots"], row["backbone"], row["episodes"], row["failed"]) == (
+    "1",
+    "clip",
+    "800",
+    "0",
+  )
   numbers = {name: float(row[name]) for name in (
     "accuracy_mean", "accuracy_ci95", "zero_shot_mean", "difference_mean", "paper", "tolerance",
   )}  # fmt: skip
   assert numbers == pytest.approx({
-    "accuracy_mean": 0.91, "accuracy_ci95": 1.96 * 0.01 / math.sqrt(2), "zero_shot_mean": 0.2,
+    "accuracy_mean": 0.91, "accuracy_ci95": 1.96 * 0.01 / math.sqrt(800), "zero_shot_mean": 0.2,
     "difference_mean": 0.09, "paper": 0.8502, "tolerance": 0.01,
   })  # fmt: skip
-  assert (row["common_episodes"], row["agrees"]) == ("2", "no")
+  assert (row["common_episodes"], row["agrees"]) == ("800", "no")
   half = next(r for r in rows if (r["backbone"], r["target"]) == ("pe_core", "isic"))
   assert (half["episodes"], half["wanted"], half["agrees"], half["accuracy_ci95"]) == (
-    "1", "2", "", "",
+    "1", "800", "", "",
   )  # fmt: skip
 
 
@@ -79,8 +85,8 @@ def test_latex(sweep):
   lines = [" ".join(line.split()) for line in lines]
   (row,) = [line for line in lines if line.startswith("clip & baseline & measured")]
   assert row == (
-    r"clip & baseline & measured & 36.40 $\pm$ 0.55 & 82.00 $\pm$ 2.77 & 85.00 $\pm$ 1.39 & "
-    r"21.00 $\pm$ 1.39 & 56.10 $\pm$ 0.86 \\"
+    r"clip & baseline & measured & 36.40 $\pm$ 0.03 & 82.00 $\pm$ 0.14 & 85.00 $\pm$ 0.07 & "
+    r"21.00 $\pm$ 0.07 & 56.10 $\pm$ 0.04 \\"
   )
   body = "\n".join(lines)
   assert not set("±–") & set(body)
@@ -109,3 +115,18 @@ def test_the_files(sweep):
   (workdir / "theirs" / "tables" / "table.md").write_text("mine")
   with pytest.raises(ValueError, match="not empty"):
     table.write(workdir / "theirs", [])
+
+
+@pytest.mark.parametrize(
+  ("field", "value", "episodes"),
+  [("episodes", "2", 2), ("adapt.steps", "5", 800), ("model.random_weights", "true", 800)],
+)
+def test_a_trial_is_no_reproduction(tmp_path, field, value, episodes):
+  fields = [("sweep.targets", "('isic',)"), ("sweep.backbones", "('clip',)"), (field, value)]
+  cells = cell_lists.load("sweep_paper", fields)
+  for cell in cells:
+    fabricate(tmp_path, cell, [38.12] * episodes)
+  for entry in table.entries(tmp_path, cells):
+    assert (entry.episodes, entry.wanted) == (episodes, episodes)
+    assert entry.published.value in (36.40, 38.12)
+    assert entry.agrees is None
