@@ -44,7 +44,8 @@ class Published(NamedTuple):
   def fields(self) -> tuple[tuple[str, str], ...]:
     """Fields of the config that differ from the file's."""
     if self.measure == GAP:
-      return (("data.protocol", "vary_way_vary_shot"), ("data.records", "RECORDS"))
+      rate = (("head.learning_rate", "1.0"),) if self.method == "url" else ()
+      return (("data.protocol", "vary_way_vary_shot"), ("data.records", "RECORDS"), *rate)
     return (("data.shots", str(self.shots)),) if self.shots != 1 else ()
 
   @property
