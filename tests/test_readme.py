@@ -3,14 +3,17 @@
 import importlib.util
 import re
 import shlex
+import subprocess
 
 import numpy as np
 import pytest
+import yaml
 
 from mdtrap_jax import config as settings
 from mdtrap_jax import config_files
 from mdtrap_jax.__main__ import make_parser
 from mdtrap_jax.run.lines import read_episodes
+from mdtrap_jax.sweep import cells
 from tests.episodes import run_finetune, small_config
 from tests.paths import ROOT
 
@@ -52,7 +55,21 @@ def test_a_command_is_one_that_the_parser_and_the_checker_take(page, words):
   options = make_parser().parse_args([word for word in words if word not in fields])
   if "config" in options and options.config and options.config != "spread.py":
     pairs = [word.removeprefix("--config.").split("=", 1) for word in fields]
-    settings.resolve(config_files.load(options.config, pairs))
+    if words[0] == "sweep":
+      assert [cell.resolve() for cell in cells.load(options.config, pairs)]
+    else:
+      settings.resolve(config_files.load(options.config, pairs))
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_shell_and_yaml_parse(page):
+  for block in blocks(PAGES[page], "bash"):
+    subprocess.run(["bash", "-n"], input=block, text=True, check=True)
+  for block in blocks(PAGES[page], "yaml"):
+    task = yaml.safe_load(block)  # a job of SkyPilot's
+    assert set(task) <= {"name", "workdir", "resources", "file_mounts", "setup", "run"}
+    for script in (task["setup"], task["run"]):
+      subprocess.run(["bash", "-n"], input=script, text=True, check=True)
 
 
 def test_commands_were_found():
