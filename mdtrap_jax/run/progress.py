@@ -149,8 +149,9 @@ class Progress:
       }
       over_episodes, over_steps = self._events[name]
       over_episodes.write(scalars, len(finished))
-      over_steps.restart()  # with means over more episodes
-      for step, means in term_means(finished.values()).items():
+      if along := term_means(finished.values()):
+        over_steps.restart()  # with means over more episodes
+      for step, means in along.items():
         over_steps.write(means, step)
       self._tell(Scalars(name, "episodes", len(finished), finite(scalars)))
     self._describe()

@@ -112,7 +112,7 @@ def part(cells: Sequence[Cell], text: str) -> list[Cell]:
   return list(cells[int(index) - 1 :: int(count)])
 
 
-def claim_directory(workdir: Path) -> Path:
+def claim_directory(given: str | Path) -> Path:
   """Makes a sweep's directory, or takes one that is a sweep's; returns it without links.
 
   It carries no mark of a run, for the cells are runs inside it; `.sweep` does.
@@ -120,7 +120,9 @@ def claim_directory(workdir: Path) -> Path:
   Raises:
     ValueError, OSError: it is something else's; nothing was written then.
   """
-  workdir = workdir.expanduser().resolve()
+  if "://" in str(given):
+    raise ValueError(f"--workdir={given}: a sweep's cells share a folder on a disk; give one.")
+  workdir = Path(given).expanduser().resolve()
   for parent in (workdir, *workdir.parents):
     if claim.is_ours(parent):
       raise ValueError(f"{parent} is a run's: give another --workdir.")

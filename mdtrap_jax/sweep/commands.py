@@ -46,7 +46,7 @@ def sweep(options: argparse.Namespace) -> int:
       print(table.FORMATS[options.table](table.entries(workdir, cells)))
     return 0
   mine = cell_lists.part(cells, options.part) if options.part else cells
-  workdir = cell_lists.claim_directory(Path(options.workdir))
+  workdir = cell_lists.claim_directory(options.workdir)
   failed = launch.run(mine, workdir)
   found = table.entries(workdir, cells)
   print(f"{table.format_markdown(found)}\nwritten to {table.write(workdir, found)}", flush=True)

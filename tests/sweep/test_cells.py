@@ -89,6 +89,8 @@ def test_whose_a_directory_is(tmp_path):
   for name in ("run", "run/inside"):
     with pytest.raises(ValueError, match="is a run's"):
       cell_lists.claim_directory(tmp_path / name)
+  with pytest.raises(ValueError, match="share a folder on a disk"):
+    cell_lists.claim_directory("gs://bucket/sweep")
   (tmp_path / "file").touch()
   with pytest.raises(OSError, match="no directory"):
     cell_lists.claim_directory(tmp_path / "file")
