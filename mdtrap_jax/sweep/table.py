@@ -47,7 +47,7 @@ def entries(workdir: Path, cells: Sequence[Cell]) -> list[Entry]:
   """All places of the tables, each target's and then the average over them, row by row.
 
   Raises:
-    OSError, ValueError: a file of a run is damaged, or a cell's config cannot be right.
+    OSError, ValueError: a file of a run is damaged.
   """
   settings_of = lambda cell: (cell.shots, cell.backbone, cell.method)
   targets = list(dict.fromkeys(cell.target for cell in cells))
@@ -79,7 +79,7 @@ def _entry(workdir: Path, cells: Sequence[Cell], first: Sequence[Cell] | None) -
     method=cell.method,
     target=cell.target,
     episodes=len(lines),
-    wanted=sum(wanted_episodes(cell.resolve()) for cell in cells),
+    wanted=sum(wanted_episodes(config) for config in map(_resolved, cells) if config),
     failed=sum(line["status"] != "ok" for line in lines),
     accuracy=accuracy_of(lines),
     zero_shot=accuracy_of(lines, "zero_shot_accuracy"),
@@ -93,13 +93,22 @@ def _read(workdir: Path, cells: Sequence[Cell]):
   """Lines of all runs, and the accuracies by what makes two episodes the same."""
   lines, accuracies = [], {}
   for cell in cells:
-    for name in settings.variants(cell.resolve()):
+    config = _resolved(cell)
+    for name in settings.variants(config) if config else ():
       folder = workdir / cell.name / name
       if (folder / "episodes.jsonl").is_file():
         own = read_episodes(folder)
         lines += own
         accuracies |= comparison.by_identity(read_object(folder / "config.json"), own)
   return lines, accuracies
+
+
+def _resolved(cell: Cell):
+  """A cell's config; `None` where it cannot be right, so that there are no runs of it."""
+  try:
+    return cell.resolve()
+  except (OSError, ValueError):
+    return None
 
 
 def _average(row: Sequence[Entry]) -> Entry:
