@@ -33,6 +33,7 @@ CONTRACT = {
   "support",
   "query",
   "losses",
+  "terms",
 }
 
 
