@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from configs import copa, default, miniature, study
+from configs import copa, default, miniature, study, sweep_paper
 from mdtrap_jax import config as checker
 from mdtrap_jax.fields import KINDS
 
@@ -231,7 +231,9 @@ VALUES = st.one_of(
   st.lists(st.one_of(st.integers(), st.floats(), st.text(max_size=3), st.none()), max_size=4),
   st.lists(st.lists(st.integers(), max_size=1), max_size=2), st.binary(max_size=3),
 )  # fmt: skip
-TEMPLATES = {"finetune": default, "heads": copa, "study": study, "pretrain": miniature}
+TEMPLATES = {
+  "finetune": default, "heads": copa, "study": study, "pretrain": miniature, "sweep": sweep_paper,
+}  # fmt: skip
 FIELDS = sorted(
   (kind, field) for kind, rules in KINDS.items() for field in rules if "*" not in field
 )
