@@ -9,9 +9,9 @@ import shlex
 import sys
 import textwrap
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import NoReturn
 
+from mdtrap_jax import buckets
 from mdtrap_jax.classifier import options as classifier_options
 from mdtrap_jax.run import stop
 from mdtrap_jax.sweep import commands as sweep_commands
@@ -84,6 +84,9 @@ def make_parser() -> Parser:
   command = add("compare", compare, "compare runs, pair by pair on their common episodes")
   command.add_argument("paths", nargs="+", metavar="DIR", help="work directories of runs")
   command.add_argument("--format", choices=("text", "markdown", "csv"), default="text")
+
+  command = add("compact", compact, "make one object of the parts of a run in a bucket")
+  command.add_argument("path", metavar="RUN", help="gs://… or s3://…: its work directory")
 
   command = add(
     "prepare", prepare, "write a target domain to disk, once",
@@ -188,8 +191,7 @@ def run(options: argparse.Namespace) -> int:
     return show_config(options)
   if not options.workdir:
     return _end("error: --workdir=DIR is missing: where the run's files go.", USAGE)
-  if "://" in options.workdir:
-    raise ValueError(f"--workdir={options.workdir}: give a folder on a disk of this machine.")
+  buckets.is_bucket(options.workdir)  # another kind of store is refused now
   config = settings.resolve(config_files.load(options.config, options.fields))
 
   import jax
@@ -206,9 +208,8 @@ def run(options: argparse.Namespace) -> int:
   here = hosts.place(
     options.coordinator, options.num_processes, options.process_id, detect=options.distributed
   )
-  workdir = Path(options.workdir).expanduser()
   with hosts.joined(here):
-    table = experiments.run(config, workdir)
+    table = experiments.run(config, options.workdir)
     if hosts.index() == 0:
       print(f"{table}\nwritten to {options.workdir}", flush=True)
   return 0
@@ -218,10 +219,20 @@ def compare(options: argparse.Namespace) -> int:
   """`mdtrap compare`."""
   from mdtrap_jax.report import agreement, comparison, tables
 
-  paths = comparison.find_runs([os.path.expanduser(path) for path in options.paths])
+  paths = comparison.find_runs(options.paths)
   print(comparison.FORMATS[options.format](comparison.compare(paths)))
   if options.format != "csv" and (known := agreement.table(paths, getattr(tables, options.format))):
     print(f"\n{known}")
+  return 0
+
+
+def compact(options: argparse.Namespace) -> int:
+  """`mdtrap compact`."""
+  from mdtrap_jax.run import store
+
+  if not buckets.is_bucket(options.path):
+    raise ValueError(f"{options.path}: runs on a disk have no parts; give gs://… or s3://….")
+  print(f"{store.compact(options.path)} parts of {options.path} became whole.")
   return 0
 
 
@@ -232,9 +243,7 @@ def prepare(options: argparse.Namespace) -> int:
   if options.name not in module.TARGETS:
     raise ValueError(f"prepare {options.name}: choose one of {', '.join(sorted(module.TARGETS))}.")
   home = lambda path: path and os.path.expanduser(path)
-  print(
-    f"Prepared {module.prepare(options.name, home(options.data_dir), home(options.manual_dir))}"
-  )
+  print(f"Prepared {module.prepare(options.name, home(options.data_dir), options.manual_dir)}")
   return 0
 
 

@@ -12,13 +12,15 @@ import stat
 import tempfile
 import time
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+
+from mdtrap_jax import buckets
 
 _LONGEST = 200  # bytes of a name: file systems allow 255, and ours get suffixes
 _RESERVED = frozenset({
   "snapshots", "events", "figures", "model", "config.json", "episodes.jsonl", "summary.json",
-  "study.csv", "study.png", "run.log",
+  "study.csv", "study.png", "run.log", "episodes.parts",
 })  # fmt: skip
 _PROCESS = re.compile(r"process-\d+", re.IGNORECASE)
 _RACY = 2.0  # seconds: a file this fresh may change again without a new time
@@ -28,6 +30,76 @@ def cache_directory() -> Path:
   """Where what can be made again is kept: compiled programs, digests of files."""
   caches = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
   return Path(caches).expanduser() / "mdtrap_jax"
+
+
+def local(typed: str | os.PathLike[str], wanted: Callable[[str], bool] | None = None) -> str:
+  """Where on this machine is what somebody typed: `~` is their home, a bucket's has a copy here.
+
+  Args:
+    typed: a path, or the URL of a bucket's folder or object, which is read if it is not here yet.
+    wanted: says of the names of objects in a bucket's folder which are needed; all if not given.
+
+  Raises:
+    OSError: a bucket's folder or object is not there or cannot be read.
+    ValueError: a URL of another kind.
+  """
+  if not buckets.is_bucket(typed):
+    return os.path.expanduser(typed)
+  everything = lambda name: True
+  return str(buckets.local_copy(typed, wanted or everything, cache=_copies()))
+
+
+def beside(typed: str | os.PathLike[str]) -> str:
+  """`local` of a file that has others beside it: those are here too."""
+  if not buckets.is_bucket(typed):
+    return local(typed)
+  folder, _, name = buckets.url_of(typed).rpartition("/")
+  return os.path.join(local(folder), name)
+
+
+def typed(path: object) -> str:
+  """The URL of what a copy of a bucket's holds, and any other path as it is."""
+  inside = os.fspath(path).removeprefix(f"{_copies()}/copies/") if "/copies/" in str(path) else ""
+  found = re.match(r"[0-9a-f]{16}/(gs|s3)/(.*)", inside)
+  return f"{found[1]}://{found[2]}" if found else str(path)
+
+
+@contextlib.contextmanager
+def writing(target: str | os.PathLike[str], last: str = "") -> Iterator[Path]:
+  """A path to write a file or folder to; a bucket's is written to it once all is complete.
+
+  Args:
+    target: what somebody typed.
+    last: the file by which a folder in a bucket is known to be complete: it goes first and comes
+      last, and what the folder had beside goes too. Without it, files are added or replaced.
+  """
+  if not buckets.is_bucket(target):
+    yield Path(local(target))
+    return
+  bucket = buckets.Bucket(target)
+  with tempfile.TemporaryDirectory(prefix="mdtrap_jax-") as aside:
+    path = Path(aside) / bucket.url.rpartition("/")[2]
+    yield path
+    if path.is_file():
+      bucket.upload(path, "")
+      return
+    names = [str(file.relative_to(path)) for file in path.rglob("*") if file.is_file()]
+    if last:
+      bucket.remove(sorted(bucket.find(), key=lambda name: os.path.basename(name) != last))
+    for name in sorted(names, key=lambda name: (os.path.basename(name) == last, name)):
+      bucket.upload(path / name, name)
+
+
+def is_there(target: str | os.PathLike[str]) -> bool:
+  """Whether something has the name that somebody typed, and is no empty folder."""
+  if buckets.is_bucket(target):
+    return bool(buckets.Bucket(target).find())
+  path = Path(local(target))
+  return os.path.lexists(path) and not (path.is_dir() and not any(path.iterdir()))
+
+
+def _copies() -> Path:
+  return cache_directory() / "buckets"
 
 
 def check_name(name: str, what: str) -> str:

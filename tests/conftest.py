@@ -27,3 +27,5 @@ from hypothesis import settings  # noqa: E402
 
 settings.register_profile("suite", deadline=None)  # a busy machine is no failure
 settings.load_profile("suite")
+
+pytest_plugins = ["tests.stores"]

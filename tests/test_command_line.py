@@ -50,7 +50,7 @@ def say(capsys, *arguments):
     (["--config=folder", "--config.=5"], 1, "no such field"),
     (["--config=copa", "--config.tasks.ways=5"], 1, "config.tasks.ways is now config.data.ways."),
     (["--config=copa", "--config.seeds=(41,42)"], 1, "give --config.seed= the first"),
-    (["--config=folder", "--workdir=gs://a/b"], 1, "--workdir=gs://a/b: give a folder on a disk"),
+    (["--config=folder", "--workdir=az://a/b"], 1, "az://a/b: give a folder of this machine, gs://"),
     (["--config=folder", "--wrkdir=x"], 2, "unknown flag --wrkdir; did you mean --workdir?"),
     (["--config=folder", "--num-processes=2"], 2, "did you mean --num_processes?"),
     (["--config=folder", "--conf.data.shots=2"], 2, "unknown flag --conf.data.shots"),

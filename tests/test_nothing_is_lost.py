@@ -93,7 +93,7 @@ class Pretended:
     self.truth = json.dumps([files, pixels, fields, Path(config.model.name).read_text()])
     return make_group(name, config, runs, source, load)._replace(prepare=lambda: None)
 
-  def adapting(self, group, ready, directories, snapshots, progress, pace):
+  def adapting(self, group, ready, directories, kept, progress, pace):
     truth = self.truth
 
     class Adapting:
@@ -106,7 +106,7 @@ class Pretended:
           directories[name].append(lines)
         leaves = [np.ones((len(todo), len(group.runs), 1))]
         numbers = tuple(task.episode for task in todo)
-        snapshots.save(loop.Snapshot(group.name, numbers, 1, leaves, {}, group.runs))
+        kept[0].save(loop.Snapshot(group.name, numbers, 1, leaves, {}, group.runs))
 
     return Adapting()
 

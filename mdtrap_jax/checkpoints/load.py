@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from mdtrap_jax import buckets
 from mdtrap_jax.checkpoints import merge
 from mdtrap_jax.checkpoints.convert import convert, parameter_shapes
 from mdtrap_jax.checkpoints.formats.arrays import Arrays, in_memory, normalized
@@ -154,7 +155,7 @@ def family_of(source: str | Path) -> str:
     FileNotFoundError, ValueError: as `load` raises them.
   """
   name = str(source)
-  if not Path(source).expanduser().exists():
+  if not buckets.is_bucket(name) and not Path(source).expanduser().exists():
     for known, specification in MODELS.items():
       if name in (known, specification.hub):
         return specification.family

@@ -15,7 +15,7 @@ import numpy as np
 from flax import traverse_util
 from safetensors.numpy import save_file
 
-from mdtrap_jax import files
+from mdtrap_jax import buckets, files
 from mdtrap_jax.checkpoints.convert import export, parameter_shapes
 from mdtrap_jax.checkpoints.formats.arrays import read_json
 from mdtrap_jax.checkpoints.layouts.huggingface import writable
@@ -62,9 +62,8 @@ def save(
     ValueError: the model is of another architecture, which this layout cannot express, its
       tokenizer cannot be written, or `dtype` cannot hold its weights.
   """
-  folder = Path(path).expanduser()
   if not overwrite:
-    _refuse_foreign(folder)
+    _refuse_foreign(path)
   if jnp.dtype(dtype) not in map(jnp.dtype, _DTYPES):
     raise ValueError(f"dtype={dtype!r}: choose float32, float16 or bfloat16.")
   family = writable(model)
@@ -74,7 +73,7 @@ def save(
     _PREPROCESSOR: _json(_preprocessor(model, resize, interpolation)),
     _CONFIG: _json({**family.config(model), _MARK: _OURS}),
   }
-  with files.folder_aside(folder) as aside:
+  with files.writing(path) as folder, files.folder_aside(folder) as aside:
     save_file(stored, aside / _WEIGHTS, metadata={"format": "pt"})
     for name, content in contents.items():
       files.write(aside / name, content)
@@ -94,8 +93,13 @@ def _put(aside: Path, folder: Path) -> None:
     os.replace(aside / name, folder / name)
 
 
-def _refuse_foreign(folder: Path) -> None:
+def _refuse_foreign(path: str | Path) -> None:
   """Stops before anything of the user's is replaced."""
+  if buckets.is_bucket(path):
+    if files.is_there(path):
+      raise FileExistsError(f"{path} is not empty; give another folder, or overwrite=True.")
+    return
+  folder = Path(files.local(path))
   if folder.is_symlink() or folder.exists():
     if not folder.is_dir():
       raise FileExistsError(f"{folder} is no folder; give another name.")

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import difflib
+import fnmatch
 import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from mdtrap_jax import files
+from mdtrap_jax import buckets, files
 from mdtrap_jax.checkpoints import adapters, hub, merge
 from mdtrap_jax.checkpoints.formats.arrays import UnusableFileError, check_content, read_json
 from mdtrap_jax.checkpoints.formats.msgpack_file import open_msgpack
@@ -109,7 +110,7 @@ def find_weights(source: str | Path, *, prefer_cache: bool = False) -> Path:
     FileNotFoundError: there is no such thing, or the hub cannot be reached.
     UnusableFileError: it is neither a file nor a folder.
   """
-  path = Path(source).expanduser()
+  path = _local(source)
   if path.is_dir():
     return _choose_in(path)
   if path.exists():
@@ -131,6 +132,28 @@ def find_weights(source: str | Path, *, prefer_cache: bool = False) -> Path:
   return _choose_in(cached or hub.fetch(name, _patterns))
 
 
+def _local(source: str | Path) -> Path:
+  """Where the weights are on this machine; of a bucket's only what is used is read.
+
+  Raises:
+    FileNotFoundError: a bucket has no such folder or file.
+  """
+  if not buckets.is_bucket(source):
+    return Path(files.local(source))
+  url = buckets.url_of(source)
+  folder, _, file = url.rpartition("/")
+  if Path(file).suffix not in WEIGHT_SUFFIXES and not file.endswith(".index.json"):
+    folder, file = url, ""
+  names = [name for name in buckets.Bucket(folder).find() if "/" not in name]
+  patterns = _with_others(file) if file else _patterns(names)
+  if not patterns:
+    raise FileNotFoundError(
+      f"{url} has no weights files (expected one of {', '.join(WEIGHT_FILES)})."
+    )
+  used = lambda name: any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
+  return Path(files.local(folder, used)) / file
+
+
 def _named(name: str) -> str:
   """What a misspelt name may mean, or else which names there are."""
   if near := difflib.get_close_matches(name, MODELS, 3, 0.6):
@@ -148,8 +171,11 @@ def _patterns(names: Sequence[str]) -> list[str]:
   weights = next((file for file in WEIGHT_FILES if file in names), None) or next(
     (file for file in names if Path(file).suffix in WEIGHT_SUFFIXES), None
   )
-  if weights is None:
-    return []
+  return [] if weights is None else _with_others(weights)
+
+
+def _with_others(weights: str) -> list[str]:
+  """Patterns of a weights file, its shards and what decides its meaning beside it."""
   parts = [weights.replace(".index.json", "").replace(".", "-*.")] * weights.endswith(".json")
   return [weights, *parts, *CONFIG_FILES, *TOKENIZER_FILES, adapters.CONFIG]
 

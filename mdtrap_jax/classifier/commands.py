@@ -13,7 +13,7 @@ import numpy as np
 from absl import logging
 from tqdm import tqdm
 
-from mdtrap_jax import files
+from mdtrap_jax import buckets, files
 from mdtrap_jax.classifier import evaluation, folds, predictions, saved
 from mdtrap_jax.classifier import task as own_images
 from mdtrap_jax.classifier.estimator import FewShotClassifier
@@ -30,8 +30,7 @@ _SHOWN = 50  # classes that are listed before the rest is counted
 
 def fit(options: argparse.Namespace) -> int:
   """`mdtrap fit`: says what it understood, validates if asked, adapts, saves."""
-  out = Path(options.out).expanduser()
-  saved.check_target(out, options.force)
+  saved.check_target(options.out, options.force)
   data = _labeled(options.data, options.labels)
   own = FewShotClassifier(
     options.model,
@@ -56,21 +55,21 @@ def fit(options: argparse.Namespace) -> int:
   if validation:
     found = validation.methods[own.method]
     own.calibrate(found.temperature, folds.to_csv(validation))
-  own.save(out, overwrite=options.force)
+  own.save(options.out, overwrite=options.force)
   if validation:
-    _report(own, validation, options.command, out)
+    _report(own, validation, options.command, options.out)
   first, last = min(own.accuracy_at_), max(own.accuracy_at_)
   print(
     f"accuracy on these very images: {100 * own.accuracy_at_[first]:.1f} % before, "
     f"{100 * own.accuracy_at_[last]:.1f} % after {last} steps"
     + ("" if validation else " (--folds=5 says how good it is on others)")
   )
-  print(f"written to {options.out}" + (f"; {_look(out)}" if validation else ""))
+  print(f"written to {options.out}" + (f"; {_look(options.out)}" if validation else ""))
   return 0
 
 
 def _report(
-  own: FewShotClassifier, validation: folds.CrossValidation, command: str, out: Path
+  own: FewShotClassifier, validation: folds.CrossValidation, command: str, out: str
 ) -> None:
   """Writes the report of the folds beside the model that was fitted to all images."""
   found, count = validation.assessment(), sum(own.counts_)
@@ -85,11 +84,10 @@ def _report(
 
 def predict(options: argparse.Namespace) -> int:
   """`mdtrap predict`: a line an image; those that cannot be read are listed."""
-  target = Path(options.csv).expanduser()
-  _refuse_existing(target, options.force)
+  _refuse_existing(options.csv, options.force)
   items = predictions.find_images(options.images)
   _start()
-  own = FewShotClassifier.load(_home(options.model_folder), model=options.model)
+  own = FewShotClassifier.load(options.model_folder, model=options.model)
   unreadable: list[str] = []
 
   def passed_over(item, error):
@@ -99,7 +97,7 @@ def predict(options: argparse.Namespace) -> int:
 
   count = 0
   with (
-    predictions.in_one_step(target) as file,
+    predictions.in_one_step(options.csv) as file,
     tqdm(total=len(items), unit=" images", leave=False, disable=None) as bar,
   ):
     write = predictions.make_writer(file, own.classes_.tolist(), options.json, options.top)
@@ -117,35 +115,34 @@ def predict(options: argparse.Namespace) -> int:
 
 def evaluate(options: argparse.Namespace) -> int:
   """`mdtrap evaluate`: accuracy and the rest on labeled images, as files and a table."""
-  out = Path(options.out).expanduser()
-  assessment.check_target(out, options.force)
+  assessment.check_target(options.out, options.force)
   data = _labeled(options.data, options.labels)
   _start()
-  own = FewShotClassifier.load(_home(options.model_folder), model=options.model)
+  own = FewShotClassifier.load(options.model_folder, model=options.model)
   own.indices(data)  # before the bar is drawn
   with _bar("evaluate") as report:
     found = evaluation.evaluate(own, data, report=report)
-  assessment.write(found._replace(command=options.command), out, overwrite=options.force)
-  print(f"{classification.format_text(found.own)}\nwritten to {options.out}; {_look(out)}")
+  assessment.write(found._replace(command=options.command), options.out, overwrite=options.force)
+  print(f"{classification.format_text(found.own)}\nwritten to {options.out}; {_look(options.out)}")
   return 0
 
 
 def export(options: argparse.Namespace) -> int:
   """`mdtrap export`: an adapter for `peft`, or a model for `transformers`."""
-  model = saved.read(_home(options.model_folder), options.model)
+  model = saved.read(options.model_folder, options.model)
   saved.export(options.out, model, options.format)
   print(f"written to {options.out}")
   return 0
 
 
-def _look(folder: Path) -> str:
-  return f"open {folder / classification.PAGE} in a browser"
+def _look(folder: str) -> str:
+  return f"open {os.path.join(os.path.expanduser(folder), classification.PAGE)} in a browser"
 
 
 def _labeled(data: str, table: str | None) -> Labeled:
   """The images of a folder, or those that a CSV lists, relative to the folder if one is given."""
   if table is None:
-    return reading.read_labeled(_home(data))
+    return reading.read_labeled(data)
   root = _home(data)
   if not root.is_dir():
     raise FileNotFoundError(f"{data}: no such folder, in which --labels has its images.")
@@ -209,11 +206,12 @@ def _groups(groups: Sequence[Sequence[str]]) -> str:
   return listed([" = ".join(group) for group in groups], 3)
 
 
-def _refuse_existing(target: Path, force: bool) -> None:
-  if not target.parent.is_dir():
-    raise FileNotFoundError(f"{target.parent}: no such folder for {target.name}.")
-  if os.path.lexists(target) and not force:
-    raise FileExistsError(f"{target} is there already; give another name, or --force.")
+def _refuse_existing(target: str, force: bool) -> None:
+  path = None if buckets.is_bucket(target) else Path(files.local(target))
+  if path and not path.parent.is_dir():
+    raise FileNotFoundError(f"{path.parent}: no such folder for {path.name}.")
+  if (os.path.lexists(path) if path else files.is_there(target)) and not force:
+    raise FileExistsError(f"{path or target} is there already; give another name, or --force.")
 
 
 @contextlib.contextmanager
@@ -236,4 +234,4 @@ def _start() -> None:
 
 
 def _home(path: str) -> Path:
-  return Path(path).expanduser()
+  return Path(files.local(path))

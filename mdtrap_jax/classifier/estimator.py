@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from mdtrap_jax import files
 from mdtrap_jax.classifier import saved
 from mdtrap_jax.classifier import task as own_images
 from mdtrap_jax.data import labeled
@@ -354,7 +355,7 @@ def softmax(logits: np.ndarray) -> np.ndarray:
 def _images(X: Any) -> Sequence[Any]:
   """Images to predict: of a folder, all that lie in it."""
   if isinstance(X, str | os.PathLike):
-    if not os.path.isdir(os.path.expanduser(X)):
-      return [X]
+    if not os.path.isdir(found := files.local(X)):
+      return [found]
     return FolderSource(X).paths
   return labeled.check_items(X if isinstance(X, np.ndarray) else list(X))

@@ -14,6 +14,7 @@ from typing import Any, TextIO
 
 import numpy as np
 
+from mdtrap_jax import files
 from mdtrap_jax.data import images, layout
 from mdtrap_jax.data.names import listed, shown
 
@@ -29,7 +30,8 @@ def find_images(arguments: Sequence[str]) -> list[str]:
   """
   found: list[str] = []
   for argument in arguments:
-    path = os.path.expanduser(argument)
+    as_list = argument.lower().endswith(_LISTS)
+    path = (files.beside if as_list else files.local)(argument)
     if os.path.isdir(path):
       found += layout.class_files(path).images
     elif os.path.isfile(path) and path.lower().endswith(_LISTS):
@@ -67,20 +69,26 @@ def make_writer(file: TextIO, classes: list[Any], as_json: bool, top: int | None
       first, rounded = classes[best[0]], [round(float(p), 6) for p in row]
       if as_json:
         chances = {names[c]: rounded[c] for c in (range(len(names)) if top is None else best)}
-        line = dict(zip(header, (item, first, rounded[best[0]]), strict=True))
+        line = dict(zip(header, (files.typed(item), first, rounded[best[0]]), strict=True))
         file.write(json.dumps({**line, "p": chances}, ensure_ascii=False) + "\n")
         continue
       rest = [f"{p:.6f}" for p in row]
       if top is not None:
         rest = [cell for c in best for cell in (names[c], f"{row[c]:.6f}")]
-      out.writerow([item, first, f"{row[best[0]]:.6f}", *rest])
+      out.writerow([files.typed(item), first, f"{row[best[0]]:.6f}", *rest])
 
   return write
 
 
 @contextlib.contextmanager
-def in_one_step(target: Path) -> Iterator[TextIO]:
+def in_one_step(target: str) -> Iterator[TextIO]:
   """A file that takes its place when it is complete."""
+  with files.writing(target) as path, _replacing(path) as file:
+    yield file
+
+
+@contextlib.contextmanager
+def _replacing(target: Path) -> Iterator[TextIO]:
   descriptor, partial = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
   try:
     with open(descriptor, "w", encoding="utf-8", errors="surrogateescape", newline="") as file:

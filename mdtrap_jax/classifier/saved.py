@@ -16,7 +16,7 @@ import ml_collections
 import numpy as np
 from safetensors.numpy import save as to_safetensors
 
-from mdtrap_jax import checkpoints, files
+from mdtrap_jax import buckets, checkpoints, files
 from mdtrap_jax import config as configs
 from mdtrap_jax.checkpoints import adapters, merge
 from mdtrap_jax.checkpoints.formats.arrays import read_json
@@ -58,6 +58,8 @@ def write(
 ) -> None:
   """Writes a classifier; a kill leaves what was there before, or the new one.
 
+  In a bucket, which replaces no folder in one step, a kill leaves what `read` finds incomplete.
+
   Args:
     path: of the folder.
     setting: of the classifier.
@@ -69,9 +71,9 @@ def write(
   Raises:
     FileExistsError: the folder holds something else, or a classifier and not `overwrite`.
   """
-  folder = Path(path).expanduser()
-  _restore(folder)
-  check_target(folder, overwrite)
+  if not buckets.is_bucket(path):
+    _restore(Path(files.local(path)))
+  check_target(path, overwrite)
   config, model = setting.config, setting.model
   how, trained = setting.preprocessing, bool(fitted.params)
   facts = {
@@ -103,32 +105,37 @@ def write(
     contents[CROSSVAL] = crossval.encode(errors="surrogateescape")
   contents[ARRAYS] = to_safetensors(arrays)
   contents[ABOUT] = (json.dumps(facts, indent=2, ensure_ascii=False) + "\n").encode()
-  with files.folder_aside(folder) as aside:
+  with files.writing(path, last=ABOUT) as folder, files.folder_aside(folder) as aside:
     for name, content in contents.items():
       files.write(aside / name, content)
     _put(aside, folder)
 
 
-def check_target(folder: Path, overwrite: bool) -> None:
+def check_target(path: str | os.PathLike[str], overwrite: bool) -> None:
   """Refuses to replace what must stay, before minutes of work.
 
   Raises:
     FileExistsError: as `write`.
   """
+  try:
+    folder = Path(files.local(path))
+  except FileNotFoundError:  # of a bucket
+    buckets.Bucket(path).find()
+    return
   if not os.path.lexists(folder):
     return
   if folder.is_symlink() or not folder.is_dir():
-    raise FileExistsError(f"{folder} is no folder of its own; give another name.")
+    raise FileExistsError(f"{path} is no folder of its own; give another name.")
   if not any(folder.iterdir()):
     return
   if not is_saved(folder):
     raise FileExistsError(
-      f"{folder} holds something that is no saved classifier, which is never replaced; give "
+      f"{path} holds something that is no saved classifier, which is never replaced; give "
       "another name."
     )
   if not overwrite:
     raise FileExistsError(
-      f"{folder} holds a saved classifier; give another name, or overwrite=True (--force)."
+      f"{path} holds a saved classifier; give another name, or overwrite=True (--force)."
     )
 
 
@@ -180,10 +187,10 @@ def read(path: str | os.PathLike[str], model: str | None = None) -> Saved:
     OSError: there is none, or its base model is not to be found.
     ValueError: it is damaged, of another version, or the base model is another one.
   """
-  folder = Path(path).expanduser()
+  folder = Path(files.local(path))
   _restore(folder)
   if not (folder / ABOUT).is_file():
-    raise FileNotFoundError(f"{folder} holds no saved classifier (no {ABOUT}).")
+    raise FileNotFoundError(f"{path} holds no saved classifier (no {ABOUT}).")
   facts = read_json(folder / ABOUT)
   if not isinstance(facts, dict) or facts.get(_MARK) != _NAME:
     raise ValueError(f"{folder / ABOUT} was not written by this library.")
@@ -235,7 +242,7 @@ def read(path: str | os.PathLike[str], model: str | None = None) -> Saved:
 
 def read_crossval(path: str | os.PathLike[str]) -> str | None:
   """The table of predictions by folds, if there is one."""
-  file = Path(path).expanduser() / CROSSVAL
+  file = Path(files.local(path)) / CROSSVAL
   return file.read_text(encoding="utf-8", errors="surrogateescape") if file.exists() else None
 
 
@@ -253,9 +260,9 @@ def export(path: str | os.PathLike[str], saved: Saved, form: str) -> None:
     FileExistsError: the folder is not empty.
     ValueError: that library has no such thing.
   """
-  folder, (setting, fitted, facts) = Path(path).expanduser(), saved
-  if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-    raise FileExistsError(f"{folder} is not empty; give another folder.")
+  setting, fitted, facts = saved
+  if files.is_there(path):
+    raise FileExistsError(f"{path} is not empty; give another folder.")
   if setting.head:
     raise ValueError(
       f"{setting.method_name} is a head on frozen features, which neither peft nor transformers "
@@ -265,11 +272,11 @@ def export(path: str | os.PathLike[str], saved: Saved, form: str) -> None:
   huggingface.writable(model)
   kept = ("classes", "class_names", "templates", "temperature", "base_model", "base_fingerprint")
   about = json.dumps({name: facts[name] for name in kept}, indent=2, ensure_ascii=False) + "\n"
-  with files.folder_aside(folder) as aside:
+  with files.writing(path) as folder, files.folder_aside(folder) as aside:
     if form == "hf":
       changes = adapters.differences(model, lora, fitted.params)
       exact = jax.tree.map(lambda leaf: np.asarray(leaf, np.float32), setting.params)
-      params = merge.add(model, exact, changes, str(folder))
+      params = merge.add(model, exact, changes, str(path))
       how = setting.preprocessing
       checkpoints.save(aside, model, params, resize=how.resize, interpolation=how.interpolation)
     elif fitted.params:

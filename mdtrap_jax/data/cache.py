@@ -20,6 +20,8 @@ import google_crc32c
 import numpy as np
 from absl import logging
 
+from mdtrap_jax import buckets, files
+
 _VERSION = 2  # Raise when decoding or resizing changes its result.
 _MAGIC = b"mdtrap_jax: a cache of images\n"  # No file without it is ever written to.
 _HEAD = 4096  # Bytes before the first record; what is not used of them is zero.
@@ -41,7 +43,8 @@ class ImageCache:
     """Opens or creates the cache; anything that decides the bytes has a file of its own.
 
     Args:
-      folder: Where the files are, created if missing.
+      folder: Where the files are, created if missing. They are written image by image, as no
+        object of a bucket can be: instead of a bucket this machine's cache directory is taken.
       identity: The source's `identity`.
       count: How many images `n` the source has.
       size: Image side `S`.
@@ -60,7 +63,11 @@ class ImageCache:
       "options": options,
     }
     self._key = hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).digest()
-    self._path = pathlib.Path(folder).expanduser() / f"{self._key.hex()}.images"
+    if buckets.is_bucket(folder):
+      here = files.cache_directory() / "images"
+      logging.warning("%s: resized images are kept on this machine, in %s.", folder, here)
+      folder = here
+    self._path = pathlib.Path(files.local(folder)) / f"{self._key.hex()}.images"
     self._count, self._shape = count, (size, size, 3)
     self._bytes = size * size * 3
     self._record = len(_MARK) + 4 + self._bytes

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 from absl import logging
 
+from mdtrap_jax import files
 from mdtrap_jax.data.content import Content, digest_of
 from mdtrap_jax.data.names import nfc, shown
 from mdtrap_jax.data.source import Source
@@ -97,7 +98,7 @@ def keep_files(source: Source, listing: str | os.PathLike[str]) -> Source:
   path = shown(listing)
   if not hasattr(source, "files"):
     raise ValueError(f"{source.name} has no files, so --config.data.files={path} means nothing.")
-  if not os.path.isfile(listing := os.path.expanduser(listing)):
+  if not os.path.isfile(listing := files.local(listing)):
     raise FileNotFoundError(
       f"--config.data.files={path}: no such file. Give a text file with one image a line."
     )

@@ -26,7 +26,7 @@ from mdtrap_jax import files
 from mdtrap_jax.data.feature_files import load_array
 
 _MARK, _MAGIC = ".mdtrap_jax", "mdtrap_jax made this folder and may remove it.\n"
-_ARRAYS, _IDENTITY = ("features.npy", "labels.npy"), "identity.json"
+_ARRAYS, IDENTITY = ("features.npy", "labels.npy"), "identity.json"
 _READABLE = 40  # characters of each name that are kept in the folder's, for people
 _ABANDONED = 24 * 3600.0  # seconds after which what a killed process left half-made is removed
 
@@ -58,13 +58,13 @@ def load(folder: Path, identity: dict[str, Any]) -> tuple[np.ndarray, np.ndarray
   try:
     if not _is_ours(folder):
       raise ValueError("it has no mark")
-    described = json.loads((folder / _IDENTITY).read_text(encoding="utf-8"))
+    described = json.loads((folder / IDENTITY).read_text(encoding="utf-8"))
     there = dict(zip(_ARRAYS, files.digests(folder / name for name in _ARRAYS), strict=True))
     if described != {**identity, "sha256": there}:
       raise ValueError("the arrays are not those that were stored")
     return load_array(folder / "features.npy", "r"), load_array(folder / "labels.npy")
   except (OSError, ValueError, RecursionError) as error:
-    if not _is_ours(folder) or set(os.listdir(folder)) - {*_ARRAYS, _IDENTITY, _MARK}:
+    if not _is_ours(folder) or set(os.listdir(folder)) - {*_ARRAYS, IDENTITY, _MARK}:
       raise FileExistsError(
         f"{folder} holds what this program did not make, and is left alone: move it away, or set "
         "another --config.data.cache_dir."
@@ -94,7 +94,7 @@ def store(folder: Path, features: np.ndarray, labels: np.ndarray, identity: dict
     for name, array in zip(_ARRAYS, (features, labels), strict=True):
       np.save(partial / name, array)
     there = dict(zip(_ARRAYS, files.digests(partial / name for name in _ARRAYS), strict=True))
-    (partial / _IDENTITY).write_text(json.dumps({**identity, "sha256": there}, indent=2) + "\n")
+    (partial / IDENTITY).write_text(json.dumps({**identity, "sha256": there}, indent=2) + "\n")
     if os.path.lexists(folder) and load(folder, identity) is None:
       damaged = aside()
       with contextlib.suppress(FileNotFoundError):  # another process was quicker
@@ -122,7 +122,7 @@ def _is_ours(folder: Path) -> bool:
 def _remove(folder: Path) -> None:
   """Removes a folder of ours, unless somebody has put something of theirs into it."""
   if _is_ours(folder):
-    for name in (*_ARRAYS, _IDENTITY, _MARK):
+    for name in (*_ARRAYS, IDENTITY, _MARK):
       (folder / name).unlink(missing_ok=True)
     with contextlib.suppress(OSError):
       folder.rmdir()

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
+from mdtrap_jax import files
 from mdtrap_jax.data.feature_set import FeatureSet, check_features
 
 _FORMATS = (
@@ -34,7 +35,8 @@ def read_features(path: str | Path, domain: str) -> FeatureSet:
     FileNotFoundError: there is no such thing.
     ValueError: features or labels that cannot be right, or cannot be read.
   """
-  path = Path(path).expanduser()
+  is_array = os.fspath(path).endswith(".npy")
+  path = Path((files.beside if is_array else files.local)(path))
   if path.is_file():
     if path.suffix == ".npy":
       return _read_folder(path.parent, domain, path.name)

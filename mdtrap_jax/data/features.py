@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 from collections.abc import Callable
@@ -13,6 +14,7 @@ import numpy as np
 from absl import logging
 from tqdm import tqdm
 
+from mdtrap_jax import files
 from mdtrap_jax.data import feature_cache, images
 from mdtrap_jax.data.align_corners import resize_align_corners
 from mdtrap_jax.data.feature_set import FeatureSet, check_features
@@ -72,8 +74,9 @@ def cached_features(
   folder, stored = None, None
   identity = _identity(domain, source, extractor, (resize, interpolation), unreadable)
   if cache_dir:
-    folder = Path(cache_dir).expanduser() / feature_cache.folder_name(identity)
-    stored = feature_cache.load(folder, identity)
+    folder = f"{str(cache_dir).rstrip('/')}/{feature_cache.folder_name(identity)}"
+    with contextlib.suppress(FileNotFoundError):  # of a bucket: not yet
+      stored = feature_cache.load(Path(files.local(folder)), identity)
   hierarchy = getattr(source, "hierarchy", None)
   if stored is not None:
     return FeatureSet(domain, *stored, source.class_names, hierarchy)
@@ -82,7 +85,8 @@ def cached_features(
   found = check_features(domain, features, labels, source.class_names, hierarchy)
   if folder is not None:
     try:
-      feature_cache.store(folder, found.features, found.labels, identity)
+      with files.writing(folder, last=feature_cache.IDENTITY) as here:
+        feature_cache.store(here, found.features, found.labels, identity)
     except OSError as error:
       logging.warning("%s: the features are not kept, and the run goes on: %s", domain, error)
   return found

@@ -46,7 +46,7 @@ class FolderSource:
       ValueError: If it has no subfolder with images, its subfolders are or may be no classes,
         or the names do not fit it.
     """
-    root = os.path.expanduser(path)
+    root = files.local(path)
     if "\0" in root or not os.path.isdir(root):
       what = "not a folder" if os.path.lexists(root.replace("\0", "")) else "no such folder"
       raise FileNotFoundError(f"{shown(root)}: {what}. {_PATH}")

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from absl import logging
 
+from mdtrap_jax import files
 from mdtrap_jax.data import images
 from mdtrap_jax.data.hierarchy import leaves_below, read_hierarchy
 from mdtrap_jax.data.tfrecord import Record, bytes_feature, index_records, read_record
@@ -49,7 +50,8 @@ class RecordSource:
       FileNotFoundError: There is no such data set, or a class's file is missing.
       ValueError: No such split, or files that are not as Meta-Dataset writes them.
     """
-    folder = Path(root).expanduser() / dataset
+    in_dataset = lambda name: name.startswith(f"{dataset}/")
+    folder = Path(files.local(root, in_dataset)) / dataset
     specification = folder / "dataset_spec.json"
     if not root or not specification.is_file():
       raise FileNotFoundError(

@@ -3,6 +3,8 @@
 import unicodedata
 from collections.abc import Iterable
 
+from mdtrap_jax import files
+
 # Control characters, lone surrogates (bytes that are not UTF-8), line and paragraph separators.
 _UNPRINTABLE = ("Cc", "Cs", "Zl", "Zp")
 
@@ -18,14 +20,14 @@ def is_printable(name: str) -> bool:
 
 
 def shown(name: object) -> str:
-  """A name for messages, whatever a file system allows in it, on one line.
+  """A name for messages, whatever a file system allows in it, on one line; a bucket's as its URL.
 
   >>> shown("two\\nlines")
   'two\\\\nlines'
   """
   return "".join(
     character if is_printable(character) else character.encode("unicode_escape").decode()
-    for character in str(name)
+    for character in files.typed(name)
   )
 
 

@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 import tensorflow_datasets as tfds
 from absl import logging
 
+from mdtrap_jax import buckets, files
 from mdtrap_jax.data import images
 from mdtrap_jax.data.names import is_printable, listed, nfc, shown
 from mdtrap_jax.data.tfds_source import TARGETS, open_builder
@@ -61,6 +62,13 @@ def prepare(name: str, data_dir: str | None = None, manual_dir: str | None = Non
     OSError: If it cannot be written, or is being prepared by another process; what was written
       so far is removed.
   """
+  if data_dir and buckets.is_bucket(data_dir):
+    folder = f"{buckets.url_of(data_dir)}/{TARGETS[name].builder.partition('/')[0]}"
+    if not any(found.endswith("dataset_info.json") for found in buckets.Bucket(folder).find()):
+      with files.writing(folder, last="dataset_info.json") as aside:
+        prepare(name, str(aside.parent), manual_dir)
+    return folder
+  manual_dir = manual_dir and files.local(manual_dir)
   builder = open_builder(TARGETS[name].builder, data_dir, file_format="array_record")
   if manual_dir is None and builder.MANUAL_DOWNLOAD_INSTRUCTIONS:
     raise ValueError(f"{name} needs --manual_dir. {builder.MANUAL_DOWNLOAD_INSTRUCTIONS}")

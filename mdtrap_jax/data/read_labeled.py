@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from mdtrap_jax import files
 from mdtrap_jax.data import images, labeled
 from mdtrap_jax.data.folder_source import FolderSource
 from mdtrap_jax.data.labeled import Labeled
@@ -36,7 +37,8 @@ def read_labeled(data: Any, labels: Any = None) -> Labeled:
   if isinstance(data, str | os.PathLike):
     if labels is not None:
       raise ValueError("labels go with lists of images; a folder or a CSV has its own.")
-    path = Path(data).expanduser()
+    is_table = os.fspath(data).lower().endswith((".csv", ".json"))
+    path = Path((files.beside if is_table else files.local)(data))
     if not path.exists():
       raise FileNotFoundError(f"{shown(path)}: no such folder, CSV or JSON of labeled images.")
     read = {".json": read_split}.get(path.suffix.lower(), read_csv)

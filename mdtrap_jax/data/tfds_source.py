@@ -10,7 +10,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 # Importing a builder of ours registers its name with TFDS.
-from mdtrap_jax import files
+from mdtrap_jax import buckets, files
 from mdtrap_jax.data import images
 from mdtrap_jax.data.builders import chestx14 as _chestx14  # noqa: F401
 from mdtrap_jax.data.builders import isic2018 as _isic2018  # noqa: F401
@@ -168,6 +168,16 @@ def open_builder(name: str, data_dir: str | None, **options: Any) -> tfds.core.D
   Raises:
     ValueError: If what TFDS wrote about it in `data_dir` is damaged, naming the file.
   """
+  if data_dir and buckets.is_bucket(data_dir):  # record files are read by C++, from disks alone
+    own = name.partition("/")[0] + "/"
+    try:
+      here = files.local(data_dir, lambda found: found.startswith(own))
+    except FileNotFoundError as error:
+      raise FileNotFoundError(
+        f"{name} is not prepared at {data_dir}. Prepare it once with: "
+        f"{prepare_command(name, data_dir, None)}"
+      ) from error
+    return open_builder(name, here, **options)
   try:
     return tfds.builder(name, data_dir=data_dir, **options)
   except Exception as error:  # Of many kinds, when dataset_info.json is damaged.

@@ -16,15 +16,17 @@ from mdtrap_jax.experiments import finetune, heads, pretrain, study
 from mdtrap_jax.report import comparison, summary
 from mdtrap_jax.report import heads as heads_report
 from mdtrap_jax.run import hosts
+from mdtrap_jax.run import store as stores
 from mdtrap_jax.run.events import Track
 from mdtrap_jax.run.loop import run as run_loop
+from mdtrap_jax.run.store import Store
 
 
 def run_finetune(
-  config: ml_collections.ConfigDict, workdir: Path, track: Track | None = None
+  config: ml_collections.ConfigDict, store: Store, track: Track | None = None
 ) -> str:
   """Adapts a vision-language model; with variants, compares them on the same episodes."""
-  finished = run_loop(finetune.experiment(config), workdir, track=track)
+  finished = run_loop(finetune.experiment(config), store, track=track)
   summaries = {
     name: summary.write(directory, finished.rate)
     for name, directory in finished.directories.items()
@@ -37,11 +39,11 @@ def run_finetune(
   return comparison.format_text(comparison.compare(paths))
 
 
-def run_heads(config: ml_collections.ConfigDict, workdir: Path, track: Track | None = None) -> str:
+def run_heads(config: ml_collections.ConfigDict, store: Store, track: Track | None = None) -> str:
   """Fine-tunes light heads on frozen features: NCC, URL, CoPA."""
   config = configs.resolve(config)
   experiment, found = heads.experiment(config)
-  finished = run_loop(experiment, workdir, track=track)
+  finished = run_loop(experiment, store, track=track)
   directory = finished.directories[""]
   wanted = {task.episode for group in experiment.groups for task in group.tasks}
   lines = [line for number, line in sorted(directory.finished.items()) if number in wanted]
@@ -52,25 +54,25 @@ def run_heads(config: ml_collections.ConfigDict, workdir: Path, track: Track | N
   return "" if hosts.index() else table
 
 
-def run_study(config: ml_collections.ConfigDict, workdir: Path, track: Track | None = None) -> str:
+def run_study(config: ml_collections.ConfigDict, store: Store, track: Track | None = None) -> str:
   """The paper's study: many cells, in each all methods on the same episodes."""
   experiment = study.experiment(config)
-  finished = run_loop(experiment, workdir, track=track)
+  finished = run_loop(experiment, store, track=track)
   for directory in finished.directories.values():
     summary.write(directory, finished.rate)
-  return "" if hosts.index() else study.tabulate(config, finished.directories, workdir)
+  return "" if hosts.index() else study.tabulate(config, finished.directories, store.root)
 
 
 def run_pretrain(
-  config: ml_collections.ConfigDict, workdir: Path, track: Track | None = None
+  config: ml_collections.ConfigDict, store: Store, track: Track | None = None
 ) -> str:
   """Pretrains the miniature; `checkpoints.load` reads what is then in `DIR/model`."""
-  finished = run_loop(pretrain.experiment(config, workdir), workdir, track=track)
+  finished = run_loop(pretrain.experiment(config, store.root), store, track=track)
   rate = summary.write(finished.directories[""], finished.rate)["episodes_per_second"]
-  return pretrain.tabulate(config, workdir, rate) if hosts.index() == 0 else ""
+  return pretrain.tabulate(config, store.root, rate) if hosts.index() == 0 else ""
 
 
-EXPERIMENTS: dict[str, Callable[[ml_collections.ConfigDict, Path, Track | None], str]] = {
+EXPERIMENTS: dict[str, Callable[[ml_collections.ConfigDict, Store, Track | None], str]] = {
   "finetune": run_finetune,
   "heads": run_heads,
   "pretrain": run_pretrain,
@@ -85,15 +87,16 @@ def run(config: ml_collections.ConfigDict, workdir: str | Path, track: Track | N
 
   Args:
     config: of any kind.
-    workdir: made, or resumed.
+    workdir: made, or resumed; a directory, or a bucket's.
     track: told, batch by batch, of what TensorBoard gets (`run.events.Scalars`): for a tracker of
       experiments of your own. What it raises is a warning.
 
   Raises:
-    ValueError: no such experiment, or what the experiment itself raises.
+    ValueError, OSError: no such experiment, or what the experiment itself raises.
   """
   if config.experiment not in EXPERIMENTS:
     raise ValueError(
       f"config.experiment={config.experiment!r}: choose one of {sorted(EXPERIMENTS)}."
     )
-  return EXPERIMENTS[config.experiment](config, Path(workdir), track)
+  with stores.opened(workdir, hosts.index(), hosts.count()) as store:
+    return EXPERIMENTS[config.experiment](config, store, track)

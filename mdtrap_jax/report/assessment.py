@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -75,13 +74,13 @@ def contents(found: Assessment) -> dict[str, bytes]:
   return drawn | encoded | {PAGE: page.make(found, drawn)}
 
 
-def check_target(folder: Path, overwrite: bool) -> None:
+def check_target(folder: str | os.PathLike[str], overwrite: bool) -> None:
   """Refuses a folder that holds something, before minutes of work.
 
   Raises:
     FileExistsError: it is a file, or not empty and not `overwrite`.
   """
-  if folder.exists() and (not folder.is_dir() or any(folder.iterdir())) and not overwrite:
+  if not overwrite and files.is_there(folder):
     raise FileExistsError(
       f"{folder} is not empty; give another folder, or overwrite=True (--force)."
     )
@@ -98,9 +97,9 @@ def write(found: Assessment, folder: str | os.PathLike[str], *, overwrite: bool 
   Raises:
     FileExistsError: as `check_target`.
   """
-  folder = Path(folder).expanduser()
   check_target(folder, overwrite)
   made = contents(found)
-  folder.mkdir(parents=True, exist_ok=True)
-  for name, content in made.items():
-    files.write(folder / name, content)
+  with files.writing(folder) as here:
+    here.mkdir(parents=True, exist_ok=True)
+    for name, content in made.items():
+      files.write(here / name, content)

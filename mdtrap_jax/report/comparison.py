@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from mdtrap_jax import files
 from mdtrap_jax.report import tables
-from mdtrap_jax.run import claim
+from mdtrap_jax.run import claim, store
 from mdtrap_jax.run.identity import data_of
 from mdtrap_jax.run.lines import read_episodes, read_object
 from mdtrap_jax.statistics import Accuracy, accuracy_of, paired
@@ -38,7 +38,7 @@ def find_runs(paths: Iterable[str | Path]) -> list[Path]:
     FileNotFoundError: a path that holds no run.
   """
   runs: dict[Path, Path] = {}
-  for path in map(Path, paths):
+  for path in map(store.readable, paths):
     below = list(_runs_below(path))
     if not below:
       raise FileNotFoundError(

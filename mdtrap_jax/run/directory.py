@@ -10,7 +10,7 @@ import errno
 import fcntl
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,7 @@ class WorkDirectory:
     *,
     variant: str = "",
     process: int = 0,
+    push: Callable[[], None] = lambda: None,
   ):
     """Claims a directory for a resolved config, new or to be resumed.
 
@@ -42,13 +43,14 @@ class WorkDirectory:
       source: what the images and weights are (see `run/identity.py`).
       variant: the subdirectory of one of several variants.
       process: which of several processes this is; others than 0 write to `process-N`.
+      push: returns once what was written is kept, where a disk of this machine is not enough.
 
     Raises:
       ValueError: the directory belongs to a run of another config or other data, to something
         else, or holds a line that is no episode. Nothing of it has changed.
       OSError: it cannot be written, or another process is using it.
     """
-    self.path = claim.claim(path, variant, process)
+    self.path, self._push = claim.claim(path, variant, process), push
     self._lock = claim.open_regular(self.path / ".lock", os.O_RDWR | os.O_CREAT)
     try:
       fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -77,7 +79,7 @@ class WorkDirectory:
     self.close()
 
   def append(self, episodes: Iterable[dict[str, Any]]) -> None:
-    """Adds finished episodes to `episodes.jsonl` and returns once they are on the disk.
+    """Adds finished episodes to `episodes.jsonl` and returns once they are on the disk and pushed.
 
     Those that are there already are passed over: a batch that was written for one variant when
     a kill came is run again for the others.
@@ -102,6 +104,7 @@ class WorkDirectory:
     finally:
       os.close(descriptor)
     self.finished |= new
+    self._push()
 
   def write_json(self, name: str, value: dict[str, Any] | str) -> None:
     """Replaces a file in one step: a reader sees the old one or the new one."""

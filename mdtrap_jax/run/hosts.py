@@ -13,7 +13,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from mdtrap_jax.run import meeting
+from mdtrap_jax.run import claim, meeting
 from mdtrap_jax.run.directory import WorkDirectory, check_same
 from mdtrap_jax.run.lines import read_episodes, read_object
 from mdtrap_jax.run.meeting import Place, place
@@ -231,6 +231,19 @@ def share(items: Sequence[Item], begun: Collection[Item] = ()) -> list[Item]:
 def own_directory(workdir: Path) -> Path:
   """Where this process writes: the work directory itself, or one inside it."""
   return workdir / f"process-{index()}" if index() else workdir
+
+
+def snapshot_directories(workdir: Path) -> list[Path]:
+  """Where this process's snapshots are: its own, and those it takes over.
+
+  When there were more processes before, the others share what those that are no more had begun.
+  """
+  others = []
+  for folder in sorted(workdir.glob("process-*/snapshots")):
+    number = folder.parent.name.removeprefix("process-")
+    if number.isdecimal() and int(number) >= count() and int(number) % count() == index():
+      others += [folder] if claim.is_ours(folder) else []
+  return [own_directory(workdir) / "snapshots", *others]
 
 
 def merge(workdir: Path, directories: Mapping[str, WorkDirectory]) -> None:

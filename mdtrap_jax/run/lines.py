@@ -8,18 +8,20 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from mdtrap_jax.run import store
+
 
 def read_episodes(path: str | Path) -> list[dict[str, Any]]:
   """The complete lines of a run's `episodes.jsonl`, by episode number, each once.
 
   Args:
-    path: the work directory.
+    path: the work directory, or one's in a bucket.
 
   Raises:
     FileNotFoundError: there is no such file.
     ValueError: a line is no episode, or one stands there twice with different results.
   """
-  file = Path(path) / "episodes.jsonl"
+  file = store.readable(path) / "episodes.jsonl"
   if not file.is_file():
     raise FileNotFoundError(f"{file} does not exist: is {path} the --workdir of a run?")
   with open(file, "rb") as opened:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,6 +23,7 @@ from mdtrap_jax.data.loader import ahead
 from mdtrap_jax.data.task import Task, TaskBatch, TaskId
 from mdtrap_jax.methods.method import AdaptState, Evaluation, Method
 from mdtrap_jax.run import claim, hosts
+from mdtrap_jax.run import store as stores
 from mdtrap_jax.run.directory import WorkDirectory
 from mdtrap_jax.run.events import Track
 from mdtrap_jax.run.experiment import Experiment, Group, Ready
@@ -55,13 +56,16 @@ class Finished(NamedTuple):
 
 
 def run(
-  experiment: Experiment, workdir: str | Path, pace: Pace = PACE, track: Track | None = None
+  experiment: Experiment,
+  workdir: str | Path | stores.Store,
+  pace: Pace = PACE,
+  track: Track | None = None,
 ) -> Finished:
   """Adapts every task of `experiment` that `workdir` does not hold yet.
 
   Args:
     experiment: what to do.
-    workdir: where the runs' files are; made, or resumed.
+    workdir: where the runs' files are; made, or resumed. A bucket's is a store that is `opened`.
     pace: of segments and snapshots.
     track: told of the numbers that TensorBoard gets, in the first process.
 
@@ -71,7 +75,8 @@ def run(
     PreemptedError: it was asked to stop; all is saved.
   """
   hosts.agree("config", _facts(experiment))
-  workdir = claim.claim_root(workdir)
+  store = stores.of(workdir)
+  workdir = claim.claim_root(store.root)
   with contextlib.ExitStack() as stack:
     directories = {
       name: stack.enter_context(
@@ -81,6 +86,7 @@ def run(
           experiment.sources[name],
           variant=name,
           process=hosts.index(),
+          push=store.push,
         )
       )
       for name, config in experiment.runs.items()
@@ -88,20 +94,21 @@ def run(
     log = stack.enter_context(
       Log(hosts.own_directory(workdir) / "run.log", aloud=hosts.index() == 0)
     )
-    log.say("\n".join(_about(experiment, workdir)))
+    log.say("\n".join(_about(experiment, store.name)))
     hosts.merge(workdir, directories)
-    snapshots = stack.enter_context(
-      contextlib.closing(
-        SnapshotDirectory(
-          hosts.own_directory(workdir) / "snapshots",
-          {name: directory.config for name, directory in directories.items()},
-          seconds=pace.snapshot,
-          share=pace.share,
-        )
+    store.push()
+    kept = [
+      SnapshotDirectory(
+        path,
+        {name: directory.config for name, directory in directories.items()},
+        seconds=pace.snapshot,
+        share=pace.share,
+        push=store.push,
       )
-    )
+      for path in hosts.snapshot_directories(workdir)
+    ]
     todo = {group.name: _todo(group, directories) for group in experiment.groups}
-    mine = {name: _mine(name, tasks, snapshots) for name, tasks in todo.items()}
+    mine = {name: _mine(name, tasks, kept) for name, tasks in todo.items()}
     done = sum(len(group.tasks) - len(todo[group.name]) for group in experiment.groups)
     total = done + sum(map(len, mine.values()))
     progress = stack.enter_context(Progress(directories, total, done, log, track))
@@ -109,7 +116,7 @@ def run(
       if mine[group.name]:
         with progress.busy("loading model and data"):
           ready = group.prepare()
-        adapting = _Adapting(group, ready, directories, snapshots, progress, pace)
+        adapting = _Adapting(group, ready, directories, kept, progress, pace)
         with (
           progress.group(group.runs),
           preemption(hosts.request_stop, hosts.stop_requested) as asked,
@@ -117,7 +124,8 @@ def run(
           adapting.run(mine[group.name], experiment.placing, asked)
     rate = hosts.total(progress.rate)
     hosts.merge(workdir, directories)
-    snapshots.remove()
+    for snapshots in kept:
+      snapshots.remove()
     return Finished(directories, rate)
 
 
@@ -133,7 +141,7 @@ def _facts(experiment: Experiment) -> dict[str, str]:
   return facts
 
 
-def _about(experiment: Experiment, workdir: Path) -> Iterator[str]:
+def _about(experiment: Experiment, workdir: str) -> Iterator[str]:
   """What runs, where and on what, in lines."""
   names = [name for name in experiment.runs if name]
   yield outline(next(iter(experiment.runs.values())))
@@ -158,9 +166,9 @@ def _todo(group: Group, directories: Mapping[str, WorkDirectory]) -> list[TaskId
   ]
 
 
-def _mine(name: str, todo: Sequence[TaskId], snapshots: SnapshotDirectory) -> list[TaskId]:
-  """The part of a group's tasks that this process adapts: its snapshot's, and its turns."""
-  held = set(snapshots.held(name))
+def _mine(name: str, todo: Sequence[TaskId], kept: Sequence[SnapshotDirectory]) -> list[TaskId]:
+  """The part of a group's tasks that this process adapts: its snapshots', and its turns."""
+  held = {episode for snapshots in kept for episode in snapshots.held(name)}
   return hosts.share(todo, {task for task in todo if task.episode in held})
 
 
@@ -170,7 +178,7 @@ class _Adapting(NamedTuple):
   group: Group
   ready: Ready
   directories: Mapping[str, WorkDirectory]
-  snapshots: SnapshotDirectory
+  kept: Sequence[SnapshotDirectory]  # its own first, then those of processes that are no more
   progress: Progress
   pace: Pace
 
@@ -189,7 +197,8 @@ class _Adapting(NamedTuple):
     programs = announced(make_programs(method, mesh, bool(ready.weights)), self.progress.busy)
     on_devices = lambda batch: spread(_filled(batch.tasks, size), mesh)
     lengths = Lengths(self.pace.segment)
-    for tasks, left in _parts(todo, self.snapshots.restore(self.group.name, self.group.runs)):
+    restored = [snapshots.restore(self.group.name, self.group.runs) for snapshots in self.kept]
+    for tasks, left in _parts(todo, filter(None, restored)):
       with contextlib.closing(ahead(on_devices, ready.batches(tasks, size))) as loaded:
         for batch, arrays in loaded:
           prepared, state = programs.prepare(params, arrays, ready.weights)
@@ -202,7 +211,7 @@ class _Adapting(NamedTuple):
             start = left.step
             evaluations = {step: evaluation_of(held) for step, held in evaluations.items()}
             self.progress.skipped(len(batch.ids), start / max(method.steps, 1))
-          self.snapshots.begin()
+          self.kept[0].begin()
           after = functools.partial(self._after_segment, batch, method, asked)
           outcome = adapt_batch(
             programs,
@@ -225,13 +234,14 @@ class _Adapting(NamedTuple):
     rows = len(batch.ids)
     note = self.ready.watch(step, state, evaluations) if self.ready.watch else ""
     self.progress.stepped(rows, done / method.steps, note)
-    if asked.name or self.snapshots.due():
+    if asked.name or self.kept[0].due():
       leaves, kept = jax.tree.map(
         lambda leaf: np.asarray(leaf)[:rows],
         (jax.tree.leaves(state), {mark: arrays_of(e) for mark, e in evaluations.items()}),
       )
       numbers = tuple(task.episode for task in batch.ids)
-      self.snapshots.save(Snapshot(self.group.name, numbers, step, leaves, kept, self.group.runs))
+      group = self.group.name, numbers, step
+      self.kept[0].save(Snapshot(*group, leaves, kept, self.group.runs))
     asked.check()
 
   def _append(self, batch: TaskBatch, outcome: Outcome) -> None:
@@ -245,14 +255,16 @@ class _Adapting(NamedTuple):
 
 
 def _parts(
-  todo: Sequence[TaskId], snapshot: Snapshot | None
+  todo: Sequence[TaskId], snapshots: Iterable[Snapshot]
 ) -> Iterator[tuple[list[TaskId], Snapshot | None]]:
-  """The tasks to adapt: first those that a snapshot holds, then those that start anew."""
-  held = set(snapshot.episodes) if snapshot else set()
-  if under_way := [task for task in todo if task.episode in held]:
-    yield under_way, snapshot
-  if rest := [task for task in todo if task.episode not in held]:
-    yield rest, None
+  """The tasks to adapt: first those that snapshots hold, then those that start anew."""
+  for snapshot in snapshots:
+    held = set(snapshot.episodes)
+    if under_way := [task for task in todo if task.episode in held]:
+      yield under_way, snapshot
+    todo = [task for task in todo if task.episode not in held]
+  if todo:
+    yield todo, None
 
 
 def _filled(tasks: Task, size: int) -> Task:

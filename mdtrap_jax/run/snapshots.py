@@ -16,7 +16,7 @@ import math
 import os
 import re
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -78,6 +78,7 @@ class SnapshotDirectory:
     *,
     seconds: float = 10.0,
     share: float = 0.05,
+    push: Callable[[], None] = lambda: None,
   ):
     """Opens `path`, which is made with the first snapshot.
 
@@ -86,12 +87,13 @@ class SnapshotDirectory:
       config: what each variant computes; a snapshot of something else is refused.
       seconds: at least, from one snapshot to the next, or to the end of a short batch.
       share: of a run's time that writing snapshots may take.
+      push: returns once what was written is kept, where a disk of this machine is not enough.
 
     Raises:
       ValueError, OSError: `path` is a link, or something else's.
     """
     self._path, self._config = path.absolute(), json.loads(json.dumps(config))
-    self._interval, self._share = seconds, share
+    self._interval, self._share, self._push = seconds, share, push
     self._last = time.monotonic()
     self._seconds = 0.0  # that the last one took
     self._failed = False
@@ -152,6 +154,7 @@ class SnapshotDirectory:
       for partial in self._files(_PARTIAL):  # a kill's, and large
         partial.unlink()
       files.write(self._file(snapshot.group), _pack(self._config, snapshot))
+      self._push()
       self._failed = False
     except OSError as error:
       if not self._failed:
@@ -174,6 +177,7 @@ class SnapshotDirectory:
     if self._path.is_dir() and {path.name for path in self._path.iterdir()} == {claim.MARKER}:
       (self._path / claim.MARKER).unlink()
       self._path.rmdir()
+    self._push()
 
   def close(self) -> None:
     """Lets go of the directory; snapshots stay."""

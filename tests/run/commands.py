@@ -58,9 +58,9 @@ class Command(NamedTuple):
     return Ended(self.process.exitcode, out, (error.splitlines() or [""])[-1], starts)
 
 
-def start(arguments, log, send=None) -> Command:
+def start(arguments, log, send=None, environment=()) -> Command:
   """`main.py` with these arguments on one device; `log` begins the names of its outputs."""
-  process = CONTEXT.Process(target=_main, args=(list(arguments), log, send))
+  process = CONTEXT.Process(target=_main, args=(list(arguments), log, send, dict(environment)))
   process.start()
   return Command(process, log)
 
@@ -70,10 +70,10 @@ def there(log) -> Path:
   return Path(f"{log}.there")
 
 
-def _main(arguments, log, send):
+def _main(arguments, log, send, environment):
   for name, descriptor in (("out", 1), ("err", 2)):
     os.dup2(os.open(f"{log}.{name}", os.O_WRONLY | os.O_CREAT | os.O_TRUNC), descriptor)
-  os.environ["XLA_FLAGS"] = flags_of_commands(devices=1)
+  os.environ |= {"XLA_FLAGS": flags_of_commands(devices=1), **environment}
   experiments.run_loop = functools.partial(loop.run, pace=EVERY)
   _report_starts()
   if send:

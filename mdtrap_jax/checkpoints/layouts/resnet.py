@@ -9,6 +9,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
+from mdtrap_jax import files
 from mdtrap_jax.checkpoints.convert import convert, parameter_shapes
 from mdtrap_jax.checkpoints.formats.arrays import Arrays, in_memory, normalized
 from mdtrap_jax.checkpoints.formats.safetensors_file import open_safetensors
@@ -91,7 +92,7 @@ def find_resnet18(source: str | Path) -> Path:
   Raises:
     FileNotFoundError: there is none.
   """
-  path = Path(source).expanduser()
+  path = Path(files.local(source))
   if not path.is_file():
     raise FileNotFoundError(
       f"{path}: no such file. Give the ResNet-18 checkpoint of the URL repository "
