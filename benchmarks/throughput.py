@@ -24,8 +24,12 @@ import numpy as np
 
 from configs import default
 from mdtrap_jax import config as settings
+from mdtrap_jax.data.prompts import DEFAULT_TEMPLATE
 from mdtrap_jax.data.task import Task
 from mdtrap_jax.experiments import finetune
+from mdtrap_jax.methods.tuning.choices import make_parameterization
+from mdtrap_jax.models.image_stem import ImageConfig
+from mdtrap_jax.models.text_stem import TextConfig
 from mdtrap_jax.models.vlm import VisionLanguageModel
 from mdtrap_jax.run import devices as run_devices
 from mdtrap_jax.run import programs as run_programs
@@ -38,6 +42,7 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
   parser.add_argument("--model", default="clip-vit-b16", help="a named size")
   parser.add_argument("--shots", type=int, default=1)
   parser.add_argument("--method", default="svl_ra", choices=sorted(default.METHODS))
+  parser.add_argument("--tune", default="lora", choices=sorted(default.TUNES))
   parser.add_argument(
     "--episodes", type=int, default=0, help="at once, on all devices together; 0: automatic"
   )
@@ -49,7 +54,7 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
 
 def make_config(arguments: argparse.Namespace) -> Any:
   """The paper's schedule for these arguments."""
-  config = default.get_config(arguments.method)
+  config = default.get_config(f"{arguments.method},{getattr(arguments, 'tune', 'lora')}")
   config.model.name, config.model.random_weights = arguments.model, True
   config.data.shots = arguments.shots
   config.model.dtype = arguments.dtype
@@ -64,6 +69,8 @@ def random_episodes(config: Any, model: VisionLanguageModel, count: int) -> Task
   images = lambda n: rng.integers(0, 256, (count, n, size, size, 3), np.uint8)
   labels = lambda n: np.tile(np.repeat(np.arange(data.ways, dtype=np.int32), n), (count, 1))
   text = rng.standard_normal((count, data.ways, model.text.embed_dim))
+  names = [f"class {number}" for number in range(data.ways)]
+  ids = make_parameterization(config).token_ids(model, names, DEFAULT_TEMPLATE)
   return Task(
     seed=np.zeros(count, np.int32),
     number=np.arange(count, dtype=np.int32),
@@ -71,17 +78,19 @@ def random_episodes(config: Any, model: VisionLanguageModel, count: int) -> Task
     support_labels=labels(data.shots),
     query=images(data.ways * data.queries),
     query_labels=labels(data.queries),
-    token_ids=np.ones((count, data.ways, model.text.context_length), np.int32),
+    token_ids=np.broadcast_to(ids[None], (count, *ids.shape)),
     text=text.astype(np.float32),
   )
 
 
 def encoder_flops(model: VisionLanguageModel, images: int) -> float:
   """Operations of the image blocks' forward pass: products with weights and attention."""
-  image = model.image
-  tokens = (image.image_size // image.patch_size) ** 2 + image.class_token
-  products = 2 * (4 * image.width**2 + 2 * image.width * image.mlp_width)
-  return images * image.depth * tokens * (products + 4 * tokens * image.width)
+  return _blocks_flops(model.image, images, model.image.tokens)
+
+
+def _blocks_flops(encoder: ImageConfig | TextConfig, rows: int, tokens: int) -> float:
+  products = 2 * (4 * encoder.width**2 + 2 * encoder.width * encoder.mlp_width)
+  return rows * encoder.depth * tokens * (products + 4 * tokens * encoder.width)
 
 
 def product_ceiling(
@@ -124,9 +133,9 @@ def measure(
     if count % mesh.size:
       raise ValueError(f"--episodes={count}: give a multiple of the {mesh.size} devices.")
   else:
-    method, mesh, each = place(
-      method, params, finetune.task_shape(config, model), {}, most=1024, devices=devices
-    )
+    one = random_episodes(config, model, 1)
+    row_shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), one)
+    method, mesh, each = place(method, params, row_shapes, {}, most=1024, devices=devices)
     count = each * mesh.size
   phases = method.phases
   params = run_programs.replicate(method.needed(params), mesh)
@@ -163,15 +172,20 @@ def measure(
   for phase in phases:
     steps["clean step" if phase.clean else "step"] += phase.stop - phase.start
   # Forward, and backward to the activations; frozen weights have no gradient.
-  flops = count * sum(2 * n * encoder_flops(model, rows[kind]) for kind, n in steps.items())
+  running = method.parameterization.encoders
+  classes, length = prepared.token_ids.shape[1:]
+  texts = _blocks_flops(model.text, classes, length) if "text" in running else 0
+  images = {kind: "image" in running and encoder_flops(model, rows[kind]) for kind in rows}
+  flops = count * sum(2 * n * (images[kind] + texts) for kind, n in steps.items())
   in_steps = sum(n * seconds[kind] for kind, n in steps.items() if n)
   schedule = seconds["prepare"] + 6 * seconds["evaluate"] + in_steps
-  tokens = rows["step"] * count * prepared.tokens.shape[2]
+  tokens = count * (rows["step"] * model.image.tokens if "image" in running else classes * length)
   ceiling = product_ceiling(model, tokens // mesh.size, config.model.dtype, mesh)
   return {
     "work": {
       "model": arguments.model,
       "method": arguments.method,
+      "tune": arguments.tune,
       "shots": arguments.shots,
       "dtype": config.model.dtype,
       "episodes_at_once": count,

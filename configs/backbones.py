@@ -4,10 +4,13 @@
     pe_core,…,baseline       40.89  84.49    91.75        22.02
     pe_core,…,svl_ra         45.01  86.83    93.03        23.66
 
-The sizes are those beside CLIP ViT-B/16, at 224 pixels; `--config.model.name=` takes any other.
+`METHOD,TUNE` picks what is trained too. The sizes are those beside CLIP ViT-B/16, at 224 pixels;
+`--config.model.name=` takes any other.
 """
 
 import importlib
+
+from . import default
 
 BACKBONES = {
   "clip": "clip-vit-b16",
@@ -21,11 +24,13 @@ TARGETS = ("isic", "eurosat", "cropdisease", "chestx", "folder")
 def get_config(row="pe_core,isic,svl_ra"):
   backbone, _, rest = row.partition(",")
   target, *method = rest.split(",")
-  if backbone not in BACKBONES or target not in TARGETS or len(method) > 1:
+  extra = len(method) > 2 or not set(method[1:]) <= set(default.TUNES)
+  if backbone not in BACKBONES or target not in TARGETS or extra:
     raise ValueError(
-      f"--config=configs/backbones.py:{row}: give BACKBONE,TARGET or BACKBONE,TARGET,METHOD "
+      f"--config=configs/backbones.py:{row}: give BACKBONE,TARGET[,METHOD][,TUNE] "
       f"with a backbone of {sorted(BACKBONES)} and a target of {sorted(TARGETS)}."
     )
-  config = importlib.import_module(f".{target}", __package__).get_config(*method)
+  module = importlib.import_module(f".{target}", __package__)
+  config = module.get_config(*filter(None, [",".join(method)]))
   config.model.name = BACKBONES[backbone]
   return config

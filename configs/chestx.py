@@ -6,7 +6,7 @@ from . import default
 def get_config(method="svl_ra"):
   config = default.get_config(method)
   config.data.name = "chestx"
-  config.adapt.steps_per_shot = 125
-  if method == "baseline":
+  config.adapt.steps_per_shot = min(125, config.adapt.steps_per_shot)
+  if "baseline" in method.split(","):
     config.adapt.steps = 125
   return config

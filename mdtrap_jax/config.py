@@ -122,9 +122,22 @@ def _complete(config: ml_collections.ConfigDict) -> None:
   if config.episodes is None:
     put(config, "episodes", 800 if config.data.shots == 1 else 400)
   if "svl" in config.objective and config.objective.svl.weight is None:
-    put(config, "objective.svl.weight", 0.001 if config.lora.encoder == "text" else 0.1)
+    put(config, "objective.svl.weight", 0.001 if _tuned(config) == "text" else 0.1)
+  if config.coop.tokens is None:  # as CoOp counts them
+    put(config, "coop.tokens", len(config.coop.words.split()) or 16)
+  if config.optimizer.warmup_steps >= config.adapt.steps:
+    raise complaint(
+      "optimizer.warmup_steps",
+      config.optimizer.warmup_steps,
+      f"must be below config.adapt.steps={config.adapt.steps}",
+    )
   if config.adapt.steps < 5:
     raise complaint("adapt.steps", config.adapt.steps, "an episode needs at least 5 steps")
+
+
+def _tuned(config: ml_collections.ConfigDict) -> str:
+  """Which encoder is tuned: vision, text or both."""
+  return config[config.tune].get("encoder") or {"coop": "text", "maple": "both"}[config.tune]
 
 
 def _check_tasks(config: ml_collections.ConfigDict) -> None:

@@ -251,6 +251,7 @@ FINETUNE = COMMON | {
   "data.class_names": NAMES,
   "data.domain": text,
   "data.template": optional(_template),
+  "tune": owned("methods.tuning.choices", "PARAMETERIZATIONS"),
   "lora.encoder": owned("models.lora", "ENCODERS"),
   "lora.position": _position,
   "lora.projections": _projections,
@@ -258,6 +259,19 @@ FINETUNE = COMMON | {
   "lora.alpha": real(),
   "lora.scale": owned("models.lora", "SCALES"),
   "lora.dropout": real(0, below=1),
+  "lora.dora": flag,
+  "lora.start": owned("models.lora", "STARTS"),
+  "coop.tokens": optional(whole(1)),
+  "coop.words": text,
+  "coop.per_class": flag,
+  "maple.depth": whole(1),
+  "maple.tokens": whole(1),
+  "maple.words": text,
+  **{
+    f"{subset}.{field}": rule
+    for subset in ("layernorm", "bias")
+    for field, rule in (("encoder", owned("models.lora", "ENCODERS")), ("position", _position))
+  },
   "objective.*.weight": real(),
   "objective.*.window": increasing(several(whole(0, 5), "(0,3)", least=2, most=2)),
   "objective.svl.weight": optional(real()),
@@ -267,6 +281,7 @@ FINETUNE = COMMON | {
   "adapt.steps": optional(whole(1)),
   "adapt.batch_size": whole(0),
   "adapt.chunk": whole(0),
+  "optimizer.name": owned("objectives.chain", "OPTIMIZERS"),
   "optimizer.learning_rate": real(above=0),
   "optimizer.floor": real(0),
   "optimizer.periods": real(above=0),
@@ -274,6 +289,9 @@ FINETUNE = COMMON | {
   "optimizer.b1": real(0, below=1),
   "optimizer.b2": real(0, below=1),
   "optimizer.eps": real(above=0),
+  "optimizer.momentum": real(0, below=1),
+  "optimizer.warmup_steps": whole(0),
+  "optimizer.warmup_rate": real(above=0),
 }
 HEADS = COMMON | {
   "method": owned("methods.heads", "METHODS"),
@@ -301,7 +319,7 @@ PRETRAIN: dict[str, Rule] = {
   **{f"model.{name}": whole(1) for name in (
     "width", "image_depth", "text_depth", "heads", "mlp_width", "embed_dim", "patch_size",
   )},
-  "model.activation": owned("models.transformer", "ACTIVATIONS"),
+  "model.activation": owned("models.layers", "ACTIVATIONS"),
   **{name: whole(1) for name in (
     "steps", "batch_size", "evaluate_every", "evaluate_episodes",
   )},

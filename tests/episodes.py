@@ -21,9 +21,9 @@ from mdtrap_jax.run.lines import read_object
 WAYS, SHOTS, QUERIES, STEPS = 3, 1, 4, 10
 
 
-def small_config(**overrides) -> ml_collections.ConfigDict:
+def small_config(row="svl_ra", **overrides) -> ml_collections.ConfigDict:
   """The default config, cut down to seconds; overrides are dotted names with `__` for dots."""
-  config = default.get_config()
+  config = default.get_config(row)
   config.update_from_flattened_dict(
     {
       "model.name": "clip-tiny",

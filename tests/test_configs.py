@@ -13,6 +13,7 @@ from mdtrap_jax import config_files, models
 from mdtrap_jax.experiments import finetune
 from mdtrap_jax.fields import KINDS
 from mdtrap_jax.methods.heads import METHODS as HEADS
+from mdtrap_jax.methods.tuning.choices import make_parameterization
 from mdtrap_jax.objectives import chain
 from tests.episodes import small_config
 from tests.paths import ROOT
@@ -129,6 +130,64 @@ def test_svl_is_weaker_where_the_text_encoder_alone_is_tuned(encoder, weight):
   assert settings.resolve(config).objective.svl.weight == weight
 
 
+# The papers' own values, by hand: of their text or of their published code.
+ADAMW = {"optimizer.name": "adamw", "optimizer.warmup_steps": 0}
+# Dassl's momentum and decay, a cosine to 0 after an epoch at 1e-5; here an epoch is a step.
+SGD = {
+  "optimizer.name": "sgd", "optimizer.momentum": 0.9, "optimizer.weight_decay": 5e-4,
+  "optimizer.floor": 0.0, "optimizer.periods": 1.0,
+  "optimizer.warmup_steps": 1, "optimizer.warmup_rate": 1e-5,
+}  # fmt: skip
+TUNED = {
+  "lora": {**ADAMW, "tune": "lora", "lora.dora": False, "lora.start": "zero"},
+  # DoRA, ICML 2024: LoRA's own settings, and the columns' lengths.
+  "dora": {**ADAMW, "tune": "lora", "lora.dora": True, "lora.rank": 16, "lora.start": "zero"},
+  # PiSSA, NeurIPS 2024: alpha = r, a scale of alpha / r = 1, no dropout.
+  "pissa": {
+    **ADAMW, "tune": "lora", "lora.dora": False, "lora.start": "pissa", "lora.rank": 16,
+    "lora.alpha": 16.0, "lora.scale": "linear", "lora.dropout": 0.0,
+  },
+  # CoOp, IJCV 2022: M=16, class token at the end, a unified context drawn from N(0, 0.02²); SGD at
+  # 0.002; 50 epochs at 1 shot.
+  "coop": {
+    **SGD, "tune": "coop", "coop.tokens": 16, "coop.words": "", "coop.per_class": False,
+    "optimizer.learning_rate": 2e-3, "adapt.steps": 50,
+    "objective.svl.weight": 0.001,  # of the text branch: CVPR 2026
+  },
+  # MaPLe, CVPR 2023: depth 9, 2 tokens, "a photo of a"; SGD at 0.0035.
+  "maple": {
+    **SGD, "tune": "maple", "maple.depth": 9, "maple.tokens": 2, "maple.words": "a photo of a",
+    "optimizer.learning_rate": 3.5e-3, "objective.svl.weight": 0.1,
+  },
+  # Tent, ICLR 2021, and BitFit, ACL 2022: Adam, 1e-3 (the upper end of BitFit's range).
+  "layernorm": {
+    **ADAMW, "tune": "layernorm", "layernorm.encoder": "vision", "layernorm.position": "all",
+    "optimizer.learning_rate": 1e-3, "optimizer.weight_decay": 0.0,
+  },
+  "bias": {
+    **ADAMW, "tune": "bias", "bias.encoder": "vision", "bias.position": "all",
+    "optimizer.learning_rate": 1e-3, "optimizer.weight_decay": 0.0,
+  },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("tune", default.TUNES)
+@pytest.mark.parametrize("name", TARGETS)
+def test_what_is_trained_has_the_hyper_parameters_of_its_paper(name, tune):
+  for row in (tune, f"svl_ra,{tune}", f"{tune},svl_ra"):
+    config = settings.resolve(get_config(name, row))
+    assert {field: settings.get(config, field) for field in TUNED[tune]} == TUNED[tune]
+    assert (config.objective.ra.weight, config.data.name) == (3.0, name)
+
+
+def test_a_context_of_words_has_a_token_for_each():
+  config = default.get_config("coop")
+  config.coop.words = "a photo of a"
+  assert settings.resolve(config).coop.tokens == 4
+  with pytest.raises(ValueError, match="vlm,svl: no such method.*coop.*METHOD,TUNE"):
+    default.get_config("vlm,svl")
+
+
 @pytest.mark.parametrize("method", sorted(HEADS))
 def test_heads_have_the_published_protocol(method):
   config = copa.get_config(method)
@@ -165,7 +224,8 @@ def test_every_backbone_is_adapted_alike(backbone, model):
   assert config.objective.ra.weight == 0.0
   model = models.build(config.model.name)
   adaptation = finetune.make_method(config, config.objective.to_dict(), model, 100.0)
-  factors = jax.eval_shape(lambda: model.init_lora(jax.random.key(0), adaptation.lora))["image"]
+  lora = adaptation.parameterization.config
+  factors = jax.eval_shape(lambda: model.init_lora(jax.random.key(0), lora))["image"]
   assert factors.a.shape == (12, 3, 768, 16)
 
 
@@ -233,5 +293,5 @@ def test_a_family_that_cannot_be_known():
 
 def test_adaptation_follows_the_config():
   config = settings.resolve(small_config(lora__position="0, 1", lora__projections=("q", "v")))
-  lora = finetune.make_lora(config)
+  lora = make_parameterization(config).config
   assert (lora.position, lora.projections) == ((0, 1), ("q", "v"))

@@ -18,13 +18,19 @@ from safetensors.numpy import save
 from mdtrap_jax.checkpoints.formats.arrays import read_json
 from mdtrap_jax.checkpoints.formats.safetensors_file import open_safetensors
 from mdtrap_jax.models import MODELS
+from mdtrap_jax.models.dora import kernels
 from mdtrap_jax.models.lora import LoraConfig, LoraFactors
 from mdtrap_jax.models.vlm import VisionLanguageModel
 
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
 FINGERPRINT = "base_fingerprint"  # in the header of the weights
 _TOWERS = {"image": "vision_model", "text": "text_model"}
-_NAMES = {"q": "q_proj", "k": "k_proj", "v": "v_proj", "out": "out_proj"}
+_NAMES = {
+  **{name: f"self_attn.{name}_proj" for name in ("q", "k", "v", "out")},
+  "fc1": "mlp.fc1",
+  "fc2": "mlp.fc2",
+}
+_HALVES = {"a": "lora_A.weight", "b": "lora_B.weight", "magnitude": "lora_magnitude_vector"}
 
 
 def to_peft(
@@ -45,11 +51,13 @@ def to_peft(
       the config that it does not know.
   """
   arrays, modules = {}, []
-  for name, encoder, block, projection in _modules(model, lora):
+  for name, encoder, row, _, projection in _modules(model, lora):
     modules.append(name)
-    a, b = (np.asarray(leaf[block, projection], np.float32).T for leaf in factors[encoder])
-    arrays[f"base_model.model.{name}.lora_A.weight"] = np.ascontiguousarray(a)
-    arrays[f"base_model.model.{name}.lora_B.weight"] = np.ascontiguousarray(b)
+    own, column = factors[encoder].of(projection, lora)
+    for half, leaf in zip(_HALVES.values(), own[:3], strict=True):
+      if leaf is not None:
+        array = np.asarray(leaf[row, column], np.float32).T
+        arrays[f"base_model.model.{name}.{half}"] = np.ascontiguousarray(array)
   config = {
     "peft_type": "LORA",
     "task_type": "FEATURE_EXTRACTION",
@@ -58,6 +66,7 @@ def to_peft(
     "lora_alpha": lora.alpha,
     "lora_dropout": lora.dropout,
     "use_rslora": lora.scale == "sqrt",
+    "use_dora": lora.dora,
     "target_modules": "|".join(map(re.escape, modules)),  # a pattern: just these
     "bias": "none",
     "fan_in_fan_out": False,
@@ -76,42 +85,69 @@ def from_peft(folder: Path, model: VisionLanguageModel, lora: LoraConfig) -> dic
   """
   config = read_json(folder / CONFIG)
   stated = {"r": lora.rank, "lora_alpha": lora.alpha, "use_rslora": lora.scale == "sqrt"}
+  stated |= {"use_dora": True} if lora.dora else {}
   for field, value in stated.items():
     if config.get(field) != value:
       raise ValueError(f"{folder / CONFIG}: {field}={config.get(field)!r}, expected {value!r}.")
   stored = open_safetensors(folder / WEIGHTS)
-  halves: dict[str, tuple[list[Any], list[Any]]] = {}
-  projections, read = len(lora.projections), set()
-  for name, encoder, _, _ in _modules(model, lora):
-    for half, rows in zip("AB", halves.setdefault(encoder, ([], [])), strict=True):
-      key = f"base_model.model.{name}.lora_{half}.weight"
+  halves = [half for half in _HALVES if half != "magnitude" or lora.dora]
+  rows: dict[tuple[str, str, str], list[Any]] = {}  # by encoder, whose widths they have, half
+  read = set()
+  for name, encoder, _, _, projection in _modules(model, lora):
+    for half in halves:
+      key = f"base_model.model.{name}.{_HALVES[half]}"
       if key not in stored:
         raise ValueError(f"{folder / WEIGHTS} has no {key}: an adapter of another model.")
-      rows.append(stored[key].read().T)
+      group = projection if projection in ("fc1", "fc2") else "attention"
+      rows.setdefault((encoder, group, half), []).append(stored[key].read().T)
       read.add(key)
   if rest := sorted(stored.keys() - read):
     raise ValueError(f"{folder / WEIGHTS}: {rest[0]} adapts what this model does not have.")
-  stack = lambda rows: np.stack(rows).reshape(-1, projections, *rows[0].shape)
-  return {encoder: LoraFactors(*map(stack, both)) for encoder, both in halves.items()}
+
+  def together(encoder, group, count):
+    if (encoder, group, "a") not in rows:
+      return None
+    leaves = (rows[encoder, group, half] for half in halves)
+    return LoraFactors(*(np.stack(leaf).reshape(-1, count, *leaf[0].shape) for leaf in leaves))
+
+  found = {}
+  for encoder in lora.encoders:
+    own = together(encoder, "attention", len(lora.attention)) or LoraFactors(None, None)
+    mlp = {name: together(encoder, name, 1) for name in ("fc1", "fc2")}
+    found[encoder] = own._replace(**mlp)
+  return found
 
 
 def differences(
-  model: VisionLanguageModel, lora: LoraConfig, factors: Mapping[str, LoraFactors]
+  model: VisionLanguageModel, lora: LoraConfig, factors: Mapping[str, LoraFactors], params: Any
 ) -> Iterator[tuple[str, np.ndarray]]:
   """What each adapted module's weight `[d_out, d_in]` gains, as `merge.add` takes it.
 
-  Nothing, where nothing was trained.
+  Args:
+    model: that is adapted.
+    lora: how.
+    factors: by encoder.
+    params: of the model, which DoRA's columns are multiples of.
   """
-  for name, encoder, block, projection in _modules(model, lora) if factors else ():
-    a, b = (np.asarray(leaf[block, projection], np.float32) for leaf in factors[encoder])
-    yield name, lora.multiplier * (a @ b).T
+  for name, encoder, row, block, projection in _modules(model, lora):
+    own, column = factors[encoder].of(projection, lora)
+    a, b = (np.asarray(leaf[row, column], np.float32) for leaf in own[:2])
+    gain = lora.multiplier * (a @ b)
+    if own.magnitude is not None:
+      weight = np.asarray(kernels(params[encoder]["blocks"], [projection])[block, 0], np.float32)
+      total = weight + gain
+      length = np.asarray(own.magnitude[row, column]) / np.linalg.norm(total, axis=0)
+      gain = total * length[None] - weight
+    yield name, gain.T
 
 
-def _modules(model: VisionLanguageModel, lora: LoraConfig) -> Iterator[tuple[str, str, int, int]]:
-  """Each adapted projection: its module's name, encoder, row of blocks, row of projections."""
+def _modules(
+  model: VisionLanguageModel, lora: LoraConfig
+) -> Iterator[tuple[str, str, int, int, str]]:
+  """Each adapted projection: its module, encoder, row of the factors, block, and which it is."""
   depths = {"image": model.image.depth, "text": model.text.depth}
   for encoder in lora.encoders:
     for row, block in enumerate(lora.blocks(depths[encoder])):
-      for column, projection in enumerate(lora.projections):
-        layer = f"{_TOWERS[encoder]}.encoder.layers.{block}.self_attn"
-        yield f"{layer}.{_NAMES[projection]}", encoder, row, column
+      for projection in lora.projections:
+        layer = f"{_TOWERS[encoder]}.encoder.layers.{block}"
+        yield f"{layer}.{_NAMES[projection]}", encoder, row, block, projection

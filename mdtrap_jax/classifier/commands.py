@@ -39,6 +39,7 @@ def fit(options: argparse.Namespace) -> int:
     class_names=reading.read_names(_home(options.names)) if options.names else None,
     template=_templates(options.templates),
     seed=options.seed,
+    config={"tune": options.tune} if options.tune else None,
   )
   _start()
   setting = own.prepare(data)

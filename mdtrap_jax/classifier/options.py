@@ -24,9 +24,12 @@ def add(command_of: Callable[..., argparse.ArgumentParser]) -> None:
   )  # fmt: skip
   command.add_argument(
     "--method", default="svl_ra", metavar="NAME",
-    help="zero_shot; ncc, url, copa on frozen features; vlm, svl, ra, svl_ra by LoRA; "
+    help="zero_shot; ncc, url, copa on frozen features; vlm, svl, ra, svl_ra by fine-tuning; "
     "%(default)s if not given",
   )  # fmt: skip
+  command.add_argument(
+    "--tune", metavar="NAME", help="what fine-tuning trains: lora (if not given), coop, …"
+  )
   command.add_argument("--steps", type=int, metavar="N", help="the papers' if not given")
   command.add_argument("--labels", metavar="CSV", help=labels)
   command.add_argument("--names", metavar="CSV", help="columns folder,name: names in prompts")

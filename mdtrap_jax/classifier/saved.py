@@ -18,18 +18,18 @@ from safetensors.numpy import save as to_safetensors
 
 from mdtrap_jax import buckets, checkpoints, files
 from mdtrap_jax import config as configs
-from mdtrap_jax.checkpoints import adapters, merge
+from mdtrap_jax.checkpoints import adapters
 from mdtrap_jax.checkpoints.formats.arrays import read_json
 from mdtrap_jax.checkpoints.formats.safetensors_file import open_safetensors
 from mdtrap_jax.checkpoints.layouts import huggingface
 from mdtrap_jax.classifier import task as own_images
 from mdtrap_jax.classifier.task import Fitted, Setting
-from mdtrap_jax.experiments import finetune
+from mdtrap_jax.methods.tuning import parameterization
 
 FORMAT = 1
 ABOUT, ARRAYS, CROSSVAL = "classifier.json", "classifier.safetensors", "crossval.csv"
 CLASSES = "classes.json"  # of an export
-_OURS = {ABOUT, ARRAYS, CROSSVAL, adapters.WEIGHTS, adapters.CONFIG}
+_OURS = {ABOUT, ARRAYS, CROSSVAL, adapters.WEIGHTS, adapters.CONFIG, parameterization.WEIGHTS}
 _MARK, _NAME = "saved_by", "mdtrap_jax classifier"
 _FIELDS = {
   "method", "base_fingerprint", "preprocessing", "config", "classes", "class_names", "counts",
@@ -98,9 +98,8 @@ def write(
   if setting.head:
     arrays |= {f"head.{name}": np.asarray(leaf) for name, leaf in fitted.params.items()}
   elif trained:
-    lora = finetune.make_lora(config)
     base, digest = config.model.name, facts["base_fingerprint"]
-    contents = adapters.to_peft(model, lora, fitted.params, base, digest)
+    contents = setting.parameterization.save(model, fitted.params, base, digest)
   if crossval is not None:
     contents[CROSSVAL] = crossval.encode(errors="surrogateescape")
   contents[ARRAYS] = to_safetensors(arrays)
@@ -231,12 +230,10 @@ def read(path: str | os.PathLike[str], model: str | None = None) -> Saved:
     params = {
       name.removeprefix("head."): leaf for name, leaf in stored.items() if name != "anchors"
     }
-  elif (folder / adapters.WEIGHTS).exists():
-    params = adapters.from_peft(folder, setting.model, finetune.make_lora(config))
   elif method == own_images.ZERO_SHOT:
     params = {}
   else:
-    raise FileNotFoundError(f"{folder} lacks {adapters.WEIGHTS}: save the classifier again.")
+    params = setting.parameterization.load(folder, setting.model, len(stored["anchors"]))
   return Saved(setting, Fitted(params, stored["anchors"]), facts)
 
 
@@ -268,20 +265,20 @@ def export(path: str | os.PathLike[str], saved: Saved, form: str) -> None:
       f"{setting.method_name} is a head on frozen features, which neither peft nor transformers "
       "has; hand on the folder itself."
     )
-  model, lora = setting.model, finetune.make_lora(setting.config)
+  model, how_tuned = setting.model, setting.parameterization
   huggingface.writable(model)
   kept = ("classes", "class_names", "templates", "temperature", "base_model", "base_fingerprint")
   about = json.dumps({name: facts[name] for name in kept}, indent=2, ensure_ascii=False) + "\n"
   with files.writing(path) as folder, files.folder_aside(folder) as aside:
     if form == "hf":
-      changes = adapters.differences(model, lora, fitted.params)
-      exact = jax.tree.map(lambda leaf: np.asarray(leaf, np.float32), setting.params)
-      params = merge.add(model, exact, changes, str(path))
+      params = jax.tree.map(lambda leaf: np.asarray(leaf, np.float32), setting.params)
+      if fitted.params:
+        params = how_tuned.merge(model, params, fitted.params)
       how = setting.preprocessing
       checkpoints.save(aside, model, params, resize=how.resize, interpolation=how.interpolation)
     elif fitted.params:
       base, digest = facts["base_model"], facts["base_fingerprint"]
-      contents = adapters.to_peft(model, lora, fitted.params, base, digest)
+      contents = how_tuned.export(model, setting.params, fitted.params, base, digest)
       for name, content in contents.items():
         files.write(aside / name, content)
     else:

@@ -28,9 +28,11 @@ from mdtrap_jax.data.task import Task
 from mdtrap_jax.data.views import normalize
 from mdtrap_jax.experiments import finetune
 from mdtrap_jax.methods import copa, heads, ncc, url
-from mdtrap_jax.methods.finetune import FineTuning, Prepared, template_mean
+from mdtrap_jax.methods.finetune import FineTuning
 from mdtrap_jax.methods.head import HeadMethod
-from mdtrap_jax.methods.method import AdaptState, Evaluation
+from mdtrap_jax.methods.method import Evaluation
+from mdtrap_jax.methods.tuning.choices import make_parameterization
+from mdtrap_jax.methods.tuning.parameterization import Parameterization
 from mdtrap_jax.models.vlm import VisionLanguageModel
 from mdtrap_jax.run.memory import Adapted, adapt
 
@@ -75,7 +77,11 @@ def make_config(
   if method not in method_names():
     raise ValueError(f"method={method!r}: choose one of {', '.join(method_names())}.")
   head = method in head_names()
-  base = f"copa:{method}" if head else f"default:{'vlm' if method == ZERO_SHOT else method}"
+  fields = dict(fields or {})
+  tune = (
+    fields.pop("tune", "lora") if not head else "lora"
+  )  # with the hyper-parameters of its own paper
+  base = f"copa:{method}" if head else f"default:{'vlm' if method == ZERO_SHOT else method},{tune}"
   config = config_files.load(base)
   shots = min(math.ceil(sum(counts) / len(counts)), MOST_SHOTS)
   values: dict[str, Any] = {
@@ -86,12 +92,12 @@ def make_config(
   }
   if not head:
     values["data.template"] = tuple(template) if isinstance(template, list) else template
-    if model == "miniature":  # whose short schedule is the demonstration's
+    if model == "miniature" and tune == "lora":  # whose short schedule is the demonstration's
       demo = config_files.load("demo")
       values["adapt.steps"] = demo.adapt.steps
       values["optimizer.learning_rate"] = demo.optimizer.learning_rate
   known = dict(configs.flatten(config))
-  for field, value in {**values, **(fields or {})}.items():
+  for field, value in {**values, **fields}.items():
     if field not in known:
       raise ValueError(f"config field {field!r}: {base} has no such field.")
     configs.put(config, field, value)
@@ -101,7 +107,7 @@ def make_config(
 class Fitted(NamedTuple):
   """An adapted task; NumPy arrays."""
 
-  params: Any  # LoRA factors by encoder, a head's parameters, or {} where nothing is trained
+  params: Any  # what a parameterization trains, a head's parameters, or {} where nothing is trained
   anchors: np.ndarray  # [C, D] float32, what images are compared with: texts or prototypes
 
 
@@ -129,6 +135,16 @@ class Setting:
   def head(self) -> bool:
     """Whether a head on frozen features is trained."""
     return self.prompts is None
+
+  @property
+  def parameterization(self) -> Parameterization:
+    """What is trained of the model, where no head is."""
+    return make_parameterization(self.config)
+
+  @functools.cached_property
+  def weights(self) -> Any:
+    """The frozen weights that the adapted model uses."""
+    return self.params if self.head else self.parameterization.weights(self.model, self.params)
 
   @property
   def preprocessing(self) -> Preprocessing:
@@ -200,29 +216,19 @@ class Setting:
       return Fitted(params, np.asarray(method.head.prototypes(params, means)))
     if self.method_name == ZERO_SHOT:
       return Fitted({}, self.prompts.text)
-    if "text" not in params:
+    if "text" not in self.parameterization.encoders:
       return Fitted(params, self.prompts.text)
-    ids = self.prompts.token_ids
-    rows, lora = ids.reshape(-1, ids.shape[-1]), finetune.make_lora(self.config)
-    encode = jax.jit(
-      lambda weights, factors, ids: self.model.encode_text(weights, ids, lora, factors)
-    )
-    text = in_batches(
-      lambda batch: encode(self.params, params, batch), rows, 256, self.model.text.embed_dim
-    )
-    if ids.ndim == 3:
-      text = np.asarray(template_mean(text.reshape(*ids.shape[:2], -1)))
-    return Fitted(params, text)
+    method = self.method(len(task.support_labels), len(self.prompts.token_ids))
+    method = dataclasses.replace(method, chunk=self.config.model.batch_size)
+    text = jax.jit(method.texts)(self.weights, self.prompts.token_ids, params)
+    return Fitted(params, np.asarray(text, np.float32))
 
   def cosines(self, fitted: Fitted, pixels: np.ndarray) -> np.ndarray:
     """`[n, C] float32` of uint8 images `[n, S, S, 3]`, in batches of one shape."""
     method = self.method(1, len(fitted.anchors))
-    params = fitted.params
-    if not self.head:  # the anchors are the texts as they were adapted
-      params = {name: factors for name, factors in params.items() if name != "text"}
     run = _head_cosines if self.head else _text_cosines
     return in_batches(
-      lambda batch: run(method, self.model, self.params, params, fitted.anchors, batch),
+      lambda batch: run(method, self.model, self.weights, fitted.params, fitted.anchors, batch),
       pixels,
       self.config.model.batch_size,
       len(fitted.anchors),
@@ -252,7 +258,12 @@ def load_setting(
   prompts = None
   if not head and class_names is not None:
     prompts = finetune.encode_prompts(
-      model, params, class_names, config.data.template, config.model.batch_size
+      model,
+      params,
+      class_names,
+      config.data.template,
+      config.model.batch_size,
+      make_parameterization(config),
     )
   elif not head:
     prompts = Prompts(np.zeros((0, 0), np.int32), np.zeros((0, 0), np.float32))
@@ -303,29 +314,22 @@ def _head_cosines(method, model, weights, params, anchors, pixels):
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _text_cosines(method, model, weights, params, anchors, pixels):
-  """`FineTuning.evaluate`, of queries alone."""
   dtype = weights["image"]["stem"]["position"].dtype
   images = normalize(pixels, model.image_mean, model.image_std, dtype)
-  prepared = Prepared(
-    key=None,
-    tokens=None,
-    batch=None,
-    query_tokens=model.embed_image(weights, images, method.lora),
-    query_labels=jnp.zeros(len(pixels), jnp.int32),
-    token_ids=None,
-    text=anchors,
-  )
-  state = AdaptState(params, None, jnp.zeros((), jnp.int32))
-  return method.evaluate(weights, prepared, state).cosines
+  tokens = method.parameterization.embed_image(model, weights, images)
+  return method.cosines(weights, tokens, params or None, anchors)  # zero-shot has none
 
 
 def estimate(setting: Setting, rows: int) -> float:
-  """FLOP of adapting a task of `rows` images, roughly: six for each weight, token and view."""
+  """FLOP of adapting a task of `rows` images, roughly: six for each weight, token and row."""
   if setting.head or setting.method_name == ZERO_SHOT:
     return 0.0
-  image = setting.model.image
-  tokens = (image.image_size // image.patch_size) ** 2 + 1
-  weights = sum(leaf.size for leaf in jax.tree.leaves(setting.params["image"]["blocks"]))
-  method = setting.method(rows, 2)
+  method, model = setting.method(rows, 2), setting.model
   views = rows * method.views if method.batch_size is None else method.batch_size
-  return 6.0 * weights * tokens * views * method.steps
+  ids = setting.prompts.token_ids
+  tokens = {"image": views * model.image.tokens, "text": ids.size}  # of a step
+  weights = {
+    name: sum(leaf.size for leaf in jax.tree.leaves(setting.params[name]["blocks"]))
+    for name in method.parameterization.encoders
+  }
+  return 6.0 * method.steps * sum(weights[name] * tokens[name] for name in weights)

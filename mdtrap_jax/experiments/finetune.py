@@ -22,7 +22,8 @@ from mdtrap_jax.data.source import Source
 from mdtrap_jax.data.sources import make_source
 from mdtrap_jax.data.task import Task, all_tasks
 from mdtrap_jax.methods.finetune import FineTuning, template_mean
-from mdtrap_jax.models.lora import LoraConfig
+from mdtrap_jax.methods.tuning.choices import make_parameterization
+from mdtrap_jax.methods.tuning.parameterization import Parameterization
 from mdtrap_jax.models.text_batches import encode_texts
 from mdtrap_jax.models.vlm import Params, VisionLanguageModel
 from mdtrap_jax.objectives import chain
@@ -152,7 +153,12 @@ def make_group(
     objective = shared_objective(runs)
     method = make_method(config, objective, model, float(model.logit_scale(params)))
     prompts = encode_prompts(
-      model, params, source.class_names, config.data.template, config.model.batch_size
+      model,
+      params,
+      source.class_names,
+      config.data.template,
+      config.model.batch_size,
+      method.parameterization,
     )
     data = config.data
     load_task = episode_loader(
@@ -171,7 +177,7 @@ def make_group(
       method=method,
       params=params,
       weights=make_weights(runs),
-      task=task_shape(config, model),
+      task=task_shape(config, model, prompts.token_ids.shape[1:]),
       batches=functools.partial(task_batches, load_task, threads=data.threads),
     )
 
@@ -197,23 +203,6 @@ def make_weights(runs: Mapping[str, ml_collections.ConfigDict]) -> dict[str, np.
   }
 
 
-def make_lora(config: ml_collections.ConfigDict) -> LoraConfig:
-  """`config.lora` as the models take it."""
-  position = config.lora.position
-  blocks = [block.strip() for block in position.split(",") if block.strip()]
-  if all(block.isdigit() for block in blocks):
-    position = tuple(int(block) for block in blocks)
-  return LoraConfig(
-    rank=config.lora.rank,
-    alpha=config.lora.alpha,
-    dropout=config.lora.dropout,
-    projections=tuple(config.lora.projections),
-    encoder=config.lora.encoder,
-    position=position,
-    scale=config.lora.scale,
-  )
-
-
 def make_method(
   config: ml_collections.ConfigDict,
   objective: Mapping[str, Mapping[str, Any]],
@@ -233,10 +222,10 @@ def make_method(
   Raises:
     ValueError: settings that do not fit each other or the model.
   """
-  data, adapt, lora = config.data, config.adapt, make_lora(config)
+  data, adapt, parameterization = config.data, config.adapt, make_parameterization(config)
   chain.evaluation_marks(adapt.steps)  # raises where there are too few
-  for encoder in lora.encoders if model else ():
-    lora.blocks({"image": model.image, "text": model.text}[encoder].depth)
+  if model:
+    parameterization.check(model)
   num_clean = data.ways * data.shots if rows is None else rows
   batch_size = adapt.batch_size or None
   tx = chain.make_objective(
@@ -250,7 +239,7 @@ def make_method(
   )
   return FineTuning(
     model=model,
-    lora=lora,
+    parameterization=parameterization,
     tx=tx,
     steps=adapt.steps,
     phases=chain.make_phases(objective, adapt.steps),
@@ -266,6 +255,7 @@ def encode_prompts(
   class_names: Sequence[str],
   template: str | Sequence[str],
   batch_size: int = 256,
+  parameterization: Parameterization | None = None,
 ) -> Prompts:
   """Tokens and base-model embeddings of every class of a source, computed once.
 
@@ -275,6 +265,7 @@ def encode_prompts(
     class_names: `n` of them.
     template: one, or several, `P`, over which normalized embeddings are averaged.
     batch_size: prompts encoded at once.
+    parameterization: what is trained, if it reads other tokens.
 
   Raises:
     ValueError: classes that are the same to the text encoder, or a template without `{}`.
@@ -284,19 +275,31 @@ def encode_prompts(
   text = encode_texts(model, params, token_ids, batch_size)
   count = len(class_names)
   if len(token_ids) > count:  # several templates
-    token_ids = token_ids.reshape(count, -1, token_ids.shape[-1])
     text = np.asarray(template_mean(text.reshape(count, -1, text.shape[-1])))
+  if parameterization:
+    token_ids = parameterization.token_ids(model, class_names, template)
+    check_distinct(token_ids, class_names)
+  if len(token_ids) > count:
+    token_ids = token_ids.reshape(count, -1, token_ids.shape[-1])
   return Prompts(token_ids, text)
 
 
-def task_shape(config: ml_collections.ConfigDict, model: VisionLanguageModel) -> Task:
-  """The shapes of one episode."""
+def task_shape(
+  config: ml_collections.ConfigDict,
+  model: VisionLanguageModel,
+  token_ids: tuple[int, ...] | None = None,
+) -> Task:
+  """The shapes of one episode.
+
+  Args:
+    config: settled.
+    model: that is adapted.
+    token_ids: `(L,)` or `(P, L)`, of one class; the context length if `None`.
+  """
   data, size = config.data, model.image.image_size
   images = lambda count: jax.ShapeDtypeStruct((count, size, size, 3), jnp.uint8)
   integers = lambda *shape: jax.ShapeDtypeStruct(shape, jnp.int32)
   support, query = data.ways * data.shots, data.ways * data.queries
-  several = not isinstance(data.template, str) and len(data.template) > 1
-  templates = (len(data.template),) if several else ()
   return Task(
     support=images(support),
     support_labels=integers(support),
@@ -304,7 +307,7 @@ def task_shape(config: ml_collections.ConfigDict, model: VisionLanguageModel) ->
     query_labels=integers(query),
     seed=integers(),
     number=integers(),
-    token_ids=integers(data.ways, *templates, model.text.context_length),
+    token_ids=integers(data.ways, *(token_ids or (model.text.context_length,))),
     text=jax.ShapeDtypeStruct((data.ways, model.text.embed_dim), jnp.float32),
   )
 

@@ -1,11 +1,14 @@
-"""Fine-tuning a vision-language model with LoRA, as pure functions of one task (an episode).
+"""Fine-tuning a vision-language model, as pure functions of one task (an episode).
 
+What is trained of the model is a parameterization's choice; see `methods.tuning`.
 Nothing here knows of batches of tasks or of meshes; `run.programs` adds both by one `vmap`.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -17,8 +20,9 @@ from mdtrap_jax.data.task import Task
 from mdtrap_jax.data.views import make_views, normalize
 from mdtrap_jax.keys import episode_key, row_keys, stream
 from mdtrap_jax.methods.method import AdaptState, Evaluation, Work
+from mdtrap_jax.methods.tuning.parameterization import Parameterization, Trained
 from mdtrap_jax.models import sharding
-from mdtrap_jax.models.lora import LoraConfig, LoraFactors
+from mdtrap_jax.models.chunks import in_chunks
 from mdtrap_jax.models.transformer import LARGE
 from mdtrap_jax.models.vlm import Params, VisionLanguageModel
 from mdtrap_jax.objectives.chain import Phase, evaluation_marks
@@ -34,12 +38,13 @@ class Prepared(NamedTuple):
   """What stays the same in all steps of an episode, computed once."""
 
   key: jax.Array  # [] typed key
-  tokens: jax.Array  # [N, S, W], support views below the first adapted block, view-major
+  # [N, S, W], support views as far as they never change, view-major; [N, D] of a fixed encoder
+  tokens: jax.Array
   batch: Batch  # rows of `tokens`
-  query_tokens: jax.Array  # [C·Q, S, W]
+  query_tokens: jax.Array  # [C·Q, S, W], likewise
   query_labels: jax.Array  # [C·Q] int32
   token_ids: jax.Array  # [C, L] int32, or [C, P, L] for P templates
-  text: jax.Array  # [C, D] float32
+  text: jax.Array  # [C, D] float32, by the pretrained model
 
 
 @dataclasses.dataclass(frozen=True, eq=False)  # compiled programs are kept by identity
@@ -48,7 +53,7 @@ class FineTuning:
 
   Attributes:
     model: the vision-language model; its weights are the methods' `params`.
-    lora: what is trained.
+    parameterization: what is trained.
     tx: the objective chain of `objectives.chain.make_objective`.
     steps: `T`.
     phases: of the schedule, from `objectives.chain.make_phases`.
@@ -59,7 +64,7 @@ class FineTuning:
   """
 
   model: VisionLanguageModel
-  lora: LoraConfig
+  parameterization: Parameterization
   tx: optax.GradientTransformationExtraArgs
   steps: int
   phases: tuple[Phase, ...]
@@ -67,7 +72,10 @@ class FineTuning:
   batch_size: int | None = None
   chunk: int | None = None
 
-  baseline = None  # zero-shot is the evaluation before the first step
+  @property
+  def baseline(self) -> Callable[[Params, Prepared, AdaptState], Evaluation] | None:
+    """Zero-shot, where that is not the evaluation before the first step."""
+    return None if self.parameterization.pretrained_start else self._zero_shot
 
   @property
   def marks(self) -> tuple[int, ...]:
@@ -80,19 +88,22 @@ class FineTuning:
     Its embeddings come with the episodes, so that its weights need no memory while they run.
 
     Args:
-      params: of the model.
+      params: of the model, arrays or their shapes.
       shards: between how many devices the weights of the blocks are split.
     """
-    needed = {}
+    needed, encoders = {}, self.parameterization.encoders
+    weights = functools.partial(self.parameterization.weights, self.model)
+    abstract = isinstance(jax.tree.leaves(params)[0], jax.ShapeDtypeStruct)
+    params = jax.eval_shape(weights, params) if abstract else weights(params)
     for name, leaf in params.items():
-      if name in ("image", *self.lora.encoders):
+      if name in ("image", *encoders):
         leaf = leaf | {"blocks": sharding.split(leaf["blocks"], shards)}
-      if name != "text" or "text" in self.lora.encoders:
+      if name != "text" or "text" in encoders:
         needed[name] = leaf
     return needed
 
   def prepare(self, params: Params, task: Task) -> tuple[Prepared, AdaptState]:
-    """Draws the views and computes everything below the first adapted block.
+    """Draws the views and computes what never changes of the images.
 
     Args:
       params: of the model.
@@ -132,7 +143,7 @@ class FineTuning:
   ) -> tuple[Prepared, AdaptState]:
     """`prepare` from normalized images: `views [V, M, S, S, 3]`, `query [C·Q, S, S, 3]`."""
     num_views, clean = views.shape[:2]
-    embed = lambda images: self.model.embed_image(params, images, self.lora)
+    embed = lambda images: self.parameterization.embed_image(self.model, params, images)
     batch = Batch(
       labels=jnp.tile(labels, num_views),
       views=jnp.repeat(jnp.arange(num_views, dtype=jnp.int32), clean),
@@ -147,11 +158,12 @@ class FineTuning:
       token_ids=token_ids,
       text=text,
     )
-    return prepared, self.init(self.model.init_lora(stream(key, "lora"), self.lora))
+    start = self.parameterization.init(self.model, params, stream(key, "lora"), token_ids)
+    return prepared, self.init(start)
 
-  def init(self, factors: dict[str, LoraFactors]) -> AdaptState:
+  def init(self, trained: Trained) -> AdaptState:
     """The state before step 0."""
-    return AdaptState(factors, self.tx.init(factors), jnp.zeros((), jnp.int32))
+    return AdaptState(trained, self.tx.init(trained), jnp.zeros((), jnp.int32))
 
   def run(
     self,
@@ -194,8 +206,8 @@ class FineTuning:
     tokens, batch = self._rows(prepared, step)
     dropout = stream(prepared.key, "dropout", step)
 
-    def encode(factors):
-      return self._features(params, prepared, factors, tokens, dropout, clean=clean)
+    def encode(trained):
+      return self._features(params, prepared, trained, tokens, dropout, clean=clean)
 
     features, features_vjp = jax.vjp(encode, state.params)
     updates, opt_state = self.tx.update(
@@ -208,17 +220,32 @@ class FineTuning:
       step=step,
       features_vjp=features_vjp,
     )
-    factors = optax.apply_updates(state.params, updates)
-    finite = jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(factors)]).all()
+    trained = optax.apply_updates(state.params, updates)
+    finite = jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(trained)]).all()
     alive = finite & (state.status == 0)
-    proposed = AdaptState(factors, opt_state, state.status)
+    proposed = AdaptState(trained, opt_state, state.status)
     frozen = state._replace(status=jnp.ones((), jnp.int32))
     return jax.tree.map(lambda new, old: jnp.where(alive, new, old), proposed, frozen)
 
   def evaluate(self, params: Params, prepared: Prepared, state: AdaptState) -> Evaluation:
     """Classifies the queries by their cosine to the classes' texts, without dropout."""
-    image = self.model.encode_image_tokens(params, prepared.query_tokens, self.lora, state.params)
-    cosines = _unit(image) @ _unit(self._text(params, prepared, state.params, None)).T
+    text = self._text(params, prepared, state.params, None)
+    return self._classify(params, prepared, state.params, text)
+
+  def _zero_shot(self, params: Params, prepared: Prepared, state: AdaptState) -> Evaluation:
+    """The same by the pretrained model."""
+    del state
+    return self._classify(params, prepared, None, prepared.text)
+
+  def cosines(
+    self, params: Params, tokens: jax.Array, trained: Trained | None, text: jax.Array
+  ) -> jax.Array:
+    """`[B, C]` between images, as `Parameterization.embed_image` left them, and texts `[C, D]`."""
+    image = self.parameterization.encode_image(self.model, params, tokens, trained)
+    return _unit(image) @ _unit(text).T
+
+  def _classify(self, params, prepared, trained, text):
+    cosines = self.cosines(params, prepared.query_tokens, trained, text)
     correct = jnp.argmax(cosines, axis=-1) == prepared.query_labels
     # A NaN row has an argmax too: it must not count as a hit.
     correct &= jnp.isfinite(cosines).all(-1)
@@ -227,13 +254,18 @@ class FineTuning:
   def work(self, params: Params, task: Task, variants: int) -> Work:
     """See `method.Work`: a number of token rows; a large encoder has all cores to itself."""
     prepared, _ = jax.eval_shape(self.prepare, params, task)
-    rows, tokens, width = prepared.tokens.shape
     clean = any(phase.clean for phase in self.phases)
-    rows = variants * (rows + clean * prepared.batch.clean_labels.shape[0])
-    activations = prepared.tokens.dtype.itemsize * self.model.image.depth * rows * tokens * width
+    views, again = len(prepared.tokens), clean * len(prepared.batch.clean_labels)
+    rows = {  # of each encoder that may run in the steps, the number of its tokens
+      "image": (self.model.image, (views + again) * self.model.image.tokens),
+      "text": (self.model.text, math.prod(task.token_ids.shape)),
+    }
+    running = [rows[name] for name in self.parameterization.encoders]
+    tokens = variants * sum(count for _, count in running)
+    activations = variants * sum(one.depth * count * one.width for one, count in running)
     return Work(
-      each=max(1, CPU_ROWS // (rows * tokens)),
-      size=CPU_COPIES * activations,
+      each=max(1, CPU_ROWS // tokens),
+      size=CPU_COPIES * prepared.tokens.dtype.itemsize * activations,
       alone=prepared.tokens.size >= LARGE,
     )
 
@@ -258,7 +290,7 @@ class FineTuning:
     self,
     params: Params,
     prepared: Prepared,
-    factors: dict[str, LoraFactors],
+    trained: Trained,
     tokens: jax.Array,
     dropout: jax.Array,
     *,
@@ -270,38 +302,37 @@ class FineTuning:
     if clean:  # the clean images again: the same pixels, dropout masks of their own
       num_clean = prepared.batch.clean_labels.shape[0]
       tokens = jnp.concatenate([tokens, prepared.tokens[:num_clean]])
-    encode = lambda x, keys: self.model.encode_image_tokens(params, x, self.lora, factors, keys)
-    image = _float32(in_chunks(encode, self.chunk, tokens, row_keys(image_key, len(tokens))))
-    text = self._text(params, prepared, factors, text_key)
+    if "image" in self.parameterization.encoders:
+      encode = functools.partial(self.parameterization.encode_image, self.model, params)
+      tokens = in_chunks(
+        lambda rows, keys: encode(rows, trained, keys),
+        self.chunk,
+        tokens,
+        row_keys(image_key, len(tokens)),
+      )
+    image = _float32(tokens)
+    text = self._text(params, prepared, trained, text_key)
     return Features(image[:rows], image[rows:] if clean else None, text)
 
-  def _text(self, params, prepared, factors, key):
+  def _text(self, params, prepared, trained, key):
     """`[C, D]`, recomputed where the text encoder is trained."""
-    if "text" not in factors:
+    if "text" not in self.parameterization.encoders:
       return prepared.text
-    ids = prepared.token_ids
-    rows = ids.reshape(-1, ids.shape[-1])
-    text = _float32(self.model.encode_text(params, rows, self.lora, factors, key))
-    return text if ids.ndim == 2 else template_mean(text.reshape(*ids.shape[:2], -1))
+    return self.texts(params, prepared.token_ids, trained, key)
+
+  def texts(
+    self, params: Params, token_ids: jax.Array, trained: Trained, key: jax.Array | None = None
+  ) -> jax.Array:
+    """`[C, D]` by the trained text encoder, of `[C, L]` or of `P` templates `[C, P, L]`."""
+    rows = token_ids.reshape(-1, token_ids.shape[-1])
+    encode = self.parameterization.encode_text
+    text = _float32(encode(self.model, params, rows, trained, key, self.chunk))
+    return text if token_ids.ndim == 2 else template_mean(text.reshape(*token_ids.shape[:2], -1))
 
 
 def template_mean(text: jax.Array) -> jax.Array:
   """`[C, D]` from the embeddings `[C, P, D]` of `P` templates: the mean of unit vectors."""
   return unit(jnp.asarray(text)).mean(axis=1)
-
-
-def in_chunks(fn: Callable[..., jax.Array], size: int | None, *rows: jax.Array) -> jax.Array:
-  """`fn(*rows)`, a function of rows `[N, ...]`, evaluated for `size` of them at a time.
-
-  The backward pass evaluates each chunk again instead of keeping what it computed.
-  """
-  count = len(rows[0])
-  if size is None or size >= count:
-    return fn(*rows)
-  index = jnp.arange(-(-count // size) * size).reshape(-1, size) % count  # the last is filled up
-  chunks = jax.tree.map(lambda leaf: leaf[index], rows)
-  out = jax.lax.map(lambda chunk: jax.checkpoint(fn)(*chunk), chunks)
-  return out.reshape(-1, *out.shape[2:])[:count]
 
 
 def _float32(x: jax.Array) -> jax.Array:

@@ -12,9 +12,11 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from mdtrap_jax.models.attention import attention
+from mdtrap_jax.models.layers import BlockConfig, LayerNorm
 from mdtrap_jax.models.rope import Rope
 from mdtrap_jax.models.sizes import check_sizes
-from mdtrap_jax.models.transformer import BlockConfig, LayerNorm, Mlp, attention
+from mdtrap_jax.models.transformer import Mlp
 
 
 @dataclasses.dataclass(frozen=True)
@@ -121,8 +123,12 @@ class ImageStem(nn.Module):
     if config.projection:
       self.projection = nn.Dense(config.embed_dim, use_bias=config.projection_bias)
 
-  def embed(self, images: jax.Array) -> jax.Array:
+  def embed(self, images: jax.Array, norm: bool = True) -> jax.Array:
     """Maps normalized images `[B, H, W, 3]` to tokens `[B, S, width]`.
+
+    Args:
+      images: of the encoder's size.
+      norm: whether `norm` is part of it; static.
 
     Raises:
       ValueError: the images are not of the encoder's size.
@@ -139,7 +145,11 @@ class ImageStem(nn.Module):
       token = jnp.broadcast_to(self.class_token.astype(tokens.dtype), shape)
       tokens = jnp.concatenate([token, tokens], axis=1)
     tokens = tokens + self.position.astype(tokens.dtype)[None]
-    return self.pre_norm(tokens) if config.pre_norm else tokens
+    return self.norm(tokens) if norm else tokens
+
+  def norm(self, tokens: jax.Array) -> jax.Array:
+    """The layer norm before the first block, where there is one."""
+    return self.pre_norm(tokens) if self.config.pre_norm else tokens
 
   def pool(self, tokens: jax.Array) -> jax.Array:
     """Maps the last block's tokens `[B, S, width]` to embeddings `[B, D]`, not normalized."""

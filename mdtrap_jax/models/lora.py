@@ -1,4 +1,4 @@
-"""Low-rank adapters (LoRA) on the projections of an attention block, always factored.
+"""Low-rank adapters (LoRA) on the projections of a block, always factored.
 
 A layer computes `x W + s (dropout(x) A) B`; the sum `W + s A B` is never formed, because inside
 a `vmap` over episodes it would cost one copy of the base weights per episode.
@@ -16,8 +16,10 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
 from mdtrap_jax.keys import row_keys
+from mdtrap_jax.models.masks import keep_masks
 
-PROJECTIONS = ("q", "k", "v", "out")
+PROJECTIONS = ("q", "k", "v", "out", "fc1", "fc2")  # of attention, and of the MLP
+STARTS = ("zero", "pissa")
 ENCODERS = {"vision": ("image",), "text": ("text",), "both": ("image", "text")}
 SCALES = {"sqrt": math.sqrt, "linear": float}
 POSITIONS = {
@@ -32,10 +34,28 @@ POSITIONS = {
 
 
 class LoraFactors(NamedTuple):
-  """The trainable factors of one encoder: `A` adapted blocks, `P` projections, rank `r`."""
+  """The trainable factors of one encoder: `A` adapted blocks, `P` projections, rank `r`.
 
-  a: jax.Array  # [A, P, d_in, r] float32, U(-1/sqrt(d_in), 1/sqrt(d_in)) at the start
-  b: jax.Array  # [A, P, r, d_out] float32, zero at the start
+  Those of the MLP have other widths and are factors of their own, with `P = 1`. What is not
+  adapted is `None`.
+  """
+
+  # Of attention: [A, P, d_in, r] float32, U(-1/sqrt(d_in), 1/sqrt(d_in)) at the start
+  a: jax.Array | None
+  b: jax.Array | None  # [A, P, r, d_out] float32, zero at the start
+  magnitude: jax.Array | None = None  # [A, P, d_out] float32, DoRA's m, at the start those of W
+  fc1: LoraFactors | None = None
+  fc2: LoraFactors | None = None
+
+  def rows(self, part: slice) -> LoraFactors:
+    """One block's factors of some of its projections of attention."""
+    return LoraFactors(*(None if leaf is None else leaf[part] for leaf in self[:3]))
+
+  def of(self, projection: str, config: LoraConfig) -> tuple[LoraFactors, int]:
+    """Whose factors one projection's are, and which of their `P`."""
+    if projection in ("fc1", "fc2"):
+      return getattr(self, projection), 0
+    return self, config.attention.index(projection)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,10 +67,12 @@ class LoraConfig:
     alpha: the scale is `alpha / sqrt(r)` (the reference) or `alpha / r` (`scale="linear"`).
     dropout: probability of dropping an element of the adapter's input, drawn independently
       for each projection.
-    projections: any of `q`, `k`, `v` and `out`, in this order.
+    projections: any of `q`, `k`, `v`, `out` and the MLP's `fc1` and `fc2`, in this order.
     encoder: `vision`, `text` or `both`.
     position: which blocks; a name of `POSITIONS` or explicit block numbers.
-    scale: `sqrt` or `linear`.
+    scale: `sqrt` (rank-stabilized, rsLoRA) or `linear`.
+    dora: whether the columns' lengths are learned too.
+    start: `zero`, or `pissa`: at the base weights' largest singular values.
   """
 
   rank: int = 16
@@ -60,6 +82,8 @@ class LoraConfig:
   encoder: str = "vision"
   position: str | tuple[int, ...] = "all"
   scale: str = "sqrt"
+  dora: bool = False
+  start: str = "zero"
 
   def __post_init__(self):
     if not self.projections or self.projections != tuple(
@@ -68,13 +92,15 @@ class LoraConfig:
       raise ValueError(
         f"lora.projections={self.projections!r}: choose any of {PROJECTIONS}, in this order."
       )
-    for field, choices in (("encoder", ENCODERS), ("scale", SCALES)):
+    for field, choices in (("encoder", ENCODERS), ("scale", SCALES), ("start", STARTS)):
       if (value := getattr(self, field)) not in choices:
         raise ValueError(f"lora.{field}={value!r}: choose one of {sorted(choices)}.")
     if self.rank < 1:
       raise ValueError(f"lora.rank={self.rank}: the rank must be at least 1.")
     if not 0.0 <= self.dropout < 1.0:
       raise ValueError(f"lora.dropout={self.dropout}: the probability must lie in [0, 1).")
+    if self.start == "pissa" and self.multiplier <= 0:
+      raise ValueError(f"lora.alpha={self.alpha}: lora.start=pissa needs a scale above 0.")
 
   @property
   def multiplier(self) -> float:
@@ -82,89 +108,78 @@ class LoraConfig:
     return self.alpha / SCALES[self.scale](self.rank)
 
   @property
+  def attention(self) -> tuple[str, ...]:
+    """The adapted projections of attention."""
+    return tuple(name for name in self.projections if not name.startswith("fc"))
+
+  @property
   def encoders(self) -> tuple[str, ...]:
     """The adapted encoders, of `image` and `text`."""
     return ENCODERS[self.encoder]
 
   def blocks(self, depth: int) -> tuple[int, ...]:
-    """The adapted blocks of an encoder of `depth` blocks, ascending.
+    """The adapted blocks of an encoder of `depth` blocks; see `blocks_at`."""
+    return blocks_at(self.position, depth, "lora")
 
-    Raises:
-      ValueError: a name that is not in `POSITIONS`, or a block that does not exist.
-    """
-    if isinstance(self.position, str):
-      if self.position not in POSITIONS:
-        raise ValueError(
-          f"lora.position={self.position!r}: choose one of {sorted(POSITIONS)}, "
-          "or give block numbers."
-        )
-      if not (blocks := tuple(POSITIONS[self.position](depth))):
-        raise ValueError(
-          f"lora.position={self.position!r}: an encoder of {depth} blocks has "
-          "none there; use 'all' or block numbers."
-        )
-      return blocks
-    outside = [block for block in self.position if not 0 <= block < depth]
-    if outside or not self.position:
+
+def blocks_at(position: str | tuple[int, ...], depth: int, section: str) -> tuple[int, ...]:
+  """Some blocks of an encoder of `depth` blocks, ascending.
+
+  Args:
+    position: a name of `POSITIONS` or numbers.
+    depth: of the encoder.
+    section: of the config, for messages.
+
+  Raises:
+    ValueError: a name that is not in `POSITIONS`, or a block that does not exist.
+  """
+  if isinstance(position, str):
+    if position not in POSITIONS:
       raise ValueError(
-        f"lora.position={self.position!r}: the encoder's blocks are 0 to {depth - 1}."
+        f"{section}.position={position!r}: choose one of {sorted(POSITIONS)}, "
+        "or give block numbers."
       )
-    return tuple(sorted(set(self.position)))
+    if not (blocks := tuple(POSITIONS[position](depth))):
+      raise ValueError(
+        f"{section}.position={position!r}: an encoder of {depth} blocks has "
+        "none there; use 'all' or block numbers."
+      )
+    return blocks
+  outside = [block for block in position if not 0 <= block < depth]
+  if outside or not position:
+    raise ValueError(f"{section}.position={position!r}: the encoder's blocks are 0 to {depth - 1}.")
+  return tuple(sorted(set(position)))
 
 
-def init_factors(key: jax.Array, config: LoraConfig, depth: int, width: int) -> LoraFactors:
+def init_factors(
+  key: jax.Array, config: LoraConfig, depth: int, width: int, mlp_width: int | None = None
+) -> LoraFactors:
   """Fresh factors for one encoder; the adapted model starts equal to the base model.
 
   Args:
     key: typed key; consumed.
-    config: what is adapted.
+    config: what is adapted; its start is here always `zero`, and there are no magnitudes.
     depth: blocks of the encoder.
-    width: `d_in = d_out` of its projections.
+    width: `d_in = d_out` of its projections of attention.
+    mlp_width: of the MLP's hidden layer, where that is adapted.
   """
-  adapted, projections = len(config.blocks(depth)), len(config.projections)
-  bound = 1.0 / math.sqrt(width)
-  a = jax.random.uniform(
-    key, (adapted, projections, width, config.rank), minval=-bound, maxval=bound
-  )
-  return LoraFactors(a=a, b=jnp.zeros((adapted, projections, config.rank, width)))
+  adapted = len(config.blocks(depth))
 
+  def pair(key, count, d_in, d_out):
+    bound = 1.0 / math.sqrt(d_in)
+    shape = (adapted, count, d_in, config.rank)
+    a = jax.random.uniform(key, shape, minval=-bound, maxval=bound)
+    return LoraFactors(a=a, b=jnp.zeros((adapted, count, config.rank, d_out)))
 
-def keep_masks(keys: jax.Array, shape: tuple[int, int], rate: float, count: int) -> list[jax.Array]:
-  """`count` independent masks for each key, `True` with probability `1 - rate`.
-
-  A mask is an elementwise function of key and position, two rounds of shifts and
-  multiplications (after C. Wellons' `lowbias32`) into which both halves of the key go: XLA
-  computes it where it is used, and nothing is stored. The masks take the upper bits of one
-  word, as few as represent `rate` exactly: for the usual 1/4 two each.
-
-  Args:
-    keys: `[B]` typed keys; consumed.
-    shape: of a row, `(S, W)`.
-    rate: probability of `False`.
-    count: of masks.
-
-  Returns:
-    `count` arrays `[B, S, W] bool`.
-  """
-  bits = next((b for b in range(1, 17) if (rate * 2**b).is_integer()), 32)
-  first, second = (jax.random.key_data(keys)[:, half].reshape(-1, 1, 1) for half in (0, -1))
-  row, column = (jax.lax.broadcasted_iota(jnp.uint32, (1, *shape), axis) for axis in (1, 2))
-  # The position, rows and columns counted together, times an odd number.
-  position = row * jnp.uint32(0x9E3779B9 * shape[1] % 2**32) + column * jnp.uint32(0x9E3779B9)
-  masks, per_word = [], 32 // bits
-  for mask in range(count):
-    used = bits * (mask % per_word)
-    if not used:
-      words = _mix(position + first, second + jnp.uint32(mask))
-    drawn = words << used >> (32 - bits)
-    masks.append(drawn >= jnp.uint32(round(rate * 2**bits)))
-  return masks
-
-
-def _mix(x: jax.Array, key: jax.Array) -> jax.Array:
-  """Spreads every bit of `x` and `key`, uint32, over the upper bits of a word."""
-  x = (x ^ (x >> 16) ^ key) * jnp.uint32(0x7FEB352D)
-  return (x ^ (x >> 15)) * jnp.uint32(0x846CA68B)
+  count = len(config.attention)
+  factors = pair(key, count, width, width) if count else LoraFactors(None, None)
+  sizes = {"fc1": (width, mlp_width), "fc2": (mlp_width, width)}
+  mlp = {
+    name: pair(jax.random.fold_in(key, PROJECTIONS.index(name)), 1, *sizes[name])
+    for name in sizes
+    if name in config.projections
+  }
+  return factors._replace(**mlp)
 
 
 def lora_deltas(
@@ -174,7 +189,8 @@ def lora_deltas(
 
   Args:
     x: `[B, S, d_in]`, the input of the projections.
-    factors: one block's factors, `a [P, d_in, r]` and `b [P, r, d_out]`.
+    factors: one block's factors, `a [P, d_in, r]` and `b [P, r, d_out]`, with relative
+      magnitudes `[P, d_out]` or without.
     config: rank scale, dropout rate.
     key: typed key for the dropout masks, or one for each row, `[B]`; consumed. `None` switches
       dropout off.
@@ -183,6 +199,8 @@ def lora_deltas(
     `P` arrays `[B, S, d_out]` in the dtype of `x`.
   """
   lows, b = _low_rank(x, factors, config, key)
+  if factors.magnitude is not None:
+    b = b * factors.magnitude[:, None].astype(b.dtype)
   return [low @ b[p] for p, low in enumerate(lows)]
 
 
@@ -194,7 +212,7 @@ def lora_packed(
   columns: Sequence[int],
   count: int,
 ) -> tuple[jax.Array, jax.Array]:
-  """Two factors, whose product is what `lora_deltas` gives, side by side in one array.
+  """Two factors, whose product is what `lora_deltas` gives without magnitudes, side by side.
 
   Args:
     x: `[B, S, d_in]`.

@@ -8,8 +8,9 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from mdtrap_jax.models.attention import put_tokens
+from mdtrap_jax.models.layers import BlockConfig, LayerNorm
 from mdtrap_jax.models.sizes import check_sizes
-from mdtrap_jax.models.transformer import BlockConfig, LayerNorm
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,6 +38,11 @@ class TextConfig:
     _ = self.block  # which checks the rest
 
   @property
+  def cuts(self) -> bool:
+    """Whether rows may end with the longest text: nothing sees the padding after it."""
+    return self.causal and self.pool == "end"
+
+  @property
   def block(self) -> BlockConfig:
     """The configuration of the blocks between the two ends."""
     return BlockConfig(
@@ -58,16 +64,25 @@ class TextStem(nn.Module):
     self.post_norm = LayerNorm(epsilon=config.epsilon)
     self.projection = nn.Dense(config.embed_dim, use_bias=config.projection_bias)
 
-  def embed(self, token_ids: jax.Array) -> jax.Array:
+  def embed(self, token_ids: jax.Array, context: jax.Array | None = None, at: int = 0) -> jax.Array:
     """Maps ids `[B, L] int32` to tokens `[B, L, width]`.
 
+    Args:
+      token_ids: rows of the encoder's context length; shorter ones where `cuts`.
+      context: learned tokens, `[n, width]` or `[B, n, width]`, in place of the rows' own
+        `at … at+n-1`.
+      at: static.
+
     Raises:
-      ValueError: the rows do not have the encoder's context length.
+      ValueError: the rows have another length.
     """
-    length = self.config.context_length
-    if token_ids.shape[1:] != (length,):
+    length, rows = self.config.context_length, token_ids.shape[1]
+    if rows > length or (rows < length and not self.config.cuts):
       raise ValueError(f"token ids have shape {token_ids.shape}, expected [B, {length}].")
-    return self.token[token_ids] + self.position[None]
+    tokens = self.token[token_ids]
+    if context is not None:
+      tokens = put_tokens(tokens, context, at)
+    return tokens + self.position[None, :rows]
 
   def pool(self, tokens: jax.Array, token_ids: jax.Array) -> jax.Array:
     """Maps the last block's tokens `[B, L, width]` to embeddings `[B, D]`, not normalized.

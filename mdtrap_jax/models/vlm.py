@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -22,6 +22,13 @@ from mdtrap_jax.models.transformer import init_blocks, run_blocks
 
 Params = Any  # {"image": encoder, "text": encoder, "logit_scale": []}; see `init`
 Factors = Mapping[str, LoraFactors]  # {"image": …} and/or {"text": …}: adapted encoders only
+
+
+class Prompts(NamedTuple):
+  """Learned tokens of one encoder, in place of what it would see there."""
+
+  first: jax.Array  # [n, W], or of a text [B, n, W]: below the first block
+  deeper: jax.Array | None  # [J, n, W], below blocks 1 … J
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,13 +80,21 @@ class VisionLanguageModel:
     """Fresh factors of the adapted encoders, `{"image": …}` and/or `{"text": …}`."""
     configs = {"image": self.image, "text": self.text}
     return {
-      name: init_factors(jax.random.fold_in(key, i), lora, config.depth, config.width)
+      name: init_factors(
+        jax.random.fold_in(key, i), lora, config.depth, config.width, config.mlp_width
+      )
       for i, (name, config) in enumerate(configs.items())
       if name in lora.encoders
     }
 
   def embed_image(
-    self, params: Params, images: jax.Array, lora: LoraConfig | None = None
+    self,
+    params: Params,
+    images: jax.Array,
+    lora: LoraConfig | None = None,
+    *,
+    stop: int | None = None,
+    norm: bool = True,
   ) -> jax.Array:
     """Everything below the first adapted block; all of this stays fixed in an episode.
 
@@ -87,13 +102,15 @@ class VisionLanguageModel:
       params: of the model.
       images: `[B, H, W, 3]`, normalized with the model's mean and std.
       lora: what is adapted; `None` stops after the patch embedding.
+      stop: the first block that is left out, where `lora` does not say it.
+      norm: whether the norm before the first block is part of it.
 
     Returns:
       tokens `[B, S, width]`.
     """
     encoder = params["image"]
-    tokens = ImageStem(self.image).apply({"params": encoder["stem"]}, images, method="embed")
-    stop = first_adapted_block(lora, "image", self.image.depth)
+    tokens = ImageStem(self.image).apply({"params": encoder["stem"]}, images, norm, method="embed")
+    stop = first_adapted_block(lora, "image", self.image.depth) if stop is None else stop
     return run_blocks(encoder["blocks"], tokens, self.image.block, stop=stop)
 
   def encode_image_tokens(
@@ -103,6 +120,10 @@ class VisionLanguageModel:
     lora: LoraConfig | None = None,
     factors: Factors | None = None,
     key: jax.Array | None = None,
+    *,
+    start: int | None = None,
+    norm: bool = False,
+    prompts: Prompts | None = None,
   ) -> jax.Array:
     """Embeddings `[B, D]` (not normalized) from the tokens of `embed_image`.
 
@@ -113,9 +134,22 @@ class VisionLanguageModel:
       factors: the episode's factors, or `None` for the base model.
       key: typed key of the LoRA dropout, or one for each row, `[B]`; consumed. `None` for no
         dropout.
+      start: the first block to run, where `lora` does not say it.
+      norm: whether the norm before the first block is still to come.
+      prompts: learned tokens after the image's own, which are not pooled.
     """
-    encoder = params["image"]
-    start = first_adapted_block(lora, "image", self.image.depth)
+    encoder, count = params["image"], tokens.shape[1]
+    stem = lambda *arguments, method: ImageStem(self.image).apply(
+      {"params": encoder["stem"]}, *arguments, method=method
+    )
+    start = first_adapted_block(lora, "image", self.image.depth) if start is None else start
+    first, deeper = prompts or (None, None)
+    if norm:
+      tokens = stem(tokens, method="norm")
+    if first is not None:
+      learned = stem(first[None].astype(tokens.dtype), method="norm")
+      shape = (len(tokens), *first.shape)
+      tokens = jnp.concatenate([tokens, jnp.broadcast_to(learned, shape)], axis=1)
     tokens = run_blocks(
       encoder["blocks"],
       tokens,
@@ -124,8 +158,10 @@ class VisionLanguageModel:
       lora=lora,
       factors=(factors or {}).get("image"),
       key=key,
+      prompts=deeper,
+      at=count,
     )
-    return ImageStem(self.image).apply({"params": encoder["stem"]}, tokens, method="pool")
+    return stem(tokens[:, :count], method="pool")
 
   def encode_image(self, params: Params, images: jax.Array, **adapted) -> jax.Array:
     """Embeddings `[B, D]` (not normalized) of normalized images `[B, H, W, 3]`."""
@@ -139,10 +175,23 @@ class VisionLanguageModel:
     lora: LoraConfig | None = None,
     factors: Factors | None = None,
     key: jax.Array | None = None,
+    prompts: Prompts | None = None,
+    at: int = 0,
   ) -> jax.Array:
-    """Embeddings `[B, D]` (not normalized) of token ids `[B, L] int32`."""
+    """Embeddings `[B, D]` (not normalized) of token ids `[B, L] int32`.
+
+    Args:
+      params: of the model.
+      token_ids: of whole rows, or of shorter ones as `TextStem.embed` has them.
+      lora: what is adapted.
+      factors: the episode's factors, or `None` for the base model.
+      key: typed key of the LoRA dropout, consumed. `None` for no dropout.
+      prompts: learned tokens in place of the rows' own `at … at+n-1`.
+      at: static.
+    """
     encoder, stem = params["text"], TextStem(self.text)
-    tokens = stem.apply({"params": encoder["stem"]}, token_ids, method="embed")
+    context, deeper = prompts or (None, None)
+    tokens = stem.apply({"params": encoder["stem"]}, token_ids, context, at, method="embed")
     tokens = run_blocks(
       encoder["blocks"],
       tokens,
@@ -150,6 +199,8 @@ class VisionLanguageModel:
       lora=lora,
       factors=(factors or {}).get("text"),
       key=key,
+      prompts=deeper,
+      at=at,
     )
     return stem.apply({"params": encoder["stem"]}, tokens, token_ids, method="pool")
 

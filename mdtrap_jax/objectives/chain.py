@@ -12,6 +12,8 @@ import optax
 from mdtrap_jax.objectives.pull_back import pull_back
 from mdtrap_jax.objectives.terms import TERMS, Context, TermState
 
+OPTIMIZERS = ("adamw", "sgd")
+
 
 class Phase(NamedTuple):
   """Steps `start … stop-1` that run as one compiled program."""
@@ -134,20 +136,32 @@ def make_optimizer(
   learning_rate: float,
   steps: int,
   *,
+  name: str = "adamw",
   weight_decay: float = 1e-2,
   floor: float = 1e-6,
   periods: float = 8.0,
   b1: float = 0.9,
   b2: float = 0.999,
   eps: float = 1e-8,
+  momentum: float = 0.9,
+  warmup_steps: int = 0,
+  warmup_rate: float = 1e-5,
 ) -> optax.GradientTransformation:
-  """AdamW with the reference's cosine schedule, whose half wave lasts `periods · T` steps.
+  """AdamW or SGD with a cosine schedule, whose half wave lasts `periods · T` steps.
 
-  `lr_t = floor + (lr - floor) (1 + cos(π t / (periods · T))) / 2`, so it hardly moves.
+  `lr_t = floor + (lr - floor) (1 + cos(π t / (periods · T))) / 2`; with the CVPR 2026 reference's 8
+  periods it hardly moves. Before it come `warmup_steps` at `warmup_rate`. SGD adds the decay to
+  the gradient and keeps a sum of past ones, `m_t = momentum · m_{t-1} + g_t`, as PyTorch's does.
   """
   schedule = optax.cosine_decay_schedule(
     learning_rate, int(periods * steps), alpha=floor / learning_rate
   )
+  if warmup_steps:
+    constant = optax.constant_schedule(warmup_rate)
+    schedule = optax.join_schedules([constant, schedule], [warmup_steps])
+  if name == "sgd":
+    decay = optax.add_decayed_weights(weight_decay)
+    return optax.chain(decay, optax.sgd(schedule, momentum=momentum))
   return optax.adamw(schedule, b1=b1, b2=b2, eps=eps, weight_decay=weight_decay)
 
 

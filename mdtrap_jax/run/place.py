@@ -121,6 +121,8 @@ def bytes_needed(method: Method, params: Any, task: Task, weights: Any, mesh: Me
 
   batches = PartitionSpec(mesh.axis_names)
   shards = mesh.shape.get(sharding.AXIS, 1)
+  if isinstance(params, dict):  # of a model: nothing need be computed to know the shapes
+    params = jax.eval_shape(lambda leaves: leaves, params)
   params = method.needed(params, shards)
   params = jax.tree.map(lambda spec, leaf: laid_out(leaf, spec), sharding.specs(params), params)
   tasks = laid_out(

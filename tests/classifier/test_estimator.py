@@ -10,6 +10,7 @@ from PIL import Image
 
 from configs import copa
 from mdtrap_jax import FewShotClassifier
+from mdtrap_jax.classifier import saved
 from mdtrap_jax.classifier.estimator import softmax
 from mdtrap_jax.data.folder_source import FolderSource
 from mdtrap_jax.run.lines import read_episodes
@@ -72,6 +73,30 @@ def test_it_is_the_episode(folder, tmp_path):
   base.save(tmp_path / "base")
   again = FewShotClassifier.load(tmp_path / "base")
   np.testing.assert_array_equal(again.predict_proba(query), base.predict_proba(query))
+
+
+@pytest.mark.parametrize(
+  "settings",
+  [
+    {"tune": "coop", "coop.tokens": 3, "coop.per_class": True},
+    {"tune": "maple", "maple.depth": 2},
+    {"tune": "layernorm", "layernorm.encoder": "both"},
+  ],
+  ids=lambda settings: settings["tune"],
+)
+def test_what_is_trained_is_a_choice(folder, tmp_path, settings):
+  own = classifier("vlm", config=TINY | settings).fit(folder)
+  assert own._setting.config.optimizer.name == ("adamw" if "layer" in settings["tune"] else "sgd")
+  files = sorted(map(str, folder.glob("*/*.png")))
+  assert own.score(folder) == pytest.approx(own.accuracy_at_[10])
+  own.save(tmp_path / "own")
+  again = FewShotClassifier.load(tmp_path / "own")
+  np.testing.assert_array_equal(again.cosines(files), own.cosines(files))
+  if settings["tune"] != "layernorm":
+    for form in ("peft", "hf"):
+      with pytest.raises(ValueError, match="hand on the folder itself"):
+        saved.export(tmp_path / form, saved.read(tmp_path / "own"), form)
+      assert not (tmp_path / form).exists()
 
 
 @pytest.mark.parametrize("method", ["copa"])

@@ -16,7 +16,6 @@ from mdtrap_jax.checkpoints import adapters, merge, tokenizer_files
 from mdtrap_jax.data import images as imaging
 from mdtrap_jax.data.read_labeled import read_labeled
 from mdtrap_jax.data.views import normalize
-from mdtrap_jax.experiments.finetune import make_lora
 from tests.checkpoints import tiny
 
 transformers = pytest.importorskip("transformers")
@@ -66,7 +65,7 @@ def saved(request, tmp_path_factory):
     own.fit(noise(4), LABELS)
   else:  # as if fitted, without compiling it once more
     own._setting = own.prepare(read_labeled(noise(4), LABELS))
-    model, lora = own._setting.model, make_lora(own._setting.config)
+    model, lora = own._setting.model, own._setting.parameterization.config
     draw = lambda leaf: np.random.default_rng(0).normal(0, 0.5, leaf.shape).astype(np.float32)
     factors = jax.tree.map(draw, model.init_lora(jax.random.key(0), lora))
     own._fitted = own._setting.fitted(None, factors)
@@ -116,7 +115,10 @@ def test_peft_computes_the_same(saved, tmp_path):
   own, folder = saved
   say("export", folder, "--format=peft", f"--out={tmp_path / 'peft'}")
   setting, fitted = own._setting, own._fitted
-  model, ours = setting.model, {"lora": make_lora(setting.config), "factors": fitted.params}
+  model, ours = (
+    setting.model,
+    {"lora": setting.parameterization.config, "factors": fitted.params},
+  )
   images, ids = inputs(model)
   expected = embeddings(model, setting.params, images, ids, **ours)
   base = embeddings(model, setting.params, images, ids)
@@ -142,7 +144,10 @@ def test_transformers_computes_the_same(saved, tmp_path):
   out = tmp_path / "hf"
   say("export", folder, "--format=hf", f"--out={out}")
   setting = own._setting
-  model, ours = setting.model, {"lora": make_lora(setting.config), "factors": own._fitted.params}
+  model, ours = (
+    setting.model,
+    {"lora": setting.parameterization.config, "factors": own._fitted.params},
+  )
   images, ids = inputs(model)
   expected = embeddings(model, setting.params, images, ids, **ours)
   twin = transformers.AutoModel.from_pretrained(out).eval()

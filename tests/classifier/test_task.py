@@ -38,7 +38,8 @@ def test_a_method_has_the_rows_of_the_task():
   model, _ = own_images.finetune.load_model(config)
   setting = own_images.Setting(config, "svl_ra", model, None, (), 30.0)
   method = setting.method(8, 3)
-  factors = jax.eval_shape(lambda: model.init_lora(jax.random.key(0), method.lora))
+  lora = method.parameterization.config
+  factors = jax.eval_shape(lambda: model.init_lora(jax.random.key(0), lora))
   memory = jax.eval_shape(method.tx.init, factors)["ra"].memory
   assert memory.relation.shape == (5 * 8, 8)
   assert setting.method(8, 3) is method  # so that its programs are compiled once

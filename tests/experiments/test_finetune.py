@@ -108,6 +108,19 @@ def test_running_again_does_nothing_and_more_episodes_continue(folder, finished,
   assert len(read_episodes(workdir)) == 6
 
 
+def test_a_run_of_coop_goes_on_and_has_zero_shot_beside(folder, finished, tmp_path):
+  """Although its context starts at random; the episodes are those of LoRA."""
+  options = {"row": "svl_ra,coop", "coop__tokens": 3, "episodes_per_device": 1}
+  run(folder, tmp_path, 1, episodes=2, **options)
+  before = (tmp_path / "episodes.jsonl").read_bytes()
+  run(folder, tmp_path, 1, episodes=3, **options)
+  assert (tmp_path / "episodes.jsonl").read_bytes().startswith(before)
+  rows, lora = read_episodes(tmp_path), read_episodes(finished[0])[:3]
+  for name in ("support", "query", "class_names", "zero_shot_accuracy"):
+    assert [line[name] for line in rows] == [line[name] for line in lora]
+  assert all(line["status"] == "ok" for line in rows)
+
+
 def test_losing_lines_reproduces_them(folder, finished, tmp_path):
   """What a kill can leave: fewer lines, the last one cut short."""
   workdir = tmp_path / "copy"

@@ -9,9 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mdtrap_jax.methods.finetune import in_chunks
 from mdtrap_jax.methods.method import STATUS
+from mdtrap_jax.methods.tuning.lora import Lora
 from mdtrap_jax.models import sharding
+from mdtrap_jax.models.chunks import in_chunks
 from mdtrap_jax.models.lora import LoraConfig, init_factors
 from mdtrap_jax.models.transformer import BlockConfig, init_blocks, run_blocks
 from mdtrap_jax.objectives import chain
@@ -196,8 +197,8 @@ def test_the_clean_pass_has_dropout_masks_of_its_own():
 
   found = features(adaptation)
   assert not np.allclose(found.image[:clean_rows], found.clean)
-  undropped = dataclasses.replace(adaptation.lora, dropout=0.0)
-  found = features(dataclasses.replace(adaptation, lora=undropped))
+  undropped = Lora(dataclasses.replace(adaptation.parameterization.config, dropout=0.0))
+  found = features(dataclasses.replace(adaptation, parameterization=undropped))
   np.testing.assert_allclose(found.image[:clean_rows], found.clean, atol=1e-5)
 
 

@@ -11,6 +11,7 @@ import numpy as np
 
 from mdtrap_jax.checkpoints import from_openai
 from mdtrap_jax.methods.finetune import FineTuning
+from mdtrap_jax.methods.tuning.lora import Lora
 from mdtrap_jax.models.lora import LoraConfig, LoraFactors
 from mdtrap_jax.objectives import chain
 from tests.replay.check import Check
@@ -43,7 +44,7 @@ def replay(path: Path) -> list[Check]:
   )
   evaluate = jax.jit(adaptation.evaluate)
   logits = jax.jit(functools.partial(_logits, adaptation))
-  state = adaptation.init(_factors(recorded, "lora_init", adaptation.lora.encoders))
+  state = adaptation.init(_factors(recorded, "lora_init", adaptation.parameterization.encoders))
 
   steps = phases[-1].stop
   losses = {name: np.full(steps, np.nan) for name in ("vlm", "svl", "ra")}
@@ -130,7 +131,7 @@ def _adaptation(recorded):
     num_clean=ways * shots,
   )
   phases = chain.make_phases(config, steps)
-  method = FineTuning(model=model, lora=lora, tx=tx, steps=steps, phases=phases, views=views)
+  method = FineTuning(model, Lora(lora), tx, steps=steps, phases=phases, views=views)
   return method, params, phases
 
 
@@ -176,13 +177,10 @@ def _factor_check(factors, recorded, stage):
 
 def _logits(adaptation, params, prepared, state):
   """Of all views."""
-  model = adaptation.model
-  image = model.encode_image_tokens(params, prepared.tokens, adaptation.lora, state.params)
   text = prepared.text
   if "text" in state.params:
-    text = model.encode_text(params, prepared.token_ids, adaptation.lora, state.params)
-  unit = lambda x: x / jnp.linalg.norm(x, axis=-1, keepdims=True)
-  return LOGIT_SCALE * unit(image) @ unit(text).T
+    text = adaptation.texts(params, prepared.token_ids, state.params)
+  return LOGIT_SCALE * adaptation.cosines(params, prepared.tokens, state.params, text)
 
 
 def _logits_check(logits, recorded, when):

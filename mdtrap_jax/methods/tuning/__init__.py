@@ -1,0 +1,1 @@
+"""What is trained in a vision-language model: one file for each parameterization."""

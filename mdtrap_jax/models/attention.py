@@ -1,0 +1,207 @@
+"""Multi-head self-attention of a block, with LoRA on its projections."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from mdtrap_jax.keys import fold
+from mdtrap_jax.models import backend
+from mdtrap_jax.models.dora import relative_columns
+from mdtrap_jax.models.fused_attention import fits, fused_attention
+from mdtrap_jax.models.layers import BlockConfig, Linear
+from mdtrap_jax.models.lora import (
+  PROJECTIONS,
+  LoraConfig,
+  LoraFactors,
+  joined_product,
+  lora_deltas,
+  lora_packed,
+)
+from mdtrap_jax.models.rope import rotate
+
+
+def attention(q: jax.Array, k: jax.Array, v: jax.Array, heads: int, causal: bool = False):
+  """Scaled dot-product attention, softmax in at least float32.
+
+  Args:
+    q: `[B, S, W]`.
+    k: `[B, T, W]`.
+    v: `[B, T, W]`.
+    heads: number of heads; divides `W`.
+    causal: a position sees itself and earlier ones only.
+
+  Returns:
+    `[B, S, W]`.
+  """
+  if backend.attention_form(q.dtype) == "library":
+    q, k, v = (t.reshape(*t.shape[:-1], heads, -1) for t in (q, k, v))
+    out = jax.nn.dot_product_attention(q, k, v, is_causal=causal)
+    return out.reshape(*out.shape[:-2], -1)
+  # jax.nn's computes float64 logits in float32. One head after the other needs no transposition
+  # of activations, which makes it three times faster on a CPU.
+  heads_of = lambda t: jnp.split(t, heads, axis=-1)
+  out = []
+  for q_head, k_head, v_head in zip(heads_of(q), heads_of(k), heads_of(v), strict=True):
+    logits = jnp.einsum("bqd,bkd->bqk", q_head * q_head.shape[-1] ** -0.5, k_head)
+    if causal:
+      visible = jnp.tri(q.shape[1], k.shape[1], dtype=bool)
+      logits = jnp.where(visible[None], logits, -jnp.inf)
+    # The softmax's division comes after the product, where there is less to divide.
+    weights = jnp.exp(logits - jax.lax.stop_gradient(logits.max(-1, keepdims=True)))
+    out.append(jnp.einsum("bqk,bkd->bqd", weights, v_head) / weights.sum(-1, keepdims=True))
+  return jnp.concatenate(out, axis=-1)
+
+
+class Rows(NamedTuple):
+  """How the tokens of all images lie in one matrix; see `backend.packs_rows`."""
+
+  tokens: int  # `S` of an image
+  filled: int  # with what fills up the tiles
+
+  def pack(self, x: jax.Array) -> jax.Array:
+    """`[B, S, W]` to `[B · filled, W]`."""
+    filled = jnp.pad(x, ((0, 0), (0, self.filled - x.shape[1]), (0, 0)))
+    return filled.reshape(-1, x.shape[-1])
+
+  def images(self, x: jax.Array) -> jax.Array:
+    """`[B · filled, W]` to `[B, filled, W]`."""
+    return x.reshape(-1, self.filled, x.shape[-1])
+
+  def unpack(self, x: jax.Array) -> jax.Array:
+    """`[B · filled, W]` to `[B, S, W]`."""
+    return self.images(x)[:, : self.tokens]
+
+  def put(self, x: jax.Array, tokens: jax.Array, at: int) -> jax.Array:
+    """`put_tokens` of packed `[B · filled, W]`."""
+    return put_tokens(self.images(x), tokens, at).reshape(x.shape)
+
+
+def put_tokens(x: jax.Array, tokens: jax.Array, at: int) -> jax.Array:
+  """`[B, S, W]` with `[n, W]` or `[B, n, W]` in place of its tokens `at … at+n-1`."""
+  shape = (x.shape[0], *tokens.shape[-2:])
+  tokens = jnp.broadcast_to(tokens[None] if tokens.ndim == 2 else tokens, shape).astype(x.dtype)
+  return jnp.concatenate([x[:, :at], tokens, x[:, at + shape[1] :]], axis=1)
+
+
+class Projections(nn.Module):
+  """Queries, keys and values side by side, by one kernel `[W, 3, W]` as checkpoints have it."""
+
+  width: int
+
+  @nn.compact
+  def __call__(
+    self, x: jax.Array, *adapter: jax.Array, scale: jax.Array | None = None
+  ) -> jax.Array:
+    """Maps `[..., W]` to `[..., 3·W]`: an axis of 3 would ruin a TPU's tiles.
+
+    With the two factors of `lora_packed` their product is part of the result; `scale [3·W]` is a
+    factor on it all but the bias.
+    """
+    shape = (x.shape[-1], 3, self.width)
+    normal = nn.initializers.lecun_normal(in_axis=0, out_axis=(1, 2))
+    kernel = self.param("kernel", normal, shape).astype(x.dtype)
+    bias = self.param("bias", nn.initializers.zeros, shape[1:]).astype(x.dtype)
+    kernel = kernel.reshape(shape[0], -1)
+    row = lambda weight: weight.astype(x.dtype).reshape((1,) * (x.ndim - 1) + (-1,))
+    product = joined_product(x, adapter[0], kernel, adapter[1]) if adapter else x @ kernel
+    return (product if scale is None else product * row(scale)) + row(bias)
+
+
+class Attention(nn.Module):
+  """Multi-head self-attention, with LoRA on its four projections.
+
+  Factors are a block's own; their magnitudes are relative, see `dora.relative_magnitudes`.
+
+  With `rows` the inputs and results of its three parts are packed, and queries, keys and
+  values are one array.
+  """
+
+  config: BlockConfig
+  lora: LoraConfig | None = None
+  rows: Rows | None = None
+
+  def setup(self):
+    """Declares the parameters that `project` and `merge` share out between them."""
+    self.qkv = Projections(self.config.width)
+    self.out = Linear(self.config.width)
+
+  def project(
+    self, x: jax.Array, factors: LoraFactors | None = None, key: jax.Array | None = None
+  ) -> list[jax.Array]:
+    """Queries, keys and values of `[B, S, W]`, each of its shape; packed, one `[R, 3·W]`."""
+    rope = self.config.rope
+    inner = [PROJECTIONS.index(name) for name in self._adapted(factors) if name != "out"]
+    own = factors and factors.rows(slice(len(inner)))
+    scale = relative_columns(own.magnitude, inner, 3) if inner else None
+    if self.rows is not None:
+      adapter = ()
+      if inner:
+        low, b = lora_packed(self.rows.images(x), own, self.lora, key, inner, 3)
+        adapter = (low.reshape(len(x), -1), b)
+      qkv = self.qkv(x, *adapter, scale=scale)
+      if rope is not None:
+        turned, value = jnp.split(self.rows.images(qkv), [2 * self.config.width], axis=-1)
+        qkv = jnp.concatenate([rotate(turned, rope), value], -1).reshape(qkv.shape)
+      return [qkv]
+    # The gradient of `split` is one concatenation; that of three slices is a sum of paddings.
+    projected = jnp.split(self.qkv(x, scale=scale), 3, axis=-1)
+    if inner:
+      for number, delta in zip(inner, lora_deltas(x, own, self.lora, key), strict=True):
+        projected[number] = projected[number] + delta
+    if rope is not None:
+      projected[:2] = (rotate(part, rope) for part in projected[:2])
+    return projected
+
+  def attend(self, *projected: jax.Array) -> jax.Array:
+    """What `project` gave to what the heads see, `[B, S, W]` or packed `[R, W]`."""
+    heads, causal, rows = self.config.heads, self.config.causal, self.rows
+    if rows is None:
+      return attention(*projected, heads, causal)
+    qkv = rows.images(*projected)
+    if qkv.dtype == jnp.bfloat16 and fits(rows.filled, self.config.width):
+      interpret = backend.platform() != "tpu"
+      out = fused_attention(qkv, rows.tokens, heads, causal, interpret)
+      return out.reshape(-1, self.config.width)
+    return rows.pack(attention(*jnp.split(qkv[:, : rows.tokens], 3, axis=-1), heads, causal))
+
+  def merge(
+    self, x: jax.Array, factors: LoraFactors | None = None, key: jax.Array | None = None
+  ) -> jax.Array:
+    """The output projection of what the heads have attended to, `[B, S, W]`."""
+    last = factors.rows(slice(-1, None)) if "out" in self._adapted(factors) else None
+    return adapted_linear(self.out, x, "out", last, self.lora, key, self.rows)
+
+  def _adapted(self, factors):
+    return () if factors is None else self.lora.attention
+
+
+def adapted_linear(
+  linear: Linear,
+  x: jax.Array,
+  name: str,
+  factors: LoraFactors | None,
+  lora: LoraConfig | None,
+  key: jax.Array | None,
+  rows: Rows | None,
+) -> jax.Array:
+  """A linear map with LoRA beside it.
+
+  Args:
+    linear: the map.
+    x: `[B, S, d_in]`, or packed by `rows`.
+    name: of the projection.
+    factors: its own, `P = 1`; `None` where it is not adapted.
+    lora: what is adapted.
+    key: of the block's dropout; the name is folded in.
+    rows: how `x` is packed.
+  """
+  if factors is None:
+    return linear(x)
+  result = linear(x, None if factors.magnitude is None else factors.magnitude[0])
+  images = x if rows is None else rows.images(x)
+  key = None if key is None else fold(key, PROJECTIONS.index(name))
+  return result + lora_deltas(images, factors, lora, key)[0].reshape(result.shape)

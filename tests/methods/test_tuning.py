@@ -1,0 +1,277 @@
+"""What every parameterization must do, and what each of them computes once."""
+
+import dataclasses
+import functools
+
+import jax
+import numpy as np
+import pytest
+
+from configs import default
+from mdtrap_jax import config as settings
+from mdtrap_jax import models
+from mdtrap_jax.experiments import finetune
+from mdtrap_jax.methods.tuning import context
+from mdtrap_jax.methods.tuning.choices import PARAMETERIZATIONS, make_parameterization
+from mdtrap_jax.run import programs as batching
+from tests.episodes import row, small_config, small_episodes, smallest_clip
+
+STEPS, COUNT, NAMES = 5, 2, ["red", "green", "blue"]
+# Fields of a config beside those of `:TUNE`.
+KINDS = {
+  "lora": {},
+  "lora of text": {"lora.encoder": "text"},
+  "coop": {"coop.tokens": 3},
+  "coop of words": {"coop.words": "a photo of"},
+  "coop of classes": {"coop.tokens": 2, "coop.per_class": True},
+  "maple": {"maple.depth": 2},
+  "layernorm": {"layernorm.encoder": "both"},
+  "bias": {"bias.position": "1"},
+  "dora": {"lora.projections": ("q", "k", "v", "out", "fc1", "fc2")},
+  "pissa": {"lora.projections": ("v", "fc1"), "lora.alpha": 2.0},
+}
+
+OTHERS = {"coop.tokens": 1, "maple.tokens": 1, "lora.rank": 9, "bias.encoder": "text"}
+
+
+def make_config(name, **fields):
+  config = small_config(row=f"svl_ra,{name.split()[0]}")
+  fewer = {"adapt.steps": STEPS, "adapt.views": 2, "lora.dropout": 0.0}
+  config.update_from_flattened_dict(fewer | KINDS[name] | fields)
+  config.optimizer.learning_rate = 1e-2
+  return settings.resolve(config)
+
+
+@functools.cache
+def setup(name):
+  """The method, its weights, and episodes with the tokens that it reads."""
+  model, params = smallest_clip()
+  config = make_config(name)
+  method = finetune.make_method(config, config.objective.to_dict(), model, 30.0)
+  template = config.data.template or "a photo of a {}."
+  prompts = finetune.encode_prompts(
+    model, params, NAMES, template, parameterization=method.parameterization
+  )
+  episodes = small_episodes(model, COUNT)
+  many = lambda leaf: np.stack([leaf] * COUNT)
+  episodes = episodes._replace(token_ids=many(prompts.token_ids), text=many(prompts.text))
+  return method, method.needed(params), episodes
+
+
+@functools.cache
+def alone(name):
+  """The second episode by itself: prepared, the start, and the state after the steps."""
+  method, params, episodes = setup(name)
+  prepared, start = jax.jit(method.prepare)(params, row(episodes, 1))
+  run = jax.jit(functools.partial(method.run, clean=True))
+  return prepared, start, run(params, prepared, start, 0, STEPS)
+
+
+def close(ours, theirs):
+  """But for the biases of keys, which a softmax does not see: Adam makes steps of their noise."""
+  ours, theirs = (
+    jax.tree.map_with_path(
+      lambda path, leaf: np.delete(leaf, 1, -2) if "qkv/bias" in str(path) else leaf, tree
+    )
+    for tree in (ours, theirs)
+  )
+  for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
+    np.testing.assert_allclose(a, b, rtol=5e-3, atol=5e-4)
+
+
+def test_all_are_here():
+  assert {name.split()[0] for name in KINDS} == set(default.TUNES) >= set(PARAMETERIZATIONS)
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_what_is_trained_moves_and_stays_finite(name):
+  _, start, state = alone(name)
+  assert state.status == 0
+  for before, after in zip(
+    jax.tree.leaves(start.params), jax.tree.leaves(state.params), strict=True
+  ):
+    assert after.dtype == np.float32
+    assert np.isfinite(after).all()
+    assert not np.allclose(before, after, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_a_row_of_a_batch_in_chunks_equals_the_episode_alone(name):
+  method, params, episodes = setup(name)
+  method = dataclasses.replace(method, chunk=2)
+  programs = batching.make_programs(method, batching.task_mesh(jax.devices()[:1]), False)
+  prepared, state = programs.prepare(params, episodes, {})
+  state = programs.run[True](params, prepared, state, 0, STEPS)
+  close(row(state.params, 1), alone(name)[2].params)
+
+
+@pytest.mark.parametrize("name", ["maple", "dora", "layernorm"])
+def test_weights_split_between_devices_take_the_same_steps(name):
+  method, _, episodes = setup(name)
+  mesh = batching.task_mesh(jax.devices()[:2], 2)
+  params = batching.replicate(method.needed(smallest_clip()[1], 2), mesh)
+  programs = batching.make_programs(method, mesh, False)
+  prepared, state = programs.prepare(params, batching.spread(episodes, mesh), {})
+  state = programs.run[True](params, prepared, state, 0, STEPS)
+  close(row(state.params, 1), alone(name)[2].params)
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_shapes_with_and_without_the_clean_pass(name):
+  method, params, episodes = setup(name)
+  prepared, start, _ = alone(name)
+  shapes = lambda tree: jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), tree)
+  for clean in (True, False):
+    run = functools.partial(method.run, clean=clean)
+    assert shapes(jax.eval_shape(run, params, prepared, start, 0, 1)) == shapes(start)
+  work = method.work(params, row(episodes, 0), 1)
+  assert work.each >= 1
+  assert work.size > 0
+
+
+def cosines(params, episodes, text):
+  """`[Q, C]` of the second episode's queries by a model's own encoder."""
+  model, _ = smallest_clip()
+  images = np.asarray(row(episodes, 1).query)
+  pixels = (images / 255 - np.array(model.image_mean)) / np.array(model.image_std)
+  image = encode_image(params, pixels.astype(np.float32))
+  unit = lambda x: x / np.linalg.norm(x, axis=-1, keepdims=True)
+  return unit(np.asarray(image)) @ unit(np.asarray(text)).T
+
+
+encode_image = jax.jit(lambda params, x: smallest_clip()[0].encode_image(params, x))
+encode_text = jax.jit(lambda params, ids: smallest_clip()[0].encode_text(params, ids))
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_before_the_first_step_it_is_the_pretrained_model(name):
+  """Or there is a baseline that is."""
+  method, params, episodes = setup(name)
+  prepared, start, _ = alone(name)
+  model, base = smallest_clip()
+  found = jax.jit(method.baseline or method.evaluate)(params, prepared, start)
+  text = row(episodes, 1).text
+  if name == "coop of words":
+    words = make_config(name).coop.words
+    text = encode_text(base, model.tokenize([f"{words} {n}." for n in NAMES]))
+  np.testing.assert_allclose(found.cosines, cosines(base, episodes, text), atol=2e-5)
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_merged_it_is_a_model_of_the_same_architecture(name):
+  method, params, episodes = setup(name)
+  prepared, _, state = alone(name)
+  base, trained = jax.device_get((smallest_clip()[1], state.params))
+  if name.split()[0] in ("coop", "maple"):
+    with pytest.raises(ValueError, match="hand on the folder itself"):
+      method.parameterization.merge(method.model, base, trained)
+    return
+  one = method.parameterization.merge(method.model, base, trained)
+  text = row(episodes, 1).text
+  if "text" in method.parameterization.encoders:
+    text = encode_text(one, row(episodes, 1).token_ids)
+  found = jax.jit(method.evaluate)(params, prepared, state).cosines
+  np.testing.assert_allclose(found, cosines(one, episodes, text), atol=2e-5)
+  assert jax.tree.structure(one) == jax.tree.structure(base)
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_saved_and_loaded(name, tmp_path):
+  method, _, _ = setup(name)
+  trained = jax.device_get(alone(name)[2].params)
+  for file, content in method.parameterization.save(method.model, trained, "base").items():
+    (tmp_path / file).write_bytes(content)
+  again = method.parameterization.load(tmp_path, method.model, len(NAMES))
+  jax.tree.map(np.testing.assert_array_equal, again, trained)
+  other = make_parameterization(make_config(name, **OTHERS))
+  with pytest.raises((ValueError, OSError), match=str(tmp_path)):
+    other.load(tmp_path, method.model, len(NAMES) + 1)
+
+
+def test_a_fixed_image_encoder_does_not_run_in_the_steps():
+  method, params, _ = setup("coop")
+  prepared, start, _ = alone("coop")
+  assert prepared.tokens.ndim == prepared.query_tokens.ndim == 2
+  step = jax.jit(functools.partial(method.run, clean=True))
+  text = lambda params: {**params, "image": None}
+  program = step.lower(text(params), prepared, start, 0, 1)  # does without its weights
+  assert program is not None
+
+
+def test_terms_of_images_alone_have_no_gradient_on_a_context():
+  """As docs/terms.md says: SVL and L_v see images, which nothing that is trained reaches."""
+  moved = {}
+  for weight in (0.0, 50.0):
+    model, params = smallest_clip()
+    config = make_config("coop", **{"objective.svl.weight": weight, "objective.ra.weight": 0.0})
+    method = finetune.make_method(config, config.objective.to_dict(), model, 30.0)
+    prepared, _, _ = alone("coop")
+    start = method.init(alone("coop")[1].params)
+    run = jax.jit(functools.partial(method.run, clean=False))
+    moved[weight] = run(params, prepared, start, 0, STEPS).params["context"]
+  np.testing.assert_array_equal(moved[0.0], moved[50.0])
+
+
+@pytest.mark.parametrize(
+  "name", ["clip-vit-b16", "siglip-b16-224", "siglip2-b16-224", "pe-core-b16-224"]
+)
+def test_a_context_stands_before_the_class_name_in_every_family(name):
+  model = models.build(name)
+  plain = model.tokenize(["red."])[0]
+  ids = context.make_token_ids(model, "coop", ["red", "blue"], "", 3)
+  start = context.text_start(model)
+  assert start == 1
+  assert ids[0, :start].tolist() == plain[:start].tolist()
+  assert ids[0, start : start + 3].tolist() == [0, 0, 0]
+  assert ids[0, start + 3] == plain[start]  # the name
+  if model.text.cuts:
+    assert ids.shape[1] == 6  # start, three learned, name, end: nothing reads what comes after
+  else:
+    assert ids.shape[1] == len(plain)
+    assert ids[0, -1] == plain[-1]
+
+
+class SigLIPLike:
+  """No start token, padded by the end token (1) or by another one (2)."""
+
+  def __init__(self, pad):
+    self.pad = pad
+
+  def __call__(self, texts):
+    rows = np.full((len(texts), 8), self.pad, np.int32)
+    for text_row, text in zip(rows, texts, strict=True):
+      words = [10 + len(word) for word in text.split()][:7]
+      text_row[: len(words) + 1] = [*words, 1]
+    return rows
+
+
+@pytest.mark.parametrize("pad", [1, 2])
+def test_a_context_where_texts_have_no_start_token(pad):
+  model = models.build("siglip-b16-224")
+  text = dataclasses.replace(model.text, context_length=8)
+  model = dataclasses.replace(model, text=text, tokenize=SigLIPLike(pad))
+  ids = context.make_token_ids(model, "coop", ["a bb", "cccc"], "", 2)
+  assert ids.tolist() == [[0, 0, 11, 13, 1, pad, pad, pad], [0, 0, 15, 1, pad, pad, pad, pad]]
+  with pytest.raises(ValueError, match="the class name 'a b c d e f' after 3 learned tokens"):
+    context.make_token_ids(model, "coop", ["x", "a b c d e f"], "", 3)
+
+
+@pytest.mark.parametrize(
+  ("fields", "message"),
+  [
+    ({"coop.tokens": 6}, r"--config.coop.tokens=6: .* at least 9 tokens.* reads 8; learn fewer"),
+    ({"coop.words": "a photo", "coop.tokens": 3}, "'a photo' are 2 tokens; learn at most so many"),
+  ],
+)
+def test_a_context_that_cannot_be(fields, message):
+  config = make_config("coop", **fields)
+  with pytest.raises(ValueError, match=message):
+    finetune.make_method(config, config.objective.to_dict(), smallest_clip()[0], 30.0)
+
+
+def test_a_class_name_that_leaves_no_room():
+  model, _ = smallest_clip()
+  with pytest.raises(
+    ValueError, match="the class name 'very long odd name' after 3 learned tokens"
+  ):
+    context.make_token_ids(model, "coop", ["red", "very long odd name"], "", 3)
