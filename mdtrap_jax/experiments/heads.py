@@ -80,7 +80,11 @@ def experiment(config: ml_collections.ConfigDict) -> tuple[Experiment, Mapping[s
   placing = {"each": config.episodes_per_device}
   weights = None if config.data.features else weights_of(config.model)
   source = {"weights": weights, "domains": contents}
-  return Experiment({"": config}, {"": source}, groups, placing), found
+  about = "\n".join(
+    f"{name}: {len(data.class_names)} classes, {len(data.labels)} images"
+    for name, data in domains.items()
+  )
+  return Experiment({"": config}, {"": source}, groups, placing, about), found
 
 
 def check(config: ml_collections.ConfigDict) -> None:

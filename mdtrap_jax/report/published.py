@@ -49,8 +49,15 @@ class Published(NamedTuple):
     return (("data.shots", str(self.shots)),) if self.shots != 1 else ()
 
   @property
+  def sweep(self) -> str:
+    """The sweep that has it among its cells."""
+    return "ablation" if self.method in _ABLATION else {1: "one_shot", 5: "five_shot"}[self.shots]
+
+  @property
   def command(self) -> str:
-    """What reproduces it, but for `--workdir`."""
+    """What reproduces it, but for `--workdir`; an average is a sweep's."""
+    if self.target == AVERAGE:
+      return f"mdtrap sweep sweep_paper:{self.sweep}"
     fields = "".join(f" --config.{name}={value}" for name, value in self.fields)
     return f"mdtrap run --config={self.config}{fields}"
 
@@ -129,7 +136,7 @@ def agrees(row: Published | None, mean: float) -> bool | None:
 def page(rows: Sequence[Published] | None = None) -> str:
   """The part of docs/tables.md between `BEGIN` and `END`, in Markdown."""
   rows = list(published()) if rows is None else rows
-  header = ("target", "command", "expected", "tolerance", "measured")
+  header = ("backbone", "method", "target", "command", "expected", "tolerance", "measured")
   parts = [BEGIN]
   for table in dict.fromkeys(row.table for row in rows):
     own = [row for row in rows if row.table == table]
@@ -140,7 +147,7 @@ def page(rows: Sequence[Published] | None = None) -> str:
 def _cells(row: Published) -> tuple[str, ...]:
   value = f"{row.value:.2f}" if row.measure == ACCURACY else f"{row.value:.3f}"
   tolerance = "–" if row.tolerance is None else f"± {row.tolerance:.1f}"
-  return (row.target, f"`{row.command}`", value, tolerance, "")
+  return (row.backbone, row.method, row.target, f"`{row.command}`", value, tolerance, "")
 
 
 if __name__ == "__main__":
