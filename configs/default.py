@@ -88,7 +88,7 @@ def common():
   data.severity = 1.0  # of the generated world: how far from the source's look, 0 to 1
   data.images_per_class = 40  # of the generated world: images to draw from
   data.data_dir = ""  # where TFDS data sets were prepared; "": TFDS's default
-  data.split = "train"  # a TFDS split; the four targets have this one only
+  data.split = "train"  # of the four targets the only one; of fsl also val or test
   data.files = ""  # a text file that lists the images to draw from, one a line; "": all
   data.classes = ()  # names of the classes to keep; (): all
   data.small_classes = "error"  # a class with too few images: "error" or "drop"
@@ -125,10 +125,11 @@ def get_config(row="svl_ra"):
     )
   config = common()
   data = config.data
-  data.name = "folder"  # folder, eurosat, cropdisease, isic, chestx, world or digits
-  data.path = ""  # of data.name=folder: one subfolder of images per class
+  data.name = "folder"  # folder, eurosat, cropdisease, isic, chestx, fsl, world or digits
+  data.path = ""  # of folder: one subfolder of images per class; of fsl: the unpacked release
+  data.split_file = ""  # of fsl: CoOp's split_zhou_….json, if it is not in data.path
   data.class_names = ()  # prompt names of those folders, sorted; (): the folders' own names
-  data.domain = "radiograph"  # of data.name=world: source, radiograph, satellite, …
+  data.domain = "radiograph"  # of world: source, radiograph, …; of fsl: oxford_pets, dtd, …
   # None: the model family's; of several, the texts' embeddings are averaged
   data.template = placeholder(object)  # the prompt or a tuple of prompts, {} the class name
 

@@ -90,10 +90,12 @@ def make_parser() -> Parser:
 
   command = add(
     "prepare", prepare, "write a target domain to disk, once",
-    "isic and chestx read the unpacked official release in --manual_dir; eurosat and cropdisease "
-    "download it,\nor read its class folders in --manual_dir if given.",
+    "isic and chestx read the unpacked official release in --manual_dir; eurosat and cropdisease\n"
+    "download it, or read its class folders in --manual_dir if given. The eleven data sets of\n"
+    "few-shot classification, fsl/NAME, are read in place: it says where to get one, and checks\n"
+    "what is in --manual_dir.",
   )  # fmt: skip
-  command.add_argument("name", help="isic, chestx, eurosat or cropdisease")
+  command.add_argument("name", help="isic, chestx, eurosat, cropdisease, or fsl/oxford_pets, …")
   command.add_argument("--data_dir", help="where to write; TFDS's default folder if not given")
   command.add_argument("--manual_dir", help="folder of the official release, unpacked")
 
@@ -239,9 +241,15 @@ def compact(options: argparse.Namespace) -> int:
 def prepare(options: argparse.Namespace) -> int:
   """`mdtrap prepare`."""
   from mdtrap_jax.data import prepare as module
+  from mdtrap_jax.data.releases import RELEASES, check_release
 
+  releases = {f"fsl/{name}": name for name in RELEASES}
+  if options.name in releases:
+    print(check_release(releases[options.name], options.manual_dir or ""))
+    return 0
   if options.name not in module.TARGETS:
-    raise ValueError(f"prepare {options.name}: choose one of {', '.join(sorted(module.TARGETS))}.")
+    known = ", ".join([*sorted(module.TARGETS), *releases])
+    raise ValueError(f"prepare {options.name}: choose one of {known}.")
   home = lambda path: path and os.path.expanduser(path)
   print(f"Prepared {module.prepare(options.name, home(options.data_dir), options.manual_dir)}")
   return 0

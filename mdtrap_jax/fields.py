@@ -248,6 +248,7 @@ COMMON: dict[str, Rule] = {
 FINETUNE = COMMON | {
   "data.name": text,
   "data.path": path,
+  "data.split_file": path,
   "data.class_names": NAMES,
   "data.domain": text,
   "data.template": optional(_template),

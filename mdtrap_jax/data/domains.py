@@ -69,4 +69,8 @@ def open_domain(config: Any, entry: str) -> FeatureSet | Source:
     raise ValueError(
       "config.domains: of the generated world, name a look, as in 'world/satellite'."
     )
+  elif name == "fsl":
+    raise ValueError(
+      "config.domains: 'fsl' is for fine-tuning, configs/fsl.py; give a folder, as NAME=FOLDER."
+    )
   return make_source(data)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import collections
 import csv
 import io
-import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,6 +17,7 @@ from mdtrap_jax.data import images, labeled
 from mdtrap_jax.data.folder_source import FolderSource
 from mdtrap_jax.data.labeled import Labeled
 from mdtrap_jax.data.names import listed, nfc, shown
+from mdtrap_jax.data.split_file import read_split_file
 
 
 def read_labeled(data: Any, labels: Any = None) -> Labeled:
@@ -96,14 +96,7 @@ def read_split(path: Path, part: str = "train") -> Labeled:
     OSError: an image is not there.
     ValueError: it is no such file.
   """
-  try:
-    rows = [(str(file), str(name)) for file, _, name in json.loads(path.read_bytes())[part]]
-  except (ValueError, KeyError, TypeError) as error:
-    raise ValueError(
-      f"{shown(path)} is no split in CoOp's format, {{{part!r}: [[file, number, class name], …]}}."
-    ) from error
-  if not rows:
-    raise ValueError(f"{shown(path)} has no images under {part!r}.")
+  rows = [(row.file, row.name) for row in read_split_file(path, part)]
   folders = [path.parent, *sorted(entry for entry in path.parent.iterdir() if entry.is_dir())]
   root = next((folder for folder in folders if (folder / rows[0][0]).is_file()), None)
   if root is None:

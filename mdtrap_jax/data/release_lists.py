@@ -44,6 +44,7 @@ def aircraft_lists(root: Path, split_file: Path, part: str) -> list[Row]:
     number, _, name = line.partition(" ")
     if name not in labels:
       raise ValueError(f"{shown(where)} has a line {shown(line)!r} of no variant in variants.txt.")
+    check_inside(number, where)
     rows.append(Row(f"{number}.jpg", labels[name], name))
   return rows
 
@@ -102,6 +103,8 @@ def _solution(path: Path) -> list[tuple[str, str]]:
   rows = list(csv.reader(_lines(path)[1:]))
   if bad := [row for row in rows if len(row) != 2 or not row[1].split()]:
     raise ValueError(f"{shown(path)} has a row {bad[0]}; its columns are ImageId,PredictionString.")
+  for number, _ in rows:
+    check_inside(number, path)
   return sorted((f"{number}.JPEG", prediction.split()[0]) for number, prediction in rows)
 
 
@@ -109,7 +112,7 @@ def _lines(path: Path) -> list[str]:
   """Those of a list that are not empty.
 
   Raises:
-    OSError, ValueError: it cannot be read, is empty, or leads out of the folder.
+    OSError, ValueError: it cannot be read, or is empty.
   """
   try:
     lines = images.read_file(path).decode("utf-8-sig").splitlines()
@@ -117,6 +120,4 @@ def _lines(path: Path) -> list[str]:
     raise ValueError(f"{shown(path)} is not UTF-8 (byte {error.start}).") from error
   if not (lines := [line.strip() for line in lines if line.strip()]):
     raise ValueError(f"{shown(path)} is empty.")
-  for line in lines:
-    check_inside(line.split(" ")[0].split(",")[0] or " ", path)
   return lines

@@ -166,10 +166,9 @@ class ReleaseSource:
     release, root = RELEASES[domain], Path(path).expanduser()
     self._folder = root / release.folder
     if not path or not self._folder.is_dir():
+      what = f"{shown(path)} has no folder {release.folder}" if path else "no folder is given"
       raise FileNotFoundError(
-        f"--config.data.path={shown(path)}: "
-        + (f"no folder {release.folder} in it" if release.folder else "no such folder")
-        + f". Give the unpacked release of {release.title}: {release.where}."
+        f"{release.title}: {what}. Give the unpacked release, {release.where}."
       )
     split = Path(split_file).expanduser() if split_file else root / release.split
     rows = release.read(root, split, part)

@@ -1,4 +1,4 @@
-"""The sources that a config can name: folders, the four target domains, generated images."""
+"""The sources that a config can name: folders, targets, the eleven data sets, generated images."""
 
 import difflib
 from collections.abc import Callable
@@ -16,6 +16,7 @@ from mdtrap_jax.data.class_selection import (
 from mdtrap_jax.data.content import describe_changes
 from mdtrap_jax.data.folder_source import FolderSource
 from mdtrap_jax.data.images import decoding_of
+from mdtrap_jax.data.releases import ReleaseSource
 from mdtrap_jax.data.source import Source
 from mdtrap_jax.data.tfds_source import TARGETS, TfdsSource
 
@@ -48,6 +49,12 @@ def _folder(config: Any) -> Source:
   return FolderSource(config.path, getattr(config, "class_names", ()), decoding_of(config))
 
 
+def _fsl(config: Any) -> Source:
+  return ReleaseSource(
+    config.domain, config.path, config.split, config.split_file, decoding_of(config)
+  )
+
+
 def _world(config: Any) -> Source:
   return _lazily("WorldSource")(config.domain, config.severity, config.images_per_class)
 
@@ -68,6 +75,7 @@ def _target(name: str) -> Callable[[Any], Source]:
 
 SOURCES: dict[str, Callable[[Any], Source]] = {
   "folder": _folder,
+  "fsl": _fsl,
   "world": _world,
   "digits": lambda config: _lazily("DigitsSource")(),
   **{name: _target(name) for name in TARGETS},
