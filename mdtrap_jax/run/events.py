@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from tensorboardX.event_file_writer import EventsWriter
-from tensorboardX.proto.event_pb2 import Event, SessionLog
-from tensorboardX.proto.summary_pb2 import Summary
-from tensorboardX.summary import scalar
+
+# tensorboardX would import torch where there is one, for annotations: seconds of every start.
+_hidden = "torch" not in sys.modules
+if _hidden:
+  sys.modules["torch"] = None
+try:
+  from tensorboardX.event_file_writer import EventsWriter
+  from tensorboardX.proto.event_pb2 import Event, SessionLog
+  from tensorboardX.proto.summary_pb2 import Summary
+  from tensorboardX.summary import scalar
+finally:
+  if _hidden:
+    del sys.modules["torch"]
 
 
 class Scalars(NamedTuple):

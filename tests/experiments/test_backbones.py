@@ -37,6 +37,7 @@ def test_a_run(folder, tmp_path, monkeypatch, family, resize):
     episodes=2,
     episodes_per_device=2,
     adapt__steps=5,
+    objective__ra__window=(0, 5),  # one program for all steps
     lora__encoder="both",
   )
   summary = run_finetune(config, tmp_path, devices=1)[""]

@@ -1,13 +1,9 @@
 """Whole runs from a folder of images: files, resume after a kill, the command line's errors."""
 
 import json
-import os
 import re
 import shutil
 import signal
-import subprocess
-import sys
-import time
 
 import numpy as np
 import pytest
@@ -17,10 +13,9 @@ from mdtrap_jax import experiments
 from mdtrap_jax.__main__ import main
 from mdtrap_jax.run.lines import read_episodes
 from tests.episodes import QUERIES, SHOTS, STEPS, WAYS, run_finetune, small_config
-from tests.flags import flags_of_commands
-from tests.paths import ROOT
+from tests.run import commands
 
-KILLED = 20  # episodes of the run that is killed after the third
+KILLED, STEPS_KILLED = 6, 5  # episodes, and steps of each, of the run that is killed
 CONTRACT = {
   "episode",
   "seed",
@@ -176,10 +171,8 @@ def test_variants_have_a_directory_each_and_are_compared(folder, finished, tmp_p
   assert (tmp_path / "vlm" / "episodes.jsonl").read_bytes() == before
 
 
-def command(folder, workdir, *extra):
+def arguments(folder, workdir, *extra):
   return [
-    sys.executable,
-    "main.py",
     f"--config=configs/folder.py{extra[0] if extra else ''}",
     f"--config.data.path={folder}",
     f"--workdir={workdir}",
@@ -189,47 +182,26 @@ def command(folder, workdir, *extra):
     "--config.data.queries=4",
     f"--config.episodes={KILLED}",
     "--config.episodes_per_device=1",
-    "--config.adapt.steps=5",
+    f"--config.adapt.steps={STEPS_KILLED}",
     "--config.adapt.views=2",
     *extra[1:],
   ]
 
 
-def environment():
-  return os.environ | {"XLA_FLAGS": flags_of_commands()}
-
-
 def test_a_killed_run_resumes(folder, tmp_path):
-  """SIGKILL between two batches; the resumed run ends with every episode once."""
-  process = subprocess.Popen(
-    command(folder, tmp_path),
-    cwd=ROOT,
-    env=environment(),
-    stderr=subprocess.DEVNULL,
-    stdout=subprocess.DEVNULL,
-  )
-  path, deadline = tmp_path / "episodes.jsonl", time.monotonic() + 300
-  while not path.exists() or path.read_bytes().count(b"\n") < 3:
-    assert process.poll() is None, "the run ended before it could be killed"
-    assert time.monotonic() < deadline, "the run did not get going"
-    time.sleep(0.02)
-  process.send_signal(signal.SIGKILL)
-  process.wait()
+  """SIGKILL in the fourth batch; the resumed run ends with every episode once."""
+  run, log = arguments(folder, tmp_path / "run"), str(tmp_path / "log")
+  kill = commands.Signal(signal.SIGKILL, 3 * STEPS_KILLED + 2)
+  assert commands.start(run, log, kill).end().code == -signal.SIGKILL
+  path = tmp_path / "run" / "episodes.jsonl"
   kept = path.read_bytes()
-  kept = kept[: kept.rfind(b"\n") + 1]
-  assert 3 <= kept.count(b"\n") < KILLED
-  done = subprocess.run(
-    command(folder, tmp_path),
-    cwd=ROOT,
-    env=environment(),
-    capture_output=True,
-    text=True,
-    check=True,
-  )
+  assert kept.count(b"\n") == 3
+  ended = commands.start(run, log).end()
+  assert ended.code == 0
   assert path.read_bytes().startswith(kept)
-  assert [row["episode"] for row in read_episodes(tmp_path)] == list(range(KILLED))
-  assert "adapted accuracy" in done.stdout
-  assert f"{KILLED}/{KILLED} episodes" in done.stderr
+  assert [row["episode"] for row in read_episodes(path.parent)] == list(range(KILLED))
+  assert "adapted accuracy" in ended.out
+  assert f"{KILLED}/{KILLED} episodes" in (tmp_path / "log.err").read_text()
 
 
 @pytest.mark.parametrize(
@@ -247,9 +219,8 @@ def test_a_killed_run_resumes(folder, tmp_path):
   ],
 )
 def test_wrong_input_is_one_message_before_any_work(folder, tmp_path, capsys, extra, message):
-  """As `main.py` says it; the one above ran it as a program."""
-  _, _, *arguments = command(folder, tmp_path / "run", *extra)
-  assert main(["run", *arguments]) == 1
+  """As `main.py` says it."""
+  assert main(["run", *arguments(folder, tmp_path / "run", *extra)]) == 1
   error = capsys.readouterr().err
   assert "Traceback" not in error
   lines = [line for line in error.splitlines() if "random weights" not in line]
