@@ -37,7 +37,7 @@ def done(changed):
     text=True,
     check=False,
   )
-  *parts, last = re.split(r"^(?=\S)", process.stdout, flags=re.MULTILINE)
+  _, *parts, last = re.split(r"^(?=\S)", process.stdout, flags=re.MULTILINE)
   lines = {path: rest for path, _, rest in (part.partition("\n") for part in parts)}
   assert len(lines) == len(MIND) + 1, process.stdout + process.stderr
   return process.returncode, lines, last

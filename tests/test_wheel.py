@@ -28,11 +28,15 @@ PACKAGES = {
 
 # A config of the user's, on top of the wheel's.
 OWN = """
+import atexit
+import sys
+
 import mdtrap_jax
 import mdtrap_jax.configs.folder as packaged
 from configs import default
 
 print(mdtrap_jax.__file__, packaged.__file__, sep="\\n")
+atexit.register(lambda: print("torch" in sys.modules))
 
 
 def get_config():
@@ -80,6 +84,7 @@ def test_a_run_from_the_wheel(unpacked, tmp_path):
   assert "adapted accuracy" in done.stdout
   config = json.loads((tmp_path / "run" / "config.json").read_text())
   assert config["data"]["path"] == "birds"
+  assert done.stdout.splitlines()[-1] == "False"  # a run does not wait for torch
   packages = done.stdout.splitlines()[:2]
   assert packages[0].startswith(str(unpacked / "mdtrap_jax" / "__init__.py"))
   assert packages[1].startswith(str(unpacked / "mdtrap_jax" / "configs" / "folder.py"))

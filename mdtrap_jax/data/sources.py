@@ -37,7 +37,10 @@ __all__ = [
 
 
 def _lazily(name: str) -> Any:
-  """Of the generated world, whose renderer nobody else should wait for."""
+  """Of the generated world, which is built upon this folder: the one arrow that runs up.
+
+  A config names a world like any other source; who names none does not wait for its renderer.
+  """
   return getattr(import_module("mdtrap_jax.world"), name)
 
 
