@@ -140,7 +140,7 @@ def test_fine_tuning_goes_on_in_a_phase_and_enters_the_next(tmp_path, monkeypatc
       pixels = rng.integers(0, 256, (32, 32, 3), np.uint8)
       Image.fromarray(pixels).save(tmp_path / "images" / name / f"{i}.png")
   config = small_config(
-    data__path=str(tmp_path / "images"), adapt__steps=5, episodes=1, lora__position="0"
+    data__path=str(tmp_path / "images"), adapt__steps=5, episodes=1, lora__position="1"
   )
   experiment = finetune.experiment(config)
   (group,) = experiment.groups

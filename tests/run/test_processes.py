@@ -54,7 +54,7 @@ def arguments(tmp_path_factory):
     "config.adapt.views": 2,
     "config.objective.ra.weight": 0.0,  # one program less
     "config.lora.projections": ("q",),
-    "config.lora.position": 0,
+    "config.lora.position": 1,  # the upper block of two
   }
   variants = tiny | {"config": "demo", "config.data.name": "digits", "config.episodes": 4}
   study = tiny | {
