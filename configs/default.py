@@ -81,6 +81,7 @@ def common():
   config.seeds = 1  # how many: seed, seed + 1, …; each draws its own tasks
   # None: 800 for 1-shot, 400 otherwise
   config.episodes = placeholder(int)  # tasks of each domain and seed
+  config.predictions = False  # keep what is said of every query image, for `mdtrap report`
   config.episodes_per_device = 0  # adapted at once on each device; 0: as its memory allows
   config.weight_shards = 1  # devices that hold one copy of the weights between them
 

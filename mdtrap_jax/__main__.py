@@ -89,6 +89,17 @@ def make_parser() -> Parser:
   command.add_argument("path", metavar="RUN", help="gs://… or s3://…: its work directory")
 
   command = add(
+    "report",
+    report,
+    "show what runs with --config.predictions got right: confusion, calibration, classes",
+  )
+  command.add_argument("paths", nargs="+", metavar="DIR", help="work directories of runs")
+  command.add_argument(
+    "--out", metavar="DIR", help="where the report goes; `report` in each run if not given"
+  )
+  command.add_argument("--force", action="store_true", help="write into a folder that is not empty")
+
+  command = add(
     "prepare", prepare, "write a target domain to disk, once",
     "isic and chestx read the unpacked official release in --manual_dir; eurosat and cropdisease\n"
     "download it, or read its class folders in --manual_dir if given. The eleven data sets of\n"
@@ -235,6 +246,16 @@ def compact(options: argparse.Namespace) -> int:
   if not buckets.is_bucket(options.path):
     raise ValueError(f"{options.path}: runs on a disk have no parts; give gs://… or s3://….")
   print(f"{store.compact(options.path)} parts of {options.path} became whole.")
+  return 0
+
+
+def report(options: argparse.Namespace) -> int:
+  """`mdtrap report`."""
+  from mdtrap_jax.report import runs
+
+  out = options.out and Path(options.out).expanduser()
+  for text in runs.write([os.path.expanduser(p) for p in options.paths], out, options.force):
+    print(text)
   return 0
 
 

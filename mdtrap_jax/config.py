@@ -15,6 +15,7 @@ from mdtrap_jax.fields import KINDS, MOST, MOST_TASKS, complaint, nearest, one_o
 # How a run is carried out, not what it computes: free to differ when a run is resumed.
 RUNTIME_FIELDS = (
   "episodes",
+  "predictions",
   "episodes_per_device",
   "weight_shards",
   "data.threads",

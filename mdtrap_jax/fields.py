@@ -219,6 +219,7 @@ COMMON: dict[str, Rule] = {
   "seed": whole(0, MOST),
   "seeds": _seeds,
   "episodes": optional(whole(1)),
+  "predictions": flag,
   "episodes_per_device": whole(0),
   "weight_shards": whole(1),
   "data.severity": real(0, 1),

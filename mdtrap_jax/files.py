@@ -20,7 +20,8 @@ from mdtrap_jax import buckets
 _LONGEST = 200  # bytes of a name: file systems allow 255, and ours get suffixes
 _RESERVED = frozenset({
   "snapshots", "events", "figures", "model", "config.json", "episodes.jsonl", "summary.json",
-  "study.csv", "study.png", "run.log", "episodes.parts",
+  "study.csv", "study.png", "run.log", "episodes.parts", "predictions.npz", "predictions.json",
+  "predictions.part", "report",
 })  # fmt: skip
 _PROCESS = re.compile(r"process-\d+", re.IGNORECASE)
 _RACY = 2.0  # seconds: a file this fresh may change again without a new time

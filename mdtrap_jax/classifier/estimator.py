@@ -23,6 +23,7 @@ from mdtrap_jax.data.labeled import Labeled
 from mdtrap_jax.data.names import listed, nfc
 from mdtrap_jax.data.read_labeled import read_labeled
 from mdtrap_jax.report import classification
+from mdtrap_jax.report.classification import softmax
 
 saved._OURS.update(classification.FILES)  # `mdtrap fit --folds` writes a report beside the model
 
@@ -344,12 +345,6 @@ class FewShotClassifier:
     if not hasattr(self, "_setting"):
       raise ValueError("this classifier is not fitted yet: call fit, or load a saved one.")
     return self._setting
-
-
-def softmax(logits: np.ndarray) -> np.ndarray:
-  """Of rows `[n, C]`."""
-  powers = np.exp(logits - logits.max(axis=1, keepdims=True))
-  return powers / powers.sum(axis=1, keepdims=True)
 
 
 def _images(X: Any) -> Sequence[Any]:

@@ -179,6 +179,8 @@ def make_group(
       weights=make_weights(runs),
       task=task_shape(config, model, prompts.token_ids.shape[1:]),
       batches=functools.partial(task_batches, load_task, threads=data.threads),
+      scale=float(model.logit_scale(params)),
+      describe=source.describe,
     )
 
   return Group(name, list(runs), tasks, prepare)

@@ -21,6 +21,7 @@ from mdtrap_jax.data.loader import task_batches
 from mdtrap_jax.data.names import nfc
 from mdtrap_jax.data.source import Source
 from mdtrap_jax.data.task import Loaded, TaskId, all_tasks
+from mdtrap_jax.methods import copa, url
 from mdtrap_jax.methods.extractors import (
   Backbone,
   check_backbone,
@@ -72,7 +73,7 @@ def experiment(config: ml_collections.ConfigDict) -> tuple[Experiment, Mapping[s
       name=name,
       runs=("",),
       tasks=own,
-      prepare=functools.partial(_prepare, config, found[name], backbone, rule, own),
+      prepare=functools.partial(_prepare, config, found[name], backbone, rule, own, domains[name]),
     )
     for name in domains
     if (own := [task for task in tasks if task.domain == name])
@@ -173,7 +174,12 @@ def _features(config, name: str, data: FeatureSet | Source, backbone) -> Feature
 
 
 def _prepare(
-  config, features: Found, backbone: Callable[[], Backbone], rule, tasks: list[TaskId]
+  config,
+  features: Found,
+  backbone: Callable[[], Backbone],
+  rule,
+  tasks: list[TaskId],
+  data: FeatureSet | Source,
 ) -> Ready:
   """Draws all tasks of a domain, done or not: a resumed run is padded to the same shape."""
   found = features()
@@ -219,6 +225,8 @@ def _prepare(
     weights={},
     task=jax.tree.map(_shape, load(tasks[0]).task),
     batches=functools.partial(task_batches, load, threads=0),
+    scale=copa.LOGIT_SCALE if config.method.startswith("copa") else url.LOGIT_SCALE,
+    describe=getattr(data, "describe", "row {}".format),
   )
 
 

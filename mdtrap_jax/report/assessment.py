@@ -33,6 +33,7 @@ class Assessment(NamedTuple):
   facts: Mapping[str, str]  # what was done, by name
   command: str  # that repeats it
   notes: Sequence[str] = ()  # what the reader must know
+  guess: float | None = None  # accuracy of guessing; one of all classes if not given
   tables: Mapping[str, str] = {}  # more files to write, such as every prediction
 
   @property

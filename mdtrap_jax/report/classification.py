@@ -90,6 +90,12 @@ def wilson(successes: float, cases: float, z: float = 1.959964) -> Interval | No
   return Interval(share, low if successes else 0.0, high if successes < cases else 1.0)
 
 
+def softmax(logits: np.ndarray) -> np.ndarray:
+  """Of rows `[n, C]`."""
+  powers = np.exp(logits - logits.max(axis=1, keepdims=True))
+  return powers / powers.sum(axis=1, keepdims=True)
+
+
 def outcomes(labels: np.ndarray, probabilities: np.ndarray) -> Outcomes:
   """Of labels `[m]` and probabilities `[m, C]`."""
   rows = np.arange(len(labels))

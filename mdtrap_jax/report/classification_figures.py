@@ -79,7 +79,7 @@ def steps(curves: Mapping[str, Mapping[int, Interval]], images: int) -> Figure:
   axes.set(ylim=(0, 102), xlabel="step (0: not adapted)", ylabel="accuracy (%)")
   axes.legend(frameon=False, fontsize=8, loc="lower right")
   axes.spines[["top", "right"]].set_visible(False)
-  _title(figure, f"{images} images, Wilson 95 %")
+  _title(figure, f"n = {images}, 95 % intervals")
   return figure
 
 

@@ -79,12 +79,16 @@ def make(found: Assessment, figures: Mapping[str, bytes]) -> bytes:
 def _lead(found: Assessment) -> list[Markup]:
   own, counts = found.own, found.own.confusion.sum(1)
   value, low, high = found.own.accuracy
-  most = 100 * counts.max() / counts.sum()
+  most = f"always the largest class: {100 * counts.max() / counts.sum():.1f} % right"
+  guess = f"guessing one of {_plural(len(counts), 'class')} gives {100 / len(counts):.1f} %"
+  if found.guess is not None:  # classes of an episode
+    guess = f"guessing gives {100 * found.guess:.1f} %"
+    most = f"{own.predictions:,} predictions of {_plural(len(counts), 'class')}"
   big = [
     ("accuracy", f"{100 * value:.1f} %", f"95 % interval {100 * low:.1f} to {100 * high:.1f} %"),
     ("balanced accuracy", f"{100 * own.balanced_accuracy:.1f} %",
-     f"guessing one of {_plural(len(counts), 'class')} gives {100 / len(counts):.1f} %"),
-    ("images", f"{own.images:,}", f"always the largest class: {most:.1f} % right"),
+     guess),
+    ("images", f"{own.images:,}", most),
     ("calibration error", f"{own.ece:.3f}", f"log loss {own.log_loss:.3f}"),
   ]  # fmt: skip
   cards = [
@@ -248,14 +252,21 @@ def _errors(found: Assessment) -> list[Markup]:
       Markup("<br>"), "is ", breakable(true), f" ({100 * said.likelihood[m]:.0f} %)",
       *([Markup("<br>"), often] if often else []),
     ]  # fmt: skip
-    cards.append(_card(found, row, f"said {predicted}, is {true}", text))
+    if found.items:
+      cards.append(_card(found, row, f"said {predicted}, is {true}", text))
+    else:
+      name = breakable(found.files[row])
+      cards.append([name, tag("td", *text[:1]), tag("td", *text[2:])])
   count = f"{_plural(len(rows), 'image')} of {found.own.images} misclassified"
   if len(times) < len(found.rows):
     count += " at least once"
   if len(worst) > MOST_ERRORS:
     count += f"; the {MOST_ERRORS} most confident are shown"
   hint = "A label may be wrong, too: look at the most confident ones first."
-  return [tag("p", f"{count}, most confident first. {hint}"), tag("ul", *cards, class_="gallery")]
+  first = tag("p", f"{count}, most confident first. {hint}")
+  if not found.items:
+    return [first, table("Misclassified images", ["image", "prediction", "truth"], cards)]
+  return [first, tag("ul", *cards, class_="gallery")]
 
 
 def _ends(found: Assessment) -> list[Markup]:

@@ -19,7 +19,7 @@ from absl import logging
 
 from mdtrap_jax import config as settings
 from mdtrap_jax import files
-from mdtrap_jax.run import claim, identity, lines
+from mdtrap_jax.run import claim, identity, lines, predictions
 
 
 class WorkDirectory:
@@ -61,6 +61,11 @@ class WorkDirectory:
       ) from error
     try:
       self.finished = self._repair()
+      self.predictions = None
+      if config.get("predictions"):
+        if not process:
+          predictions.check(self.path, Path(path).resolve(), self.finished)
+        self.predictions = predictions.Log(self.path)
       self._write_config(json.loads(settings.to_json(config)) | {"source": source})
     except BaseException:
       self.close()

@@ -23,6 +23,8 @@ class Ready(NamedTuple):
   # (step, state, evaluations) of a batch after each segment; says a few words for the bar, may
   # keep what is trained after the last step, before the batch counts as finished, and may raise
   watch: Callable[[int, AdaptState, Mapping[int, Evaluation]], str] | None = None
+  scale: float = 1.0  # of cosines: probabilities are softmax(scale · cosine)
+  describe: Callable[[int], str] = "image {}".format  # what an image of the source is called
 
 
 class Group(NamedTuple):

@@ -22,7 +22,7 @@ from mdtrap_jax.data.content import digest_of
 from mdtrap_jax.data.loader import ahead
 from mdtrap_jax.data.task import Task, TaskBatch, TaskId
 from mdtrap_jax.methods.method import AdaptState, Evaluation, Method
-from mdtrap_jax.run import claim, hosts
+from mdtrap_jax.run import claim, hosts, predictions
 from mdtrap_jax.run import store as stores
 from mdtrap_jax.run.directory import WorkDirectory
 from mdtrap_jax.run.events import Track
@@ -124,6 +124,9 @@ def run(
           adapting.run(mine[group.name], experiment.placing, asked)
     rate = hosts.total(progress.rate)
     hosts.merge(workdir, directories)
+    for directory in directories.values():
+      if directory.predictions and hosts.index() == 0:
+        predictions.finish(directory.path, directory.finished, workdir)
     for snapshots in kept:
       snapshots.remove()
     return Finished(directories, rate)
@@ -135,7 +138,7 @@ def _facts(experiment: Experiment) -> dict[str, str]:
   for name, config in experiment.runs.items():
     prefix = f"{name}." if name else ""
     for field, value in configs.flatten(config):
-      if field == "episodes" or field not in configs.RUNTIME_FIELDS:
+      if field in ("episodes", "predictions") or field not in configs.RUNTIME_FIELDS:
         facts[prefix + field] = repr(value)
     facts[f"{prefix}source"] = digest_of([experiment.sources[name]])
   return facts
@@ -248,10 +251,23 @@ class _Adapting(NamedTuple):
     """Writes the lines of a finished batch."""
     for p, name in enumerate(self.group.runs):
       directory = self.directories[name]
+      if directory.predictions:  # before the lines: an episode that has one is not adapted again
+        directory.predictions.append(
+          self._record(task, about, outcome.row(i, p))
+          for i, (task, about) in enumerate(zip(batch.ids, batch.about, strict=True))
+          if task.episode not in directory.finished
+        )
       directory.append(
         make_line(task, about, outcome.row(i, p))
         for i, (task, about) in enumerate(zip(batch.ids, batch.about, strict=True))
       )
+
+  def _record(self, task: TaskId, about: Mapping[str, Any], row: Outcome) -> predictions.Record:
+    """What is kept of a task's queries."""
+    before, after = (row.evaluations[end(row.evaluations)].cosines for end in (min, max))
+    return predictions.make_record(
+      task, about, before, after, self.ready.scale, self.ready.describe
+    )
 
 
 def _parts(

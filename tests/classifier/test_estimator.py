@@ -14,6 +14,7 @@ from mdtrap_jax.classifier import saved
 from mdtrap_jax.classifier.estimator import softmax
 from mdtrap_jax.data.folder_source import FolderSource
 from mdtrap_jax.run.lines import read_episodes
+from mdtrap_jax.run.predictions import gather
 from tests.episodes import run_finetune, run_heads, small_config
 
 TINY = {"model.random_weights": True, "lora.rank": 2, "model.batch_size": 8}
@@ -62,11 +63,15 @@ def episode(folder, row):
 
 
 def test_it_is_the_episode(folder, tmp_path):
-  run_finetune(small_config(data__path=str(folder), **EPISODE), tmp_path)
+  run_finetune(small_config(data__path=str(folder), predictions=True, **EPISODE), tmp_path)
   (row,) = read_episodes(tmp_path)
   support, labels, query, query_labels, names = episode(folder, row)
   own = classifier(class_names=names).fit(support, labels)
   assert round(own.score(query, query_labels), 6) == row["accuracy"]
+  (record,) = gather(tmp_path).values()
+  np.testing.assert_allclose(record.after, own.cosines(query), atol=1e-5)
+  assert record.files == [FolderSource(folder).describe(i) for i in np.ravel(row["query"])]
+  assert record.scale == pytest.approx(own.setting.scale)
   assert own.losses_ == pytest.approx(row["losses"], rel=1e-5)  # of the tenth step
   base = classifier("zero_shot", class_names=names).fit(support, labels)
   assert base.score(query, query_labels) == pytest.approx(row["zero_shot_accuracy"], abs=1e-6)

@@ -86,7 +86,7 @@ def test_figures_say_n_and_intervals():
   bins = classification.reliability(classification.outcomes(LABELS, PROBABILITIES), 6)
   assert "n = 6, calibration error" in svg(classification_figures.reliability(bins, scores))
   curve = {0: scores.accuracy, 5: scores.accuracy}
-  assert "9 images, Wilson 95 %" in svg(classification_figures.steps({"held out": curve}, 9))
+  assert "n = 9, 95 % intervals" in svg(classification_figures.steps({"held out": curve}, 9))
   assert figures.render(classification_figures.confusion(scores), "png")[:4] == b"\x89PNG"
 
 
