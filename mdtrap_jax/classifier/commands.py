@@ -124,7 +124,10 @@ def evaluate(options: argparse.Namespace) -> int:
   with _bar("evaluate") as report:
     found = evaluation.evaluate(own, data, report=report)
   assessment.write(found._replace(command=options.command), options.out, overwrite=options.force)
-  print(f"{classification.format_text(found.own)}\nwritten to {options.out}; {_look(options.out)}")
+  print(classification.format_text(found.own))
+  for name, scores in list(found.scores.items())[1:]:
+    print(f"{name}: accuracy {classification.span(scores.accuracy)} % of the same images")
+  print("\n".join([*found.notes, f"written to {options.out}; {_look(options.out)}"]))
   return 0
 
 

@@ -8,11 +8,15 @@ from typing import Any
 
 import numpy as np
 
-from mdtrap_jax.classifier import described
+from mdtrap_jax.classifier import described, folds
 from mdtrap_jax.classifier.estimator import FewShotClassifier
+from mdtrap_jax.classifier.task import ZERO_SHOT, Fitted, Setting
+from mdtrap_jax.data import labeled
+from mdtrap_jax.data.labeled import Labeled
 from mdtrap_jax.data.read_labeled import read_labeled
 from mdtrap_jax.report import classification
 from mdtrap_jax.report.assessment import Assessment
+from mdtrap_jax.report.classification import softmax
 
 
 def evaluate(
@@ -38,14 +42,20 @@ def evaluate(
   """
   data = read_labeled(X, y)
   labels, parts, done = classifier.indices(data), [], 0
+  base, notes = _unadapted(classifier, data)
+  passes = 1 + (base is not None)
   for batch, cosines in classifier.stream(data.items):
     parts.append(cosines)
     done += len(batch)
-    report(done / len(labels))
+    report(done / len(labels) / passes)
   cosines, rows = np.concatenate(parts), np.arange(len(labels))
   probabilities = classifier.probabilities(cosines)
   names = list(map(str, classifier.classes_.tolist()))
   scores = classification.score(names, labels, probabilities)
+  methods = {classifier.method: scores}
+  if base:
+    chances = softmax(base.scale * _cosines(base, data, lambda share: report((1 + share) / 2)))
+    methods[ZERO_SHOT] = classification.score(names, labels, chances)
   about = {"model": classifier.model, "data": data.name, "method": classifier.method}
   about |= {"temperature": classifier.temperature_, **classification.to_json(scores)}
   steps = max(classifier.accuracy_at_)
@@ -61,15 +71,37 @@ def evaluate(
     outcomes=classification.outcomes(labels, probabilities),
     closeness=cosines[rows, labels],
     anchor=described.anchor(classifier.method),
-    scores={classifier.method: scores},
+    scores=methods,
     curves={},
     facts=facts | {"temperature": f"{classifier.temperature_:.3g}"},
+    notes=notes,
     command=f"evaluate({described.call(classifier)}, {data.name!r})",
     tables={
       "evaluation.json": json.dumps(about, indent=2, ensure_ascii=False) + "\n",
       "predictions.csv": _predictions(data.files, names, labels, probabilities),
     },
   )
+
+
+def _unadapted(classifier: FewShotClassifier, data: Labeled) -> tuple[Setting | None, list[str]]:
+  """The model as it was before adapting, or why it cannot tell the classes apart by their names."""
+  if classifier.method == ZERO_SHOT:
+    return None, []
+  classes = Labeled(data.name, (), classifier.classes_, ())
+  try:
+    return folds.baseline(classifier, ZERO_SHOT).prepare(classes), []
+  except ValueError as error:  # such as names that are the same to the text encoder
+    return None, [f"{ZERO_SHOT} is left out: {error}"]
+
+
+def _cosines(setting: Setting, data: Labeled, report: Callable[[float], None]) -> np.ndarray:
+  """Cosines `[n, C] float64` of zero-shot, in constant memory but for them."""
+  size, parts = setting.config.model.batch_size, []
+  for start in range(0, len(data.items), size):
+    pixels = labeled.decode_all(data.items[start : start + size], setting.preprocessing)
+    parts.append(setting.cosines(Fitted({}, setting.prompts.text), pixels))
+    report(min(1.0, (start + size) / len(data.items)))
+  return np.concatenate(parts).astype(np.float64)
 
 
 def _predictions(files, names, labels, probabilities) -> str:

@@ -132,7 +132,7 @@ def cross_validate(
     own = name == classifier.method
     if not own:
       try:
-        setting = _baseline(classifier, name).prepare(data)
+        setting = baseline(classifier, name).prepare(data)
       except ValueError as error:  # such as names that are the same to the text encoder
         notes.append(f"{name} is left out: {error}")
         continue
@@ -219,8 +219,8 @@ def _task(setting, rows, labels, support, query, most) -> Task:
   return setting.task(rows[support], labels[support], rows[filled], query_labels)
 
 
-def _baseline(classifier: FewShotClassifier, method: str) -> FewShotClassifier:
-  """A classifier for comparison, of the same images and model."""
+def baseline(classifier: FewShotClassifier, method: str) -> FewShotClassifier:
+  """A classifier to compare with, of the same model and prompts."""
   kept = ("data.", "model.")  # fields that both kinds of config have
   config = {k: v for k, v in (classifier.config or {}).items() if k.startswith(kept)}
   settings = {"method": method, "steps": None, "learning_rate": None, "config": config}
