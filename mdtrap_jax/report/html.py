@@ -10,7 +10,10 @@ from collections.abc import Iterable, Sequence
 from importlib import resources
 from typing import Any
 
+from mdtrap_jax.data.names import is_printable
+
 _VOID = {"img", "br"}  # elements without an end
+_TURNING = set("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")  # of what follows
 
 
 class Markup(str):
@@ -25,7 +28,8 @@ def escape(value: Any) -> Markup:
   """
   if isinstance(value, Markup):
     return value
-  plain = "".join(c if c.isprintable() else " " if c.isspace() else "�" for c in str(value))
+  shown = lambda c: is_printable(c) and c not in _TURNING
+  plain = "".join(c if shown(c) else " " if c.isspace() else "�" for c in str(value))
   return Markup(html.escape(plain))
 
 

@@ -133,7 +133,8 @@ def test_files_that_give_no_image():
 
 def test_markup_is_escaped_unless_it_is_markup():
   assert tag("b", "<i>", tag("i", "&"), title='"') == '<b title="&quot;">&lt;i&gt;<i>&amp;</i></b>'
-  assert escape("a\u202eb\x00") == "a�b�"
+  assert escape("a\u202eb\x00\udcff") == "a�b��"
+  assert escape("می\u200cخواهم") == "می\u200cخواهم"  # a joiner is a part of the word
 
 
 def test_nothing_is_overwritten_unasked(written):
