@@ -253,8 +253,7 @@ def report(options: argparse.Namespace) -> int:
   """`mdtrap report`."""
   from mdtrap_jax.report import runs
 
-  out = options.out and Path(options.out).expanduser()
-  for text in runs.write([os.path.expanduser(p) for p in options.paths], out, options.force):
+  for text in runs.write(options.paths, options.out, options.force):
     print(text)
   return 0
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from mdtrap_jax import buckets
 from mdtrap_jax.files import check_name
 from mdtrap_jax.report import assessment, classification
 from mdtrap_jax.report.assessment import Assessment
@@ -51,7 +52,7 @@ def assess(path: str | Path) -> dict[str, Assessment]:
   return found
 
 
-def write(paths: Sequence[str | Path], out: Path | None, force: bool = False) -> Iterator[str]:
+def write(paths: Sequence[str], out: str | None = None, force: bool = False) -> Iterator[str]:
   """Writes the reports of runs that kept predictions.
 
   Args:
@@ -65,6 +66,8 @@ def write(paths: Sequence[str | Path], out: Path | None, force: bool = False) ->
   Raises:
     FileNotFoundError, FileExistsError, ValueError, OSError: as `assess` and `assessment.write`.
   """
+  if out is None and any(map(buckets.is_bucket, paths)):
+    raise ValueError("--out is missing: of a run in a bucket, say where its report goes.")
   runs = find_runs(paths)
   chosen = [run for run in runs if predictions.kept(run)] or runs[:1]  # which says what lacks
   for run in chosen:
@@ -73,11 +76,12 @@ def write(paths: Sequence[str | Path], out: Path | None, force: bool = False) ->
       if out is None:
         claim.mark(folder)
       elif len(chosen) > 1:
-        folder = folder / os.path.relpath(run, os.path.commonpath(chosen))
-      folder = folder / check_name(domain.replace("/", "-"), "domain") if domain else folder
+        folder = os.path.join(folder, os.path.relpath(run, os.path.commonpath(chosen)))
+      if domain:
+        folder = os.path.join(folder, check_name(domain.replace("/", "-"), "domain"))
       assessment.write(found, folder, overwrite=out is None or force)
       yield f"{run}{f', {domain}' if domain else ''}\n{classification.format_text(found.own)}\n"
-      yield f"written to {folder}; open {folder / classification.PAGE} in a browser"
+      yield f"written to {folder}; open {os.path.join(folder, classification.PAGE)} in a browser"
 
 
 def _assess(

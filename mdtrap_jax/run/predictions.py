@@ -23,6 +23,7 @@ from mdtrap_jax.run import claim
 from mdtrap_jax.run.lines import read_object
 
 ARRAYS, MANIFEST, PART = "predictions.npz", "predictions.json", "predictions.part"
+FILES = (ARRAYS, MANIFEST, PART)
 _MEANING = {
   "episode": "[E] numbers as in episodes.jsonl",
   "domain": "[E] place in `domains`",
