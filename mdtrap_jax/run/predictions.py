@@ -21,9 +21,9 @@ from absl import logging
 from mdtrap_jax import __version__, files
 from mdtrap_jax.run import claim
 from mdtrap_jax.run.lines import read_object
+from mdtrap_jax.run.store import PREDICTIONS
 
-ARRAYS, MANIFEST, PART = "predictions.npz", "predictions.json", "predictions.part"
-FILES = (ARRAYS, MANIFEST, PART)
+ARRAYS, MANIFEST, PART = PREDICTIONS
 _MEANING = {
   "episode": "[E] numbers as in episodes.jsonl",
   "domain": "[E] place in `domains`",

@@ -26,15 +26,16 @@ from typing import NamedTuple, Protocol
 
 from mdtrap_jax import buckets, files
 from mdtrap_jax.buckets import Bucket, Object
-from mdtrap_jax.run import claim, predictions
+from mdtrap_jax.run import claim
 from mdtrap_jax.run.lease import Lease, is_lease
 from mdtrap_jax.run.stop import PreemptedError
 
 LINES, _PARTS = "episodes.jsonl", "episodes.parts/"
+PREDICTIONS = ("predictions.npz", "predictions.json", "predictions.part")
 _READ = {claim.MARKER, "config.json", "summary.json", "metrics.json", "run.log", LINES}
-_READ |= set(predictions.FILES)
+_READ |= set(PREDICTIONS)
 # What says whose a directory is, and what must be there when its lines are.
-_FIRST = [claim.MARKER, "config.json", *predictions.FILES, LINES]
+_FIRST = [claim.MARKER, "config.json", *PREDICTIONS, LINES]
 _OFTEN = 30.0  # seconds between two copies of a file that grows all the time
 _GROWING = re.compile(r"(.*/)?events/[^/]*|(.*/)?run\.log")
 _OTHERS = re.compile(r"(process-(\d+)/)?(.*)", re.DOTALL)
