@@ -31,7 +31,7 @@ _MEANING = {
   "classes": "[E, C] the columns of an episode: places in `class_names` of its domain; -1: none",
   "first": "[E + 1] rows of episode e: first[e] to first[e + 1]",
   "image": "[n] index into the source, as in episodes.jsonl",
-  "file": "[n] place in `files` of the domain",
+  "filename": "[n] place in `files` of the domain",
   "label": "[n] true class, a place in `class_names` of the domain",
   "before": "[n, C] float32 cosines before adapting: zero-shot, or nearest centroids",
   "after": "[n, C] float32 cosines of the adapted model; NaN where an episode failed",
@@ -214,12 +214,12 @@ def _table(records: list[Record]) -> tuple[dict[str, np.ndarray], dict[str, Any]
   ways = max((len(record.class_names) for record in records), default=0)
   places = lambda known, names: [known.setdefault(name, len(known)) for name in names]
   classes = np.full((len(records), ways), -1, np.int32)
-  columns: dict[str, list[Any]] = {name: [] for name in ("file", "label", "before", "after")}
+  columns: dict[str, list[Any]] = {name: [] for name in ("filename", "label", "before", "after")}
   for row, record in enumerate(records):
     names, described = domains[record.domain]
     own = places(names, record.class_names)
     classes[row, : len(own)] = own
-    columns["file"] += places(described, record.files)
+    columns["filename"] += places(described, record.files)
     columns["label"] += [own[label] for label in record.labels]
     missing = ((0, 0), (0, ways - len(own)))
     for name in ("before", "after"):
@@ -236,7 +236,7 @@ def _table(records: list[Record]) -> tuple[dict[str, np.ndarray], dict[str, Any]
     "classes": classes,
     "first": np.cumsum([0, *(len(record.images) for record in records)], dtype=np.int64),
     "image": np.array([i for record in records for i in record.images], np.int64),
-    "file": np.array(columns["file"], np.int32),
+    "filename": np.array(columns["filename"], np.int32),
     "label": np.array(columns["label"], np.int32),
     **cosines,
   }
@@ -266,7 +266,7 @@ def _read_table(folder: Path) -> dict[int, Record]:
       domain=domain["name"],
       class_names=[domain["class_names"][label] for label in own],
       images=arrays["image"][rows].tolist(),
-      files=[domain["files"][number] for number in arrays["file"][rows]],
+      files=[domain["files"][number] for number in arrays["filename"][rows]],
       labels=[place[label] for label in arrays["label"][rows].tolist()],
       scale=float(arrays["scale"][row]),
       before=arrays["before"][rows, : len(own)],

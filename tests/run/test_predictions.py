@@ -102,6 +102,7 @@ def test_it_is_asked_for_at_the_start(features, tmp_path, capsys):  # noqa: F811
     run(features, tmp_path, **KEPT)
   assert (tmp_path / "config.json").read_bytes() == before
   assert not names(tmp_path)
+  capsys.readouterr()  # what the runs said
   code, out, err = say(capsys, "report", str(tmp_path))
   assert (code, out, err.count("\n")) == (1, "", 1)
   assert "kept no predictions; run it again with --config.predictions=true" in err
@@ -131,6 +132,7 @@ def test_tables_of_records_come_back():
 
 
 def test_the_report_of_a_run(whole, capsys):
+  capsys.readouterr()
   code, out, err = say(capsys, "report", str(whole))
   assert (code, err) == (0, "")
   lines = read_episodes(whole)
