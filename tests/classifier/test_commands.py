@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from mdtrap_jax.report import classification
-from tests.classifier.test_estimator import classifier, folder  # noqa: F401 (a fixture)
+from tests.classifier.test_estimator import folder  # noqa: F401 (a fixture)
 from tests.test_command_line import say
 
 FIT = ("--model=miniature", "--method=ncc")
@@ -159,9 +159,7 @@ def test_evaluation(folder, model, tmp_path, capsys):  # noqa: F811
     "confusion.svg", "reliability.png", "reliability.svg", "report.html",
   }  # fmt: skip
   assert "mdtrap evaluate" in (out / "report.html").read_text()
-  base = classifier("zero_shot", model="miniature", config=None).fit(folder)
-  line = f"zero_shot: accuracy {100 * base.score(folder):.1f} ["
-  assert line in said
+  assert "zero_shot is left out: Class names that are the same" in said  # unknown to the miniature
   assert "of 18 images" in said
   assert say(capsys, "evaluate", str(model), str(folder), f"--out={out}")[0] == 1
 

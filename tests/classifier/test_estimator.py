@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from configs import copa
-from mdtrap_jax import FewShotClassifier
+from mdtrap_jax import FewShotClassifier, evaluate
 from mdtrap_jax.classifier import saved
 from mdtrap_jax.classifier.estimator import softmax
 from mdtrap_jax.data.folder_source import FolderSource
@@ -133,6 +133,16 @@ def test_predictions(folder, fitted):
   np.testing.assert_array_equal(fitted.cosines(arrays), cosines)
   np.testing.assert_array_equal(fitted.cosines(files[:3]), cosines[:3])
   assert fitted.predict([]).shape == (0,)
+
+
+def test_evaluate_says_zero_shot_too(folder, fitted):
+  found = evaluate(fitted, folder)
+  base = classifier("zero_shot").fit(folder)
+  assert list(found.scores) == ["vlm", "zero_shot"]
+  assert found.own.accuracy.value == pytest.approx(fitted.score(folder))
+  assert found.scores["zero_shot"].accuracy.value == pytest.approx(base.score(folder))
+  cosines = fitted.cosines(sorted(map(str, folder.glob("*/*.png"))))
+  np.testing.assert_allclose(found.closeness, cosines[np.arange(18), found.outcomes.labels])
 
 
 def test_a_csv_is_the_folder(folder, tmp_path, fitted):
