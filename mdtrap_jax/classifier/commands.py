@@ -167,10 +167,10 @@ def _describe(own: FewShotClassifier, data: Labeled, setting: own_images.Setting
 
   counts = labeled.counts_of(data.labels)
   names = own.names_of(np.array(list(counts)))
-  template = None if setting.head else setting.config.data.template
+  template = setting.config.data.template if own_images.has_text(own.method) else None
   prompts = (
     [None] * len(names)
-    if setting.head
+    if template is None
     else make_prompts(names, template if isinstance(template, str) else template[0])
   )
   method = setting.method(len(data.labels), len(names))
@@ -197,6 +197,8 @@ def _describe(own: FewShotClassifier, data: Labeled, setting: own_images.Setting
   device = jax.local_devices()[0]
   kind = f"CPU, {devices.cpu_cores()} cores" if device.platform == "cpu" else device.device_kind
   print(f"{own.model} on {kind}: {own.method}, {steps} steps, seed {own.seed}")
+  if setting.transductive:
+    print(f"{own.method} is transductive: what it says of an image depends on those beside it")
   work = own_images.estimate(setting, len(data.labels))
   if device.platform == "cpu" and (minutes := work / devices.cpu_cores() / 2e10 / 60) >= 2:
     print(

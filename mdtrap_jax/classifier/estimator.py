@@ -58,8 +58,9 @@ class FewShotClassifier:
 
     Args:
       model: hub name, named size, folder or file of a vision-language model.
-      method: `zero_shot`, `ncc`, `url` and `copa` on frozen features, or `vlm`, `svl`, `ra`,
-        `svl_ra` (LoRA by the terms of that name).
+      method: `zero_shot`; a head on frozen features (`ncc`, `url`, `copa`, `ridge`,
+        `tip_adapter`, … of `docs/heads.md`); or `vlm`, `svl`, `ra`, `svl_ra` (LoRA by the terms of
+        that name).
       steps: of adaptation; the papers' if `None`.
       learning_rate: likewise.
       class_names: what prompts call a label, where it is not the label itself.
@@ -168,6 +169,8 @@ class FewShotClassifier:
   ) -> Iterator[tuple[list[Any], np.ndarray]]:
     """Cosines of any number of images in constant memory.
 
+    A transductive method has to see all images first: of these, features are kept until the end.
+
     Args:
       items: paths or images.
       unreadable: told of a file that gives no image, which is then left out.
@@ -180,6 +183,14 @@ class FewShotClassifier:
     """
     setting = self._ready()
     size, how, batch, pixels = setting.config.model.batch_size, setting.preprocessing, [], []
+    seen, features = [], []
+
+    def answer():
+      if not setting.transductive:
+        return [(batch, setting.cosines(self._fitted, np.stack(pixels)))]
+      seen.extend(batch)
+      features.append(setting.rows(np.stack(pixels)))
+      return []
 
     def decode(item):
       try:
@@ -196,10 +207,12 @@ class FewShotClassifier:
       batch.append(item)
       pixels.append(image)
       if len(batch) == size:
-        yield batch, setting.cosines(self._fitted, np.stack(pixels))
+        yield from answer()
         batch, pixels = [], []
     if batch:
-      yield batch, setting.cosines(self._fitted, np.stack(pixels))
+      yield from answer()
+    if seen:
+      yield seen, setting.similarities(self._fitted, np.concatenate(features))
 
   def predict_proba(self, X: Any) -> np.ndarray:
     """Probabilities of the classes.

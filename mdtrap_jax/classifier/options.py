@@ -24,8 +24,9 @@ def add(command_of: Callable[..., argparse.ArgumentParser]) -> None:
   )  # fmt: skip
   command.add_argument(
     "--method", default="svl_ra", metavar="NAME",
-    help="zero_shot; ncc, url, copa on frozen features; vlm, svl, ra, svl_ra by fine-tuning; "
-    "%(default)s if not given",
+    help="zero_shot; on frozen features ncc, url, copa, knn, ridge, logistic, mahalanobis, "
+    "tip_adapter, tip_adapter_f, clip_adapter, taskres, lp_plus_plus, clap, prolip, tim, tim_gd, "
+    "laplacian_shot; vlm, svl, ra, svl_ra by fine-tuning; %(default)s if not given",
   )  # fmt: skip
   command.add_argument(
     "--tune", metavar="NAME", help="what fine-tuning trains: lora (if not given), coop, …"

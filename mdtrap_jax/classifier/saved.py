@@ -89,14 +89,19 @@ def write(
       "mean": list(model.image_mean),
       "std": list(model.image_std),
     },
-    "templates": None if setting.head else _templates(config),
+    "templates": _templates(config) if own_images.has_text(setting.method_name) else None,
     "logit_scale": setting.scale,
     "config": config.to_dict(),
     **about,
   }
   arrays, contents = {"anchors": np.ascontiguousarray(fitted.anchors, np.float32)}, {}
   if setting.head:
-    arrays |= {f"head.{name}": np.asarray(leaf) for name, leaf in fitted.params.items()}
+    parts = {"head": fitted.params, "memory": fitted.memory}
+    arrays |= {
+      f"{part}.{name}": np.ascontiguousarray(leaf)
+      for part, leaves in parts.items()
+      for name, leaf in leaves.items()
+    }
   elif trained:
     base, digest = config.model.name, facts["base_fingerprint"]
     contents = setting.parameterization.save(model, fitted.params, base, digest)
@@ -226,15 +231,16 @@ def read(path: str | os.PathLike[str], model: str | None = None) -> Saved:
   stored = {name: array.read() for name, array in open_safetensors(folder / ARRAYS).items()}
   if "anchors" not in stored or len(stored["anchors"]) != len(facts.get("classes", ())):
     raise ValueError(f"{folder / ARRAYS} does not fit {ABOUT}: save the classifier again.")
+  part = lambda prefix: {
+    name.removeprefix(prefix): leaf for name, leaf in stored.items() if name.startswith(prefix)
+  }
   if setting.head:
-    params = {
-      name.removeprefix("head."): leaf for name, leaf in stored.items() if name != "anchors"
-    }
+    params = part("head.")
   elif method == own_images.ZERO_SHOT:
     params = {}
   else:
     params = setting.parameterization.load(folder, setting.model, len(stored["anchors"]))
-  return Saved(setting, Fitted(params, stored["anchors"]), facts)
+  return Saved(setting, Fitted(params, stored["anchors"], part("memory.")), facts)
 
 
 def read_crossval(path: str | os.PathLike[str]) -> str | None:

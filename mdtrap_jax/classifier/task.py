@@ -12,6 +12,7 @@ import importlib
 import json
 import math
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
@@ -27,10 +28,12 @@ from mdtrap_jax.data.prompts import Prompts
 from mdtrap_jax.data.task import Task
 from mdtrap_jax.data.views import normalize
 from mdtrap_jax.experiments import finetune
-from mdtrap_jax.methods import copa, heads, ncc, url
+from mdtrap_jax.methods import heads, ncc
+from mdtrap_jax.methods.extractors import unprojected
 from mdtrap_jax.methods.finetune import FineTuning
 from mdtrap_jax.methods.head import HeadMethod
 from mdtrap_jax.methods.method import Evaluation
+from mdtrap_jax.methods.probe import ProbeMethod
 from mdtrap_jax.methods.tuning.choices import make_parameterization
 from mdtrap_jax.methods.tuning.parameterization import Parameterization
 from mdtrap_jax.models.vlm import VisionLanguageModel
@@ -38,12 +41,17 @@ from mdtrap_jax.run.memory import Adapted, adapt
 
 MOST_SHOTS = 16  # the papers' largest setting: more images of a class do not mean more steps
 ZERO_SHOT = "zero_shot"
-_SCALES = {"ncc": url.LOGIT_SCALE, "url": url.LOGIT_SCALE, "copa": copa.LOGIT_SCALE}
 
 
 def head_names() -> tuple[str, ...]:
-  """Heads on frozen features that any image encoder has."""
-  return tuple(name for name in _SCALES if heads.METHODS[name].needs == "pooled")
+  """Heads on frozen features that an image encoder of a vision-language model has."""
+  kinds = ("pooled", "unprojected")
+  return tuple(name for name, found in heads.METHODS.items() if found.needs in kinds)
+
+
+def has_text(method: str) -> bool:
+  """Whether a method takes the classes' prompts."""
+  return method not in head_names() or heads.METHODS[method].text
 
 
 def method_names() -> tuple[str, ...]:
@@ -90,18 +98,19 @@ def make_config(
     "data.ways": len(counts),
     "data.shots": shots,
   }
-  if not head:
+  if has_text(method):
     values["data.template"] = tuple(template) if isinstance(template, list) else template
-    if model == "miniature" and tune == "lora":  # whose short schedule is the demonstration's
-      demo = config_files.load("demo")
-      values["adapt.steps"] = demo.adapt.steps
-      values["optimizer.learning_rate"] = demo.optimizer.learning_rate
+  # Its short schedule is the demonstration's.
+  if not head and model == "miniature" and tune == "lora":
+    demo = config_files.load("demo")
+    values["adapt.steps"] = demo.adapt.steps
+    values["optimizer.learning_rate"] = demo.optimizer.learning_rate
   known = dict(configs.flatten(config))
   for field, value in {**values, **fields}.items():
     if field not in known:
       raise ValueError(f"config field {field!r}: {base} has no such field.")
     configs.put(config, field, value)
-  return configs.resolve(config) if head else finetune.settled(config)
+  return finetune.settled(config) if has_text(method) else configs.resolve(config)
 
 
 class Fitted(NamedTuple):
@@ -109,6 +118,7 @@ class Fitted(NamedTuple):
 
   params: Any  # what a parameterization trains, a head's parameters, or {} where nothing is trained
   anchors: np.ndarray  # [C, D] float32, what images are compared with: texts or prototypes
+  memory: Mapping[str, np.ndarray] = MappingProxyType({})  # what else a head's logits need
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -120,8 +130,8 @@ class Setting:
     method_name: of `method_names()`.
     model: whose encoders are used.
     params: of the model.
-    prompts: of the classes; `None` for heads, which use no texts.
-    scale: of cosines, in the loss and in probabilities.
+    prompts: of the classes; `None` for a head that uses no texts.
+    scale: of cosines, in the loss and in probabilities; 1 for a head that gives logits.
   """
 
   config: ml_collections.ConfigDict
@@ -134,7 +144,19 @@ class Setting:
   @property
   def head(self) -> bool:
     """Whether a head on frozen features is trained."""
-    return self.prompts is None
+    return self.method_name in head_names()
+
+  @property
+  def transductive(self) -> bool:
+    """Whether images are classified together, and not each alone."""
+    return self.head and heads.METHODS[self.method_name].transductive
+
+  @property
+  def encoder(self) -> VisionLanguageModel:
+    """The model as far as the features of a head go."""
+    if self.head and heads.METHODS[self.method_name].needs == "unprojected":
+      return unprojected(self.model, self.config.model.name)
+    return self.model
 
   @property
   def parameterization(self) -> Parameterization:
@@ -154,10 +176,10 @@ class Setting:
       self.model.image.image_size, data.resize, data.interpolation, decoding_of(data)
     )
 
-  def method(self, rows: int, ways: int) -> FineTuning | HeadMethod:
+  def method(self, rows: int, ways: int) -> FineTuning | HeadMethod | ProbeMethod:
     """What adapts a task of `N = rows` images and `C = ways` classes."""
-    shared = configs.to_json(self.config)
-    return _make_method(shared, self.method_name, self.model, self.scale, rows, ways)
+    shared, scale = configs.to_json(self.config), float(self.model.logit_scale(self.params))
+    return _make_method(shared, self.method_name, self.model, scale, rows, ways)
 
   def task(
     self,
@@ -176,19 +198,19 @@ class Setting:
       seed=np.int32(self.config.seed),
       number=np.int32(number),
       token_ids=None if self.head else self.prompts.token_ids,
-      text=None if self.head else self.prompts.text,
+      text=self.prompts.text if self.prompts else None,
     )
 
   def rows(self, pixels: np.ndarray) -> np.ndarray:
     """What tasks hold of uint8 images `[n, S, S, 3]`: for a head, their features `[n, D]`."""
     if not self.head:
       return pixels
-    size = self.config.model.batch_size
+    encoder = self.encoder
     return in_batches(
-      lambda batch: _features(self.model, self.params, batch),
+      lambda batch: _features(encoder, self.params, batch),
       pixels,
-      size,
-      self.model.image.embed_dim,
+      self.config.model.batch_size,
+      encoder.image.embed_dim,
     )
 
   def adapt(self, tasks: Sequence[Task], report: Any = lambda done: None) -> Adapted:
@@ -198,8 +220,8 @@ class Setting:
     stacked = jax.tree.map(lambda *leaves: np.stack(leaves), *tasks)
     rows, ways = stacked.support_labels.shape[1], int(stacked.support_labels.max()) + 1
     placing = None if self.head else {"each": self.config.episodes_per_device}
-    params = None if self.head else self.params
-    return adapt(self.method(rows, ways), params, stacked, placing=placing, report=report)
+    method = self.method(rows, ways)
+    return adapt(method, self.params, stacked, placing=placing, report=report)
 
   def _unadapted(self, tasks: Sequence[Task]) -> Adapted:
     base = Fitted({}, self.prompts.text)
@@ -211,9 +233,12 @@ class Setting:
   def fitted(self, task: Task, params: Any) -> Fitted:
     """What predictions need of an adapted task."""
     if self.head:
+      if self.transductive:  # adapted to the images that are classified, when they are
+        labels = {"labels": task.support_labels, "support": task.support}
+        return Fitted({}, self._class_means(task), labels)
       method = self.method(len(task.support_labels), int(task.support_labels.max()) + 1)
-      means = ncc.prototypes(jnp.asarray(task.support), task.support_labels, method.ways)
-      return Fitted(params, np.asarray(method.head.prototypes(params, means)))
+      kept = method.remember(method.needed(self.params), jax.tree.map(jnp.asarray, task), params)
+      return Fitted(params, *jax.tree.map(np.asarray, kept))
     if self.method_name == ZERO_SHOT:
       return Fitted({}, self.prompts.text)
     if "text" not in self.parameterization.encoders:
@@ -224,15 +249,40 @@ class Setting:
     return Fitted(params, np.asarray(text, np.float32))
 
   def cosines(self, fitted: Fitted, pixels: np.ndarray) -> np.ndarray:
-    """`[n, C] float32` of uint8 images `[n, S, S, 3]`, in batches of one shape."""
+    """`[n, C] float32` of uint8 images `[n, S, S, 3]`, in batches of one shape.
+
+    What heads give that are no maps of prototypes are logits.
+    """
+    if self.head:
+      return self.similarities(fitted, self.rows(pixels))
     method = self.method(1, len(fitted.anchors))
-    run = _head_cosines if self.head else _text_cosines
+    arguments = method, self.model, self.weights, fitted.params, fitted.anchors
     return in_batches(
-      lambda batch: run(method, self.model, self.weights, fitted.params, fitted.anchors, batch),
+      lambda batch: _text_cosines(*arguments, batch),
       pixels,
       self.config.model.batch_size,
       len(fitted.anchors),
     )
+
+  def similarities(self, fitted: Fitted, rows: np.ndarray) -> np.ndarray:
+    """What a head makes of features `[n, D]`: `[n, C] float32`, of `cosines`."""
+    ways = len(fitted.anchors)
+    if self.transductive:
+      none = np.zeros(len(rows), np.int32)  # no label is looked at, but they are no padding
+      support, labels = fitted.memory["support"], fitted.memory["labels"]
+      adapted = self.adapt([self.task(support, labels, rows, none)])
+      return adapted.evaluations[max(adapted.evaluations)].cosines[0]
+    method = self.method(1, ways)
+    return in_batches(
+      lambda batch: _classify(method, fitted.params, fitted.anchors, dict(fitted.memory), batch),
+      rows,
+      self.config.model.batch_size,
+      ways,
+    )
+
+  def _class_means(self, task: Task) -> np.ndarray:
+    ways = int(task.support_labels.max()) + 1
+    return np.asarray(ncc.prototypes(jnp.asarray(task.support), task.support_labels, ways))
 
 
 def load_setting(
@@ -253,19 +303,23 @@ def load_setting(
   dtype = "float32" if method in head_names() else config.model.dtype
   asked = (config.model.name, dtype, config.model.random_weights)
   model, params = _loaded(*asked, seed, digest)
-  head = method in head_names()
-  scale = _SCALES[method] if head else float(model.logit_scale(params))
+  head, texts = method in head_names(), has_text(method)
+  scale = float(model.logit_scale(params))
+  if head:
+    # Made once with the scale of the texts, to be asked for the scale of what it gives.
+    shared = configs.to_json(config)
+    scale = _make_method(shared, method, model, scale, 1, 2).logit_scale
   prompts = None
-  if not head and class_names is not None:
+  if texts and class_names is not None:
     prompts = finetune.encode_prompts(
       model,
       params,
       class_names,
       config.data.template,
       config.model.batch_size,
-      make_parameterization(config),
+      None if head else make_parameterization(config),
     )
-  elif not head:
+  elif texts:
     prompts = Prompts(np.zeros((0, 0), np.int32), np.zeros((0, 0), np.float32))
   return Setting(config, method, model, params, prompts, scale)
 
@@ -285,10 +339,16 @@ def _loaded(name: str, dtype: str, random: bool, seed: int, digest: str | None):
 
 
 @functools.lru_cache(maxsize=16)  # compiled programs are kept by a method's identity
-def _make_method(shared, name, model, scale, rows, ways) -> FineTuning | HeadMethod:
+def _make_method(shared, name, model, scale, rows, ways) -> FineTuning | HeadMethod | ProbeMethod:
   config = ml_collections.ConfigDict(json.loads(shared))
   if name in head_names():
-    return heads.make_method(name, ways=ways, **config.head.to_dict())
+    return heads.make_method(
+      name,
+      ways=ways,
+      shots=config.data.shots,
+      logit_scale=scale if heads.METHODS[name].text else None,
+      **config.head.to_dict(),
+    )
   return finetune.make_method(config, config.objective.to_dict(), model, scale, rows=rows)
 
 
@@ -307,9 +367,9 @@ def _features(model, weights, pixels):
   return model.encode_image(weights, rows).astype(jnp.float32)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1))
-def _head_cosines(method, model, weights, params, anchors, pixels):
-  return ncc.cosines(method.head.images(params, _features(model, weights, pixels)), anchors)
+@functools.partial(jax.jit, static_argnums=0)
+def _classify(method, params, anchors, memory, rows):
+  return method.classify(params, anchors, memory, rows)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))

@@ -13,6 +13,7 @@ import ml_collections
 
 from mdtrap_jax import config as configs
 from mdtrap_jax.experiments import finetune, heads, pretrain, study
+from mdtrap_jax.methods.heads import METHODS
 from mdtrap_jax.report import comparison, summary
 from mdtrap_jax.report import heads as heads_report
 from mdtrap_jax.run import hosts
@@ -40,14 +41,16 @@ def run_finetune(
 
 
 def run_heads(config: ml_collections.ConfigDict, store: Store, track: Track | None = None) -> str:
-  """Fine-tunes light heads on frozen features: NCC, URL, CoPA."""
+  """Classifies by light heads on frozen features: NCC, URL, CoPA and the baselines."""
   config = configs.resolve(config)
   experiment, found = heads.experiment(config)
   finished = run_loop(experiment, store, track=track)
   directory = finished.directories[""]
   wanted = {task.episode for group in experiment.groups for task in group.tasks}
   lines = [line for number, line in sorted(directory.finished.items()) if number in wanted]
-  extras = heads_report.summarize(lines, config.method)
+  extras = heads_report.summarize(
+    lines, config.method, transductive=METHODS[config.method].transductive
+  )
   if config.diagnosis.tasks and hosts.index() == 0:
     extras["diagnosis"] = heads.diagnoses(config, found, directory.folder("figures"))
   table = heads_report.format_table(summary.write(directory, finished.rate, lines, extras))

@@ -19,9 +19,10 @@ from mdtrap_jax.data.feature_set import FeatureSet, feature_content
 from mdtrap_jax.data.features import cached_features
 from mdtrap_jax.data.loader import task_batches
 from mdtrap_jax.data.names import nfc
+from mdtrap_jax.data.prompts import Prompts
 from mdtrap_jax.data.source import Source
 from mdtrap_jax.data.task import Loaded, TaskId, all_tasks
-from mdtrap_jax.methods import copa, url
+from mdtrap_jax.experiments.finetune import encode_prompts
 from mdtrap_jax.methods.extractors import (
   Backbone,
   check_backbone,
@@ -81,11 +82,16 @@ def experiment(config: ml_collections.ConfigDict) -> tuple[Experiment, Mapping[s
   placing = {"each": config.episodes_per_device}
   weights = None if config.data.features else weights_of(config.model)
   source = {"weights": weights, "domains": contents}
-  about = "\n".join(
+  about = [
     f"{name}: {len(data.class_names)} classes, {len(data.labels)} images"
     for name, data in domains.items()
-  )
-  return Experiment({"": config}, {"": source}, groups, placing, about), found
+  ]
+  if METHODS[config.method].transductive:
+    about.append(
+      f"{config.method} is transductive: it classifies all queries of a task together. Compare it "
+      "with methods that do."
+    )
+  return Experiment({"": config}, {"": source}, groups, placing, "\n".join(about)), found
 
 
 def check(config: ml_collections.ConfigDict) -> None:
@@ -98,12 +104,22 @@ def check(config: ml_collections.ConfigDict) -> None:
   if not names or len({_figure(name).casefold() for name in names}) < len(names):
     raise ValueError(f"config.domains={tuple(config.domains)}: give at least one, each once.")
   _seen(config)  # its names too
-  needs = METHODS[config.method].needs
+  definition = METHODS[config.method]
+  needs = definition.needs
+  if definition.text and (config.data.features or config.model.name == "resnet18"):
+    without = "stored features have" if config.data.features else "the ResNet-18 has"
+    raise ValueError(
+      f"config.method={config.method!r} compares images with the texts of their classes, and "
+      f"{without} none: leave config.data.features empty and set --config.model.name= to a "
+      "vision-language model (miniature, openai/clip-vit-base-patch16, …)."
+    )
   if needs == "image" and config.data.features:
     raise ValueError(
       f"config.method={config.method!r} tunes adapters inside the ResNet-18 and cannot run on "
       "stored features: leave config.data.features empty."
     )
+  if needs != "image":
+    make_method(config.method, ways=2, **config.head.to_dict())
   if not config.data.features:
     check_backbone(config.model)
   if needs != "pooled" and config.diagnosis.tasks:
@@ -192,14 +208,21 @@ def _prepare(
     for task in tasks
   }
   sizes = task_data.common_sizes(list(drawn.values()))
-  adapters = METHODS[config.method].needs == "image"
+  definition = METHODS[config.method]
+  adapters = definition.needs == "image"
+  model, weights = backbone() if adapters or definition.text else (None, None)
+  text = None
+  if definition.text:
+    text = _prompts(config, model, weights, found.class_names).text
   method = make_method(
     config.method,
     ways=sizes.ways,
     domain=found.name,
     seen=found.name in _seen(config),
     one_shot=sizes.support == sizes.ways == 5,
-    model=backbone().model if adapters else None,
+    shots=round(np.mean([len(task.support) / len(task.classes) for task in drawn.values()])),
+    model=model if adapters else None,
+    logit_scale=float(model.logit_scale(weights)) if definition.text else None,
     **config.head.to_dict(),
   )
 
@@ -211,6 +234,7 @@ def _prepare(
       query=_floats(arrays.query),
       seed=np.int32(task.seed),
       number=np.int32(task.task),
+      text=None if text is None else _rows_of(text, indices.classes, sizes.ways),
     )
     about = {
       "class_names": [found.class_names[label] for label in indices.classes],
@@ -221,13 +245,25 @@ def _prepare(
 
   return Ready(
     method=method,
-    params=backbone().params if adapters else None,
+    params=weights if adapters or definition.weights else None,
     weights={},
     task=jax.tree.map(_shape, load(tasks[0]).task),
     batches=functools.partial(task_batches, load, threads=0),
-    scale=copa.LOGIT_SCALE if config.method.startswith("copa") else url.LOGIT_SCALE,
+    scale=method.logit_scale,
     describe=getattr(data, "describe", "row {}".format),
   )
+
+
+def _prompts(config, model, weights, class_names) -> Prompts:
+  """The texts of a domain's classes, by the config's template or the model family's own."""
+  template = config.data.template or models.FAMILIES[model.family].prompt
+  return encode_prompts(model, weights, class_names, template, config.model.batch_size)
+
+
+def _rows_of(text: np.ndarray, classes: np.ndarray, ways: int) -> np.ndarray:
+  """The texts of a task's classes, `[C, D]`, zeros for those that it lacks."""
+  missing = ways - len(classes)
+  return np.pad(_floats(text[classes]), ((0, missing), (0, 0)))
 
 
 def _shape(leaf: Any) -> jax.ShapeDtypeStruct:

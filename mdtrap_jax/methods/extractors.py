@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 from typing import Any, NamedTuple
 
@@ -79,14 +80,17 @@ def make_extractor(name: str, backbone: Backbone, kind: str) -> Extractor:
   Args:
     name: of the model, for messages and folders.
     backbone: the model.
-    kind: `pooled` `[D]`, `map` `[h, w, D]` (ResNet-18 alone) or `image`, the resized pixels.
+    kind: `pooled` `[D]`, `unprojected` `[width]` (before a vision-language model's projection),
+      `map` `[h, w, D]` (ResNet-18 alone) or `image`, the resized pixels.
 
   Raises:
     ValueError: the model has no features of this kind.
   """
   model, params = backbone
   resnet = isinstance(model, ResNet18)
-  if kind != "pooled" and not resnet:
+  if kind == "unprojected":
+    model = unprojected(model, name)
+  elif kind != "pooled" and not resnet:
     raise ValueError(
       f"{name} gives one feature vector an image; this method needs the "
       "ResNet-18: set --config.model.name=resnet18."
@@ -119,13 +123,28 @@ def make_extractor(name: str, backbone: Backbone, kind: str) -> Extractor:
   )
 
 
+def unprojected(model: Any, name: str) -> Any:
+  """A vision-language model whose image encoder ends before its projection; same weights.
+
+  Raises:
+    ValueError: the model has no projection.
+  """
+  if isinstance(model, ResNet18) or not model.image.projection:
+    raise ValueError(
+      f"{name} has no projection behind its image encoder, which this method tunes; use a CLIP or "
+      "the miniature, or taskres, which tunes the texts."
+    )
+  image = dataclasses.replace(model.image, projection=False, embed_dim=model.image.width)
+  return dataclasses.replace(model, image=image)
+
+
 def check_kind(found: FeatureSet, kind: str) -> None:
   """Refuses stored features that are not of the kind a method needs.
 
   Raises:
     ValueError: names the shape that was found and the one that is needed.
   """
-  shape = {"pooled": "[n, D]", "map": "[n, h, w, D]"}[kind]
+  shape = {"map": "[n, h, w, D]"}.get(kind, "[n, D]")
   if found.features.ndim != shape.count(",") + 1 or found.features.dtype == np.uint8:
     raise ValueError(
       f"{found.name}: the stored features are {found.features.dtype} "

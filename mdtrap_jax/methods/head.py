@@ -32,8 +32,8 @@ Backbone = Any  # a frozen extractor's weights, or None
 class Head(NamedTuple):
   """A representation of images and prototypes with trainable parameters.
 
-  The prototypes of the classes are always the means of the support *features*; the head maps
-  both.
+  The prototypes of the classes are always made of the support *features*, as their means if not
+  otherwise asked for; the head maps both.
   """
 
   init: Callable[[jax.Array, jax.ShapeDtypeStruct], Params]  # key, one row of support
@@ -91,12 +91,18 @@ class HeadMethod:
     tx: the chain of `make_chain`; `None` for a head that is not trained.
     steps: `T`.
     ways: `C`, the most classes that a task has.
+    pool: how a class's features make its prototype, of `ncc.POOLS`.
+    distance: between images and prototypes, of `ncc.DISTANCES`.
+    logit_scale: that makes logits of what `evaluate` gives.
   """
 
   head: Head
   tx: optax.GradientTransformationExtraArgs | None
   steps: int
   ways: int
+  pool: str = "mean"
+  distance: str = "cosine"
+  logit_scale: float = 1.0
 
   @property
   def phases(self) -> tuple[Phase, ...]:
@@ -169,6 +175,8 @@ class HeadMethod:
   ) -> AdaptState:
     """Steps `start … stop-1`; see `method.Method`."""
     del clean
+    if self.tx is None:
+      return state
     step = lambda t, s: self.step(params, prepared, s, t)
     return jax.lax.fori_loop(start, stop, step, state)
 
@@ -183,7 +191,7 @@ class HeadMethod:
       head = jax.tree.map(jnp.zeros_like, self.head.init(jax.random.key(0), shape))
       rows = [self.head.features(head, params, images) for images in rows]
     support, query = (r.mean((1, 2)) if r.ndim == 4 else r for r in rows)
-    means = ncc.prototypes(support, task.support_labels, self.ways)
+    means = ncc.prototypes(support, task.support_labels, self.ways, self.pool)
     return self._evaluation(task, Representations(support, query, means))
 
   def evaluate(self, params: Backbone, prepared: Prepared, state: AdaptState) -> Evaluation:
@@ -256,14 +264,31 @@ class HeadMethod:
     )
 
   def predict(self, task: Task, representations: Representations) -> Prediction:
-    """Classifies the task's queries by their cosine to the prototypes."""
+    """Classifies the task's queries by their nearest prototype."""
     return ncc.predict(
-      representations.query, representations.prototypes, task.support_labels, task.query_labels
+      representations.query,
+      representations.prototypes,
+      task.support_labels,
+      task.query_labels,
+      self.distance,
     )
+
+  def remember(
+    self, params: Backbone, task: Task, trained: Params
+  ) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """What predictions need beside `trained`: the mapped prototypes `[C, D]`, and nothing else."""
+    return self.head.prototypes(trained, self._class_means(trained, params, task)[1]), {}
+
+  def classify(
+    self, trained: Params, anchors: jax.Array, memory: Any, rows: jax.Array
+  ) -> jax.Array:
+    """Cosines (or what `distance` says) `[n, C]` of frozen features `[n, D]`."""
+    del memory
+    return ncc.similarities(self.head.images(trained, rows), anchors, self.distance)
 
   def _features(self, params, backbone, rows):
     return self.head.features(params, backbone, rows) if self.head.features else rows
 
   def _class_means(self, params, backbone, task):
     features = self._features(params, backbone, task.support)
-    return features, ncc.prototypes(features, task.support_labels, self.ways)
+    return features, ncc.prototypes(features, task.support_labels, self.ways, self.pool)

@@ -2,61 +2,35 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from typing import Any
 
 from mdtrap_jax.methods import copa, tsa, url
 from mdtrap_jax.methods.copa_transformer import two_transformers
 from mdtrap_jax.methods.head import Head, HeadMethod, make_chain
-from mdtrap_jax.models.resnet import LAYERS, ResNet18
+from mdtrap_jax.methods.probe import Probe, ProbeMethod
+from mdtrap_jax.methods.probes import (
+  clap,
+  clip_adapter,
+  knn,
+  laplacian_shot,
+  logistic,
+  lp_plus_plus,
+  mahalanobis,
+  prolip,
+  ridge,
+  taskres,
+  tim,
+  tip_adapter,
+)
+from mdtrap_jax.methods.settings import SEEN, Definition, Domain, Settings
+from mdtrap_jax.models.resnet import ResNet18
 from mdtrap_jax.objectives.terms import add_symmetric_cross_entropy
-
-# The training sets of the backbones that URL publishes: of all eight, and of ImageNet alone.
-SEEN = {
-  "mdl": frozenset(
-    {
-      "ilsvrc_2012",
-      "omniglot",
-      "aircraft",
-      "cu_birds",
-      "dtd",
-      "quickdraw",
-      "fungi",
-      "vgg_flower",
-    }
-  ),
-  "sdl": frozenset({"ilsvrc_2012"}),
-}
 
 # Data sets on which CoPA's reference departs from its own defaults.
 DIGITS_AND_SIGNS = frozenset({"traffic_sign", "mnist"})
 TINY_IMAGES = DIGITS_AND_SIGNS | {"cifar10", "cifar100"}
-
-
-class Settings(NamedTuple):
-  """The numbers of a method; a field that it has no use for is ignored."""
-
-  steps: int  # T
-  learning_rate: float  # of the head
-  l2: float = 0.0  # added to the gradient, times the parameter
-  adapter_ratio: float = 1.0  # learning rate of the adapters, times the head's
-  layers: tuple[str, ...] = LAYERS  # of the backbone, that get adapters
-
-
-class Domain(NamedTuple):
-  """What the published settings follow from."""
-
-  name: str = ""  # of the data set, without `meta/`
-  seen: bool = False  # whether the backbone was trained on it
-  one_shot: bool = False  # whether its tasks are 5-way 1-shot
-
-
-class Definition(NamedTuple):
-  """A method before its settings are known."""
-
-  needs: str  # what its tasks hold: features "pooled", as a "map", or "image"s
-  settings: Callable[[Domain], Settings]
-  make: Callable[[Settings, int, ResNet18 | None], HeadMethod]  # settings, ways, backbone
 
 
 def _identity_head() -> Head:
@@ -66,8 +40,8 @@ def _identity_head() -> Head:
 
 def make_ncc(settings: Settings, ways: int, model: ResNet18 | None = None) -> HeadMethod:
   """Nearest class centroid: nothing is trained."""
-  del settings, model
-  return HeadMethod(_identity_head(), None, 0, ways)
+  del model
+  return _head_method(_identity_head(), None, settings._replace(steps=0), ways, url.LOGIT_SCALE)
 
 
 def make_url(settings: Settings, ways: int, model: ResNet18 | None = None) -> HeadMethod:
@@ -77,9 +51,12 @@ def make_url(settings: Settings, ways: int, model: ResNet18 | None = None) -> He
     head = tsa.with_adapters(head, model, settings.layers)
     optimizer = tsa.adadelta(settings.learning_rate, settings.adapter_ratio)
   chain = make_chain(
-    url.add_prototype_cross_entropy, optimizer, steps=settings.steps, logit_scale=url.LOGIT_SCALE
+    functools.partial(url.add_prototype_cross_entropy, distance=settings.distance),
+    optimizer,
+    steps=settings.steps,
+    logit_scale=url.LOGIT_SCALE,
   )
-  return HeadMethod(head, chain, settings.steps, ways)
+  return _head_method(head, chain, settings, ways, url.LOGIT_SCALE)
 
 
 def make_copa(settings: Settings, ways: int, model: ResNet18 | None = None) -> HeadMethod:
@@ -100,11 +77,24 @@ def make_copa_transformer(
   return _symmetric(two_transformers(), optimizer, settings, ways)
 
 
+def _head_method(head, chain, settings: Settings, ways: int, logit_scale: float) -> HeadMethod:
+  """With squared distances in place of cosines there is no scale, as in URL's code."""
+  scale = logit_scale if settings.distance == "cosine" else 1.0
+  return HeadMethod(
+    head, chain, settings.steps, ways, settings.prototypes, settings.distance, scale
+  )
+
+
 def _symmetric(head, optimizer, settings, ways) -> HeadMethod:
+  if settings.distance != "cosine":
+    raise ValueError(
+      f"config.head.distance={settings.distance!r}: CoPA's loss is one of cosines; leave it empty, "
+      "or use ncc or url."
+    )
   chain = make_chain(
     add_symmetric_cross_entropy, optimizer, steps=settings.steps, logit_scale=copa.LOGIT_SCALE
   )
-  return HeadMethod(head, chain, settings.steps, ways)
+  return _head_method(head, chain, settings, ways, copa.LOGIT_SCALE)
 
 
 def _url_settings(domain: Domain) -> Settings:
@@ -127,13 +117,45 @@ def _copa_tsa_settings(domain: Domain) -> Settings:
   return Settings(40, rate * (0.1 if domain.one_shot else 1.0), l2, ratio, ("layer2", "layer3"))
 
 
+def _probe(
+  make: Callable[[Settings], Probe],
+  settings: Settings | Callable[[Domain], Settings],
+  needs: str = "pooled",
+  **about: Any,
+) -> Definition:
+  """The definition of a probe; `about` are further fields of `Definition`."""
+
+  def make_one(settings: Settings, ways: int, model: ResNet18 | None = None) -> ProbeMethod:
+    del model
+    probe = make(settings)
+    return ProbeMethod(probe, settings.steps if probe.train else 0, ways, **about)
+
+  return Definition(
+    needs, settings if callable(settings) else lambda domain: settings, make_one, **about
+  )
+
+
 METHODS: dict[str, Definition] = {
-  "ncc": Definition("pooled", lambda domain: Settings(0, 0.0), make_ncc),
+  "ncc": Definition("pooled", lambda domain: Settings(0), make_ncc),
   "url": Definition("pooled", _url_settings, make_url),
   "copa": Definition("pooled", _copa_settings(1e-3, 5e-3), make_copa),
   "copa_transformer": Definition("map", _copa_settings(1e-4, 1e-3), make_copa_transformer),
   "url_tsa": Definition("image", _url_tsa_settings, make_url),
   "copa_tsa": Definition("image", _copa_tsa_settings, make_copa),
+  "knn": _probe(knn.probe, knn.SETTINGS),
+  "ridge": _probe(ridge.probe, ridge.SETTINGS),
+  "logistic": _probe(logistic.probe, logistic.SETTINGS),
+  "mahalanobis": _probe(mahalanobis.probe, mahalanobis.SETTINGS),
+  "tip_adapter": _probe(tip_adapter.probe, tip_adapter.SETTINGS, text=True),
+  "tip_adapter_f": _probe(tip_adapter.tuned, tip_adapter.SETTINGS_F, text=True),
+  "clip_adapter": _probe(clip_adapter.probe, clip_adapter.settings_of, text=True),
+  "taskres": _probe(taskres.probe, taskres.settings_of, text=True),
+  "lp_plus_plus": _probe(lp_plus_plus.probe, lp_plus_plus.SETTINGS, text=True),
+  "clap": _probe(clap.probe, clap.SETTINGS, text=True),
+  "prolip": _probe(prolip.probe, prolip.SETTINGS, "unprojected", text=True, weights=prolip.weights),
+  "tim": _probe(tim.alternating, tim.SETTINGS, transductive=True),
+  "tim_gd": _probe(tim.descent, tim.SETTINGS_GD, transductive=True),
+  "laplacian_shot": _probe(laplacian_shot.probe, laplacian_shot.SETTINGS, transductive=True),
 }
 
 
@@ -144,9 +166,10 @@ def make_method(
   domain: str = "",
   seen: bool = False,
   one_shot: bool = False,
+  shots: int = 5,
   model: ResNet18 | None = None,
-  **overrides: float | tuple[str, ...] | None,
-) -> HeadMethod:
+  **overrides: float | str | tuple[str, ...] | None,
+) -> HeadMethod | ProbeMethod:
   """A method with the published settings of a data set, some of them replaced.
 
   Args:
@@ -156,6 +179,7 @@ def make_method(
     seen: whether the backbone was trained on it, see `seen_domains`; URL then learns ten times
       slower, with and without adapters.
     one_shot: whether tasks are 5-way 1-shot, where CoPA + TSA learns ten times slower.
+    shots: images of a class, in the mean; some train longer on more.
     model: the backbone, for the methods that tune adapters in it.
     **overrides: fields of `Settings`; `None` keeps the published value.
 
@@ -170,7 +194,7 @@ def make_method(
       f"{name} tunes adapters inside the ResNet-18 and cannot run on stored "
       "features; set --config.model.name=resnet18 and its checkpoint."
     )
-  settings = definition.settings(Domain(domain, seen, one_shot))
+  settings = definition.settings(Domain(domain, seen, one_shot, shots))
   settings = settings._replace(**{k: v for k, v in overrides.items() if v is not None})
   return definition.make(settings, ways, model if definition.needs == "image" else None)
 

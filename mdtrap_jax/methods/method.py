@@ -28,7 +28,7 @@ class Evaluation(NamedTuple):
   """How a task's queries are classified."""
 
   accuracy: jax.Array  # [] float32 in [0, 1], over the rows that are not padding
-  cosines: jax.Array  # [Q, C]; -inf for a class that the task does not have
+  cosines: jax.Array  # [Q, C], or logits; -inf for a class that the task does not have
   extras: Mapping[str, jax.Array]  # named numbers [], such as "gap"
   # by name, after the step just done, without their memories; `run.programs` adds them
   terms: Mapping[str, TermState] = {}

@@ -27,7 +27,11 @@ def shared_linear() -> Head:
 
 
 def prototype_cross_entropy(
-  embeddings: jax.Array, prototypes: jax.Array, labels: jax.Array, logit_scale: float
+  embeddings: jax.Array,
+  prototypes: jax.Array,
+  labels: jax.Array,
+  logit_scale: float,
+  distance: str = "cosine",
 ) -> jax.Array:
   """`mean_i CE(s · cos(x_i, p), y_i)` over the classes and rows that the task has.
 
@@ -36,25 +40,27 @@ def prototype_cross_entropy(
     prototypes: `[C, D]`.
     labels: `[N] int32`; negative for padding.
     logit_scale: `s`.
+    distance: of `ncc.DISTANCES`; with "l2" logits are `-‖x_i - p‖²`.
 
   Returns:
     `[]`, in nats.
   """
   present = ncc.membership(labels, prototypes.shape[0], jnp.float32).sum(0) > 0
-  logits = logit_scale * ncc.cosines(embeddings, prototypes)
+  scale = logit_scale if distance == "cosine" else 1.0
+  logits = scale * ncc.similarities(embeddings, prototypes, distance)
   logits = jnp.where(present[None], logits, -jnp.inf)
   real = labels >= 0
   values = optax.softmax_cross_entropy_with_integer_labels(logits, jnp.maximum(labels, 0))
   return jnp.where(real, values, 0).sum() / jnp.maximum(real.sum(), 1)
 
 
-def add_prototype_cross_entropy(context: Context, weight: float = 1.0):
+def add_prototype_cross_entropy(context: Context, weight: float = 1.0, distance: str = "cosine"):
   """PA's loss as a term; the gradient flows through the prototypes too."""
 
   def loss(features, batch, memory, key, step):
     del key, step
     value = prototype_cross_entropy(
-      features.image, features.text, batch.labels, context.logit_scale
+      features.image, features.text, batch.labels, context.logit_scale, distance
     )
     return value, memory
 

@@ -12,11 +12,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from mdtrap_jax import files
+from mdtrap_jax.methods.heads import METHODS
 from mdtrap_jax.report import tables
 from mdtrap_jax.run import claim, store
 from mdtrap_jax.run.identity import data_of
 from mdtrap_jax.run.lines import read_episodes, read_object
 from mdtrap_jax.statistics import Accuracy, accuracy_of, paired
+
+TRANSDUCTIVE = frozenset(name for name, found in METHODS.items() if found.transductive)
 
 
 class Row(NamedTuple):
@@ -62,6 +65,8 @@ def compare(paths: Sequence[str | Path]) -> list[Row]:
   first, rows = None, []
   for name, path in zip(_short_names(paths), paths, strict=True):
     config, lines = _config(Path(path)), read_episodes(path)
+    if config.get("experiment") == "heads" and config.get("method") in TRANSDUCTIVE:
+      name += " (transductive)"
     for domain in dict.fromkeys(line.get("domain") for line in lines) or (None,):
       own = [line for line in lines if line.get("domain") == domain]
       rows.append(_row(name, domain, config, own, first))

@@ -13,12 +13,15 @@ from mdtrap_jax.report.summary import accuracy_in
 from mdtrap_jax.report.summary import summarize as summarize_lines
 
 
-def summarize(lines: Iterable[dict[str, Any]], method: str) -> dict[str, Any]:
+def summarize(
+  lines: Iterable[dict[str, Any]], method: str, transductive: bool = False
+) -> dict[str, Any]:
   """The results part of `summary.json`.
 
   Args:
     lines: of `episodes.jsonl`.
     method: that made them.
+    transductive: whether it classifies the queries of a task together.
 
   Returns:
     What `summary.summarize` says of all tasks, and `domains`, a list of rows: accuracy over the
@@ -28,7 +31,8 @@ def summarize(lines: Iterable[dict[str, Any]], method: str) -> dict[str, Any]:
   lines = list(lines)
   domains = list(dict.fromkeys(line["domain"] for line in lines))
   rows = [_row([line for line in lines if line["domain"] == d], d) for d in domains]
-  return {"method": method, **summarize_lines(lines), "domains": rows}
+  about = {"method": method, **({"transductive": True} if transductive else {})}
+  return {**about, **summarize_lines(lines), "domains": rows}
 
 
 def _row(lines: list[dict[str, Any]], domain: str) -> dict[str, Any]:
@@ -50,15 +54,16 @@ def _row(lines: list[dict[str, Any]], domain: str) -> dict[str, Any]:
 def format_table(summary: dict[str, Any]) -> str:
   """A summary as the table that a run ends with, in Markdown."""
   number = lambda value: "–" if value is None else f"{value:.3f}"
+  title = summary["method"] + (" (transductive)" if summary.get("transductive") else "")
+  gaps = any(row["gap_before"] is not None for row in summary["domains"])
   header = [
     "domain",
     "tasks",
     "failed",
     "NCC (%)",
-    f"{summary['method']} (%)",
+    f"{title} (%)",
     "paired gain",
-    "gap before",
-    "gap after",
+    *(("gap before", "gap after") if gaps else ()),  # of methods that have prototypes
   ]
   rows = [
     [
@@ -68,8 +73,7 @@ def format_table(summary: dict[str, Any]) -> str:
       accuracy_in(row, "ncc").points(),
       accuracy_in(row, "accuracy").points(),
       accuracy_in(row, "gain").points(sign="+"),
-      number(row["gap_before"]),
-      number(row["gap_after"]),
+      *((number(row["gap_before"]), number(row["gap_after"])) if gaps else ()),
     ]
     for row in summary["domains"]
   ]

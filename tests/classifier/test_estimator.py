@@ -12,6 +12,7 @@ from configs import copa
 from mdtrap_jax import FewShotClassifier, evaluate
 from mdtrap_jax.classifier import saved
 from mdtrap_jax.classifier.estimator import softmax
+from mdtrap_jax.classifier.task import head_names
 from mdtrap_jax.data.folder_source import FolderSource
 from mdtrap_jax.run.lines import read_episodes
 from mdtrap_jax.run.predictions import gather
@@ -36,7 +37,7 @@ def folder(tmp_path_factory):
 
 
 def classifier(method="svl_ra", **settings):
-  rate = 1e-2 if method not in ("ncc", "url", "copa") else None
+  rate = 1e-2 if method not in head_names() else None
   config = HEAD if rate is None else TINY
   steps = None if method in ("zero_shot", "ncc") else 10
   return FewShotClassifier(
@@ -104,7 +105,8 @@ def test_what_is_trained_is_a_choice(folder, tmp_path, settings):
       assert not (tmp_path / form).exists()
 
 
-@pytest.mark.parametrize("method", ["copa"])
+# Two maps; texts and the model's own weights; all queries together.
+@pytest.mark.parametrize("method", ["copa", "prolip", "tim"])
 def test_it_is_the_episode_of_a_head(folder, tmp_path, method):
   config = copa.get_config(method)
   config.seed, config.seeds, config.episodes = 0, 1, 1
@@ -113,9 +115,12 @@ def test_it_is_the_episode_of_a_head(folder, tmp_path, method):
   config.update_from_flattened_dict({"data.ways": 3, "data.shots": 2, "data.queries": 3})
   run_heads(config, tmp_path)
   (row,) = read_episodes(tmp_path)
-  support, labels, query, query_labels, _ = episode(folder, row)
-  own = classifier(method).fit(support, labels)
+  support, labels, query, query_labels, names = episode(folder, row)
+  own = classifier(method, class_names=names).fit(support, labels)
   assert own.score(query, query_labels) == pytest.approx(row["accuracy"], abs=1e-6)
+  own.save(tmp_path / "model")
+  again = FewShotClassifier.load(tmp_path / "model")
+  np.testing.assert_array_equal(again.predict_proba(query), own.predict_proba(query))
 
 
 def test_predictions(folder, fitted):

@@ -116,9 +116,9 @@ def test_varying_sizes_run_in_one_program_per_domain(features, tmp_path, monkeyp
   assert len({sum(map(len, line["support"])) for line in lines}) > 4
 
 
-@pytest.mark.parametrize("method", ["ncc", "url"])
+@pytest.mark.parametrize("method", ["ncc", "url", "laplacian_shot"])
 def test_methods_meet_the_same_tasks_and_can_be_paired(method, features, finished, tmp_path):
-  run_heads(make_config(features, method), tmp_path)
+  summary = run_heads(make_config(features, method), tmp_path)
   first, second = read_episodes(tmp_path), read_episodes(finished[1])
   ours, *rows = compare([tmp_path, finished[1]])
   assert ours.difference is None
@@ -131,6 +131,10 @@ def test_methods_meet_the_same_tasks_and_can_be_paired(method, features, finishe
   assert difference["one"].mean == pytest.approx(mean(second) - mean(first))
   if method == "ncc":
     assert all(line["accuracy"] == line["zero_shot_accuracy"] for line in first)
+  marked = method == "laplacian_shot"
+  assert ours.name.endswith(" (transductive)") == marked
+  assert (f"{method} (transductive) (%)" in format_table(summary)) == marked
+  assert ("gap before" in format_table(summary)) != marked
 
 
 def test_diagnosis_goes_into_the_summary_and_a_figure(features, tmp_path):
@@ -170,6 +174,9 @@ def test_a_task_that_fails_is_counted_apart(features, tmp_path):
     ({"method": "copa_tsa"}, "cannot run on stored features"),
     ({"method": "copa_transformer", "diagnosis.tasks": 1}, "pooled features"),
     ({"method": "copa_transformer"}, r"one: the stored features are float32 .* needs floats"),
+    ({"method": "tip_adapter"}, "texts of their classes, and stored features have none: leave"),
+    ({"head.distance": "l2"}, "config.head.distance='l2': CoPA's loss is one of cosines"),
+    ({"head.prototypes": "median"}, "config.head.prototypes=median: choose one of mean, max, sum"),
     ({"data.unreadable": "ignore"}, "config.data.unreadable=ignore"),
     ({"data.resize": "stretch"}, "config.data.resize=stretch"),
   ],

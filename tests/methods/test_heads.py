@@ -108,32 +108,6 @@ def test_a_nan_query_is_no_hit():
   assert ncc.predict(query, means, jnp.array([0, 1]), jnp.array([0, 0])).accuracy == 0.5
 
 
-@pytest.mark.parametrize("name", ["copa", "copa_transformer"])  # URL: see what a run says
-def test_a_padded_task_gives_the_unpadded_result(name):
-  shape = (2, 2, WIDTH) if METHODS[name].needs == "map" else (WIDTH,)
-  task = make_task(shape=shape)
-  small = adapt(make_method(name, ways=3, steps=6), task)
-  large = adapt(make_method(name, ways=6, steps=6), pad(task, 21, 13))
-  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), small[0], large[0])
-  np.testing.assert_allclose(small[1], large[1], atol=1e-5)
-  assert small[2].accuracy == large[2].accuracy
-  queries = len(task.query_labels)
-  np.testing.assert_allclose(small[2].cosines, large[2].cosines[:queries, :3], atol=1e-5)
-
-
-@pytest.mark.parametrize("name", ["url", "copa"])
-def test_a_task_in_a_batch_is_the_task_alone(name):
-  tasks = [
-    pad(make_task(counts, seed=s), 12, 8)
-    for s, counts in enumerate([(3, 1, 4), (2, 2, 2, 2), (5, 6)])
-  ]
-  method = make_method(name, ways=4, steps=5)
-  run = lambda t: method.fit(None, t, jax.random.key(0)).params
-  together = jax.jit(jax.vmap(run))(jax.tree.map(lambda *rows: jnp.stack(rows), *tasks))
-  alone = jax.jit(run)(tasks[1])
-  jax.tree.map(lambda a, b: np.testing.assert_allclose(a[1], b, atol=1e-5), together, alone)
-
-
 @pytest.mark.parametrize("name", ["url", "copa"])
 def test_heads_start_as_ncc_and_lower_their_loss(name):
   task = make_task((5, 5, 5), seed=4)
@@ -226,7 +200,7 @@ LAYERS_23, ALL_LAYERS = ("layer2", "layer3"), ("layer1", "layer2", "layer3", "la
 def test_published_settings(name, domain, steps, rate, l2, ratio, layers):
   settings = METHODS[name].settings(domain)
   assert settings.learning_rate == pytest.approx(rate)
-  assert settings._replace(learning_rate=0) == (steps, 0, l2, ratio, layers)
+  assert settings._replace(learning_rate=0)[:5] == (steps, 0, l2, ratio, layers)
 
 
 def test_what_is_known_of_a_domain_reaches_its_method():
@@ -265,3 +239,35 @@ def test_images_of_ones_own_are_unseen_unless_named():
   assert seen_domains("sdl,dtd", own) == set()  # DTD is real, and not in this run
   with pytest.raises(ValueError, match=r"config.seen='mld'.*mdl, sdl"):
     seen_domains("mld", own)
+
+
+@pytest.mark.parametrize("pool", ncc.POOLS)
+@pytest.mark.parametrize("distance", ncc.DISTANCES)
+def test_ncc_by_every_pool_and_distance(pool, distance):
+  task = make_task((3, 1, 4), queries=5, seed=3)
+  support, query = np.asarray(task.support), np.asarray(task.query)
+  rows = [support[np.asarray(task.support_labels) == c] for c in range(3)]
+  means = np.stack([getattr(np, pool)(own, axis=0) for own in rows])
+  lengths = lambda a: np.linalg.norm(a, axis=-1, keepdims=True)
+  expected = {
+    "cosine": (query / lengths(query)) @ (means / lengths(means)).T,
+    "l2": -((query[:, None] - means[None]) ** 2).sum(-1),
+  }[distance]
+  method = make_method("ncc", ways=4, prototypes=pool, distance=distance)
+  _, _, found = adapt(method, task)
+  np.testing.assert_allclose(found.cosines[:, :3], expected, rtol=1e-4, atol=1e-5)
+  assert (found.cosines[:, 3] == -np.inf).all()
+
+
+def test_urls_loss_of_distances():
+  # URL's code: -‖x - p‖² without a scale, p the mean of the mapped images.
+  task = make_task((2, 2), seed=6)
+  with jax.enable_x64(True):
+    wide = jax.tree.map(lambda rows: 0.2 * np.asarray(rows, np.float64), task[:1] + task[2:3])
+    task = task._replace(support=wide[0], query=wide[1])
+    _, losses, _ = adapt(make_method("url", ways=2, steps=1, distance="l2"), task)
+  means = task.support.reshape(2, 2, -1).mean(1)
+  logits = -((task.support[:, None] - means[None]) ** 2).sum(-1)
+  chances = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+  expected = -np.log(chances[np.arange(4), np.asarray(task.support_labels)]).mean()
+  np.testing.assert_allclose(losses[0], expected, rtol=1e-9)

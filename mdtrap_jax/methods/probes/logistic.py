@@ -1,0 +1,35 @@
+"""Linear probe by logistic regression on unit-norm features, fitted with L-BFGS.
+
+Tian et al., "Rethinking few-shot image classification: a good embedding is all you need?" (ECCV
+2020): scikit-learn's multinomial LogisticRegression with C = 1, which they do not tune.
+"""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+import optax
+
+from mdtrap_jax.methods.probe import Probe, cross_entropy, descend
+from mdtrap_jax.methods.settings import Settings
+from mdtrap_jax.objectives.losses import unit_or_zero
+
+SETTINGS = Settings(50, l2=1.0)  # theirs stops by itself, before 1000; fifty reach float32's end
+
+
+def probe(settings: Settings) -> Probe:
+  """Minimizes `Σ_i CE(x_i Wᵀ + b, y_i) + λ/2 ‖W‖²`, `λ = 1/C`; the bias is free."""
+
+  def init(support):
+    ways, width = support.member.shape[1], support.features.shape[1]
+    dtype = support.features.dtype
+    return {"weight": jnp.zeros((ways, width), dtype), "bias": jnp.zeros(ways, dtype)}
+
+  def logits(params, memory, rows):
+    del memory
+    return unit_or_zero(rows) @ params["weight"].T + params["bias"][None]
+
+  def loss(params, memory, support):
+    penalty = settings.l2 / 2 * (params["weight"] ** 2).sum() / support.size
+    return cross_entropy(logits(params, memory, support.features), support) + penalty
+
+  return Probe(init, logits, train=descend(loss, optax.lbfgs()))
