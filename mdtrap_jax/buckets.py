@@ -32,7 +32,7 @@ from absl import logging
 PATIENCE = 1800.0  # seconds that a store may be out of reach before a run gives up
 _PAUSES = 0.5, 30.0  # seconds between two tries, the first and the longest
 _SILENT = 3.0  # seconds of trying before a line says so
-_SMALL = 1 << 25  # bytes that are read in one piece
+_SMALL = 1 << 25  # bytes that are read or written in one piece
 _THREADS = 16  # that download at once
 _URL = re.compile(r"(gs|s3):/{1,2}(?=[^/]|$)")  # `pathlib` makes one slash of two
 _EXTRAS = {"gs": "gcs", "s3": "s3"}
@@ -140,7 +140,10 @@ class Bucket:
 
   def upload(self, path: Path, name: str) -> None:
     """Makes or replaces an object of a file's content, in one step."""
-    self._try(f"writing {name}", lambda: self._fs.put_file(str(path), self._path(name)))
+    if path.stat().st_size <= _SMALL:  # as it is now: it may be growing
+      self.write(name, path.read_bytes())
+    else:
+      self._try(f"writing {name}", lambda: self._fs.put_file(str(path), self._path(name)))
 
   def download(self, name: str, entry: Object, path: Path) -> None:
     """Writes an object to a file, in one step.

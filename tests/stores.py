@@ -50,6 +50,9 @@ class Proxy:
     class Server(http.server.ThreadingHTTPServer):
       daemon_threads, request_queue_size = True, 64
 
+      def handle_error(self, *_):
+        """Clients that are killed hang up."""
+
     self._server = Server(("127.0.0.1", 0), Handler)
     self.url = f"http://127.0.0.1:{self._server.server_port}"
     threading.Thread(target=self._server.serve_forever, args=(0.05,), daemon=True).start()

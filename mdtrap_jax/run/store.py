@@ -28,6 +28,7 @@ from mdtrap_jax import buckets, files
 from mdtrap_jax.buckets import Bucket, Object
 from mdtrap_jax.run import claim
 from mdtrap_jax.run.lease import Lease, is_lease
+from mdtrap_jax.run.star import PeerError
 from mdtrap_jax.run.stop import PreemptedError
 
 LINES, _PARTS = "episodes.jsonl", "episodes.parts/"
@@ -101,6 +102,9 @@ def opened(workdir: str | Path, process: int = 0, count: int = 1) -> Iterator[St
       store.fill(process, count)
       yield store
     except (ValueError, OSError) as error:
+      if isinstance(error, PeerError):  # it was well until then
+        with contextlib.suppress(OSError):
+          store.push(everything=True)
       scheme = bucket.url[:2]
       raise _renamed(error, f"{place}/copy/{scheme}/", f"{scheme}://") from error
     except PreemptedError:
@@ -130,11 +134,11 @@ class _Copy:
     What no run reads (figures, other processes' snapshots) is there by its name alone.
     """
     found = {name: entry for name, entry in self._bucket.find().items() if not is_lease(name)}
-    own = f"process-{process}/" if process else ""
-    read = lambda name: _is_read(name) or _is_snapshot_for(name, process, count)
-    for folder, parts in _parts_of(found).items():
-      if _OTHERS.fullmatch(folder)[1] == (own or None):
-        self._parts[folder] = parts
+    read = lambda name: _is_read(name) or (_falls_to(name, process, count) and _is_snapshot(name))
+    self._parts = {
+      folder: parts for folder, parts in _parts_of(found).items()
+      if _falls_to(folder, process, count)
+    }  # fmt: skip
     self.root.mkdir(parents=True)
     check_out(self._bucket, found, self.root, read)
     self._parents()
@@ -313,12 +317,14 @@ def _is_read(name: str) -> bool:
   return name.rpartition("/")[2] in _READ
 
 
-def _is_snapshot_for(name: str, process: int, count: int) -> bool:
-  """Whether a process goes on with a snapshot: its own, or one of a process that is no more."""
-  _, number, rest = _OTHERS.fullmatch(name).groups()
-  number = int(number or 0)
-  mine = number == process or (number >= count and number % count == process)
-  return mine and rest.startswith("snapshots/")
+def _is_snapshot(name: str) -> bool:
+  return _OTHERS.fullmatch(name)[3].startswith("snapshots/")
+
+
+def _falls_to(name: str, process: int, count: int) -> bool:
+  """Whether a process looks after a file: it is its own, or of a process that is no more."""
+  number = int(_OTHERS.fullmatch(name)[2] or 0)
+  return number == process or (number >= count and number % count == process)
 
 
 def _state(path: Path) -> tuple[int, int] | None:
