@@ -85,14 +85,14 @@ class Subset(Twin):
     return own if block is None else own[self.rows.index(block)]
 
 
-class UpperNorms(Subset):
+class Upper(Subset):
   rows = (1,)
 
 
 class Lora(Twin):
   """Factors, and with `dora` magnitudes, of attention and of both layers of the MLP."""
 
-  scale, attention, pissa = 8 / 2**0.5, "qkv", False
+  scale, attention, pissa = 8 / 2**0.5, ("q", "k", "v", "out"), False
 
   def __init__(self, model, params, start):
     super().__init__(model, params)
@@ -110,10 +110,9 @@ class Lora(Twin):
   def linear(self, encoder, name, block, x, weight, bias):
     group = name if name.startswith("fc") else "attention"
     own = self.own.get((encoder, group))
-    attention = [*self.attention]
-    if own is None or (group == "attention" and name not in attention):
+    if own is None or (group == "attention" and name not in self.attention):
       return super().linear(encoder, name, block, x, weight, bias)
-    column = attention.index(name) if group == "attention" else 0
+    column = self.attention.index(name) if group == "attention" else 0
     a, b = (leaf[block, column] for leaf in own[:2])
     if self.pissa:
       u, s, v = torch.linalg.svd(weight, full_matrices=False)
@@ -124,28 +123,18 @@ class Lora(Twin):
     return x @ total + bias
 
 
-class Dora(Lora):
-  attention = ("q", "k", "v", "out")
-
-
 class Pissa(Lora):
-  scale, attention, pissa = 1.0, "v", True
+  scale, attention, pissa = 1.0, ("v",), True
 
 
 # The fields of a config beside `:TUNE`'s, and the twin.
 KINDS = {
   "coop": ({"coop.tokens": 3}, Coop),
-  "coop of words": ({"coop.words": "a photo of"}, Coop),
-  "coop of classes": ({"coop.tokens": 2, "coop.per_class": True}, Coop),
+  "coop of classes": ({"coop.words": "a photo", "coop.per_class": True}, Coop),
   "maple": ({"maple.depth": 2}, Maple),
   "layernorm": ({"layernorm.encoder": "both"}, Subset),
-  "layernorm of block 1": ({"layernorm.position": "1"}, UpperNorms),
-  "bias": ({"bias.encoder": "both"}, Subset),
-  "lora of the mlp": (
-    {"lora.projections": ("q", "k", "v", "fc1", "fc2"), "lora.encoder": "both"},
-    Lora,
-  ),
-  "dora": ({"lora.projections": ("q", "k", "v", "out", "fc1", "fc2")}, Dora),
+  "bias": ({"bias.encoder": "both", "bias.position": "1"}, Upper),
+  "dora": ({"lora.projections": ("q", "k", "v", "out", "fc1", "fc2")}, Lora),
   "pissa": ({"lora.projections": ("v", "fc2"), "lora.alpha": 2.0}, Pissa),
 }
 
