@@ -243,7 +243,7 @@ class Setting:
       return Fitted({}, self.prompts.text)
     if "text" not in self.parameterization.encoders:
       return Fitted(params, self.prompts.text)
-    method = self.method(len(task.support_labels), len(self.prompts.token_ids))
+    method = self.method(1, len(self.prompts.token_ids))  # as for `cosines`
     method = dataclasses.replace(method, chunk=self.config.model.batch_size)
     text = jax.jit(method.texts)(self.weights, self.prompts.token_ids, params)
     return Fitted(params, np.asarray(text, np.float32))

@@ -115,10 +115,8 @@ def test_peft_computes_the_same(saved, tmp_path):
   own, folder = saved
   say("export", folder, "--format=peft", f"--out={tmp_path / 'peft'}")
   setting, fitted = own._setting, own._fitted
-  model, ours = (
-    setting.model,
-    {"lora": setting.parameterization.config, "factors": fitted.params},
-  )
+  model = setting.model
+  ours = {"lora": setting.parameterization.config, "factors": fitted.params}
   images, ids = inputs(model)
   expected = embeddings(model, setting.params, images, ids, **ours)
   base = embeddings(model, setting.params, images, ids)
@@ -144,10 +142,8 @@ def test_transformers_computes_the_same(saved, tmp_path):
   out = tmp_path / "hf"
   say("export", folder, "--format=hf", f"--out={out}")
   setting = own._setting
-  model, ours = (
-    setting.model,
-    {"lora": setting.parameterization.config, "factors": own._fitted.params},
-  )
+  model = setting.model
+  ours = {"lora": setting.parameterization.config, "factors": own._fitted.params}
   images, ids = inputs(model)
   expected = embeddings(model, setting.params, images, ids, **ours)
   twin = transformers.AutoModel.from_pretrained(out).eval()
