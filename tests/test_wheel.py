@@ -89,6 +89,7 @@ def test_a_run_from_the_wheel(unpacked, tmp_path):
   assert packages[0].startswith(str(unpacked / "mdtrap_jax" / "__init__.py"))
   assert packages[1].startswith(str(unpacked / "mdtrap_jax" / "configs" / "folder.py"))
   assert (unpacked / "mdtrap_jax" / "weights" / "miniature" / "model.safetensors").exists()
+  assert (unpacked / "mdtrap_jax" / "report" / "page.html").exists()
 
 
 def test_the_wheel_documents_itself(unpacked, tmp_path):

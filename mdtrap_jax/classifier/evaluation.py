@@ -63,7 +63,7 @@ def evaluate(
   return Assessment(
     title=f"How good is {classifier.method} on {described.short(data.name)}?",
     how=f"Every image was predicted once by a classifier that had been fitted to "
-    f"{sum(classifier.counts_)} others. That none of them is among these is the user's to know.",
+    f"{sum(classifier.counts_)} images before; make sure that none of those is among these.",
     names=names,
     files=data.files,
     items=data.items,
