@@ -114,6 +114,22 @@ def test_variants_and_processes_and_what_compacts_them(store, capsys):
   assert "runs/x: runs on a disk have no parts" in capsys.readouterr().err
 
 
+def test_predictions_come_back_and_come_before_the_lines(store, monkeypatch):
+  url, uploaded = store.url(), []
+  upload, create = buckets.Bucket.upload, buckets.Bucket.create
+  note = lambda name: uploaded.append(name.rpartition("/")[2])
+  monkeypatch.setattr(buckets.Bucket, "upload", lambda *a: note(a[2]) or upload(*a))
+  monkeypatch.setattr(buckets.Bucket, "create", lambda *a: note(a[1]) or create(*a))
+  with stopped(), stores.opened(url) as kept, begin(kept) as directory:
+    (directory.path / "predictions.part").write_bytes(b"records")
+    directory.append([line(0)])
+    raise PreemptedError("SIGTERM")
+  (part,) = [name for name in uploaded if name.endswith(".jsonl")]
+  assert uploaded.index("predictions.part") < uploaded.index(part)
+  with stores.opened(url) as kept:
+    assert (kept.root / "predictions.part").read_bytes() == b"records"
+
+
 def test_snapshots_of_a_process_that_is_no_more(google):
   url = google.url()
   bucket = buckets.Bucket(url)
