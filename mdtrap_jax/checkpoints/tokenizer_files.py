@@ -60,9 +60,9 @@ def read_tokenizer(folder: Path, family: str, text: TextConfig) -> Tokenize:
     path = folder / (WORDS if WORDS in names else HASH)
     tokenize, probe = _own(path), ""  # its words are its own
   else:
-    path, vocabulary, used = _published(folder, names, family)
+    path, vocabulary = _published(folder, names, family)
     probe = "a cat"
-    kept = {name: folder / name for name in (*used, SETTINGS) if name in names}
+    kept = {name: folder / name for name in names}  # transformers may need others than we do
     with reading(path):
       tokenize = PretrainedTokenizer(
         vocabulary, CONVENTIONS[family], text.context_length, text.vocabulary_size, kept
@@ -171,20 +171,18 @@ def _own(path: Path) -> Tokenize:
     return WordTokenizer(tuple(words), length)
 
 
-def _published(
-  folder: Path, names: list[str], family: str
-) -> tuple[Path, Vocabulary, tuple[str, ...]]:
-  """The file, what it holds, and all files that this is from."""
+def _published(folder: Path, names: list[str], family: str) -> tuple[Path, Vocabulary]:
+  """The file, and what it holds."""
   if "tokenizer.json" in names:
     path = folder / "tokenizer.json"
-    return path, _rust(path), ("tokenizer.json",)
+    return path, _rust(path)
   pieces = [name for name in _SENTENCE_PIECES if name in names]
   if pieces:
     path = folder / pieces[0]
-    return path, _sentence_pieces(path), (pieces[0],)
+    return path, _sentence_pieces(path)
   if "vocab.json" in names and "merges.txt" in names:
     path = folder / "merges.txt"
-    return path, _byte_pairs(folder / "vocab.json", path), ("vocab.json", "merges.txt")
+    return path, _byte_pairs(folder / "vocab.json", path)
   source = CONVENTIONS[family].source
   for there, missing in (("vocab.json", "merges.txt"), ("merges.txt", "vocab.json")):
     if there in names:

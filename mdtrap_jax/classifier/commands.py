@@ -26,6 +26,8 @@ from mdtrap_jax.report import assessment, classification
 from mdtrap_jax.run import devices
 
 _SHOWN = 50  # classes that are listed before the rest is counted
+_LONG = 60.0  # seconds that are said beforehand
+_SHARE = 0.6  # of what a plain product does, that an encoder's steps do
 
 
 def fit(options: argparse.Namespace) -> int:
@@ -37,7 +39,7 @@ def fit(options: argparse.Namespace) -> int:
     options.method,
     steps=options.steps,
     class_names=reading.read_names(_home(options.names)) if options.names else None,
-    template=_templates(options.templates),
+    template=reading.read_templates(_home(options.templates)) if options.templates else None,
     seed=options.seed,
     config={"tune": options.tune} if options.tune else None,
   )
@@ -117,7 +119,7 @@ def predict(options: argparse.Namespace) -> int:
 def evaluate(options: argparse.Namespace) -> int:
   """`mdtrap evaluate`: accuracy and the rest on labeled images, as files and a table."""
   assessment.check_target(options.out, options.force)
-  data = _labeled(options.data, options.labels)
+  data = _labeled(options.data, options.labels, "test")
   _start()
   own = FewShotClassifier.load(options.model_folder, model=options.model)
   own.indices(data)  # before the bar is drawn
@@ -143,22 +145,14 @@ def _look(folder: str) -> str:
   return f"open {os.path.join(os.path.expanduser(folder), classification.PAGE)} in a browser"
 
 
-def _labeled(data: str, table: str | None) -> Labeled:
+def _labeled(data: str, table: str | None, part: str = "train") -> Labeled:
   """The images of a folder, or those that a CSV lists, relative to the folder if one is given."""
   if table is None:
-    return reading.read_labeled(data)
+    return reading.read_labeled(data, part=part)
   root = _home(data)
   if not root.is_dir():
     raise FileNotFoundError(f"{data}: no such folder, in which --labels has its images.")
   return reading.read_csv(_home(table), root)
-
-
-def _templates(path: str | None) -> list[str] | None:
-  """The lines of a file, each a prompt with `{}` for the class."""
-  if path is None:
-    return None
-  lines = _home(path).read_text(encoding="utf-8-sig").splitlines()
-  return [line.strip() for line in lines if line.strip()]
 
 
 def _describe(own: FewShotClassifier, data: Labeled, setting: own_images.Setting) -> None:
@@ -199,13 +193,28 @@ def _describe(own: FewShotClassifier, data: Labeled, setting: own_images.Setting
   print(f"{own.model} on {kind}: {own.method}, {steps} steps, seed {own.seed}")
   if setting.transductive:
     print(f"{own.method} is transductive: what it says of an image depends on those beside it")
-  work = own_images.estimate(setting, len(data.labels))
-  if device.platform == "cpu" and (minutes := work / devices.cpu_cores() / 2e10 / 60) >= 2:
-    print(
-      f"about {minutes:.0f} min at 20 GFLOP/s a core; ncc and copa, on frozen features, take as "
-      "long as encoding the images does"
-    )
+  if device.platform == "cpu" and (line := _expectation(setting, len(data.labels))):
+    print(line)
   sys.stdout.flush()
+
+
+def _expectation(setting: own_images.Setting, rows: int) -> str | None:
+  """How long a CPU will take, where that is worth saying, and what takes less."""
+  flops = own_images.measured_flops() * _SHARE
+  found = own_images.forecast(setting, rows, flops)
+  if found.adapting < _LONG:
+    return None
+  line = f"about {_duration(found.adapting)} on this CPU ({flops / 1e9:.0f} GFLOP/s)"
+  if found.adapting > 2 * found.encoding:
+    line += f"; --method=ncc or copa, on frozen features, about {_duration(found.encoding)}"
+  return line
+
+
+def _duration(seconds: float) -> str:
+  for size, unit in ((86400, "days"), (3600, "hours"), (60, "minutes")):
+    if seconds >= 2 * size:
+      return f"{seconds / size:.0f} {unit}"
+  return f"{max(seconds, 1):.0f} seconds"
 
 
 def _groups(groups: Sequence[Sequence[str]]) -> str:

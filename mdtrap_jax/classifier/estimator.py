@@ -83,8 +83,9 @@ class FewShotClassifier:
     """Adapts the model to labeled images.
 
     Args:
-      X: a folder with one subfolder a class, a CSV `file,label`, CoOp's `split_….json` (its
-        `train` part), paths, or images uint8 `[n, H, W, 3]` (or a list of `[H, W, 3]`).
+      X: a folder with one subfolder a class, a CSV `file,label`, paths, or images uint8
+        `[n, H, W, 3]` (or a list of `[H, W, 3]`); of CoOp's `split_….json`, and of a folder of
+        folders `train` and `test`, the `train` part.
       y: `[n]` labels of paths or images, strings or integers.
       report: told from time to time which share of the steps is done.
 
@@ -182,15 +183,7 @@ class FewShotClassifier:
       UnreadableImageError: a file that gives no image, if nobody is told.
     """
     setting = self._ready()
-    size, how, batch, pixels = setting.config.model.batch_size, setting.preprocessing, [], []
-    seen, features = [], []
-
-    def answer():
-      if not setting.transductive:
-        return [(batch, setting.cosines(self._fitted, np.stack(pixels)))]
-      seen.extend(batch)
-      features.append(setting.rows(np.stack(pixels)))
-      return []
+    size, how = setting.config.model.batch_size, setting.preprocessing
 
     def decode(item):
       try:
@@ -200,17 +193,26 @@ class FewShotClassifier:
           raise
         return item, error
 
-    for item, image in labeled.in_order(decode, items):
-      if isinstance(image, UnreadableImageError):
-        unreadable(item, image)
-        continue
-      batch.append(item)
-      pixels.append(image)
-      if len(batch) == size:
-        yield from answer()
-        batch, pixels = [], []
-    if batch:
-      yield from answer()
+    def batches():
+      batch = []
+      for item, image in labeled.in_order(decode, items, ahead=2 * size):
+        if isinstance(image, UnreadableImageError):
+          unreadable(item, image)
+          continue
+        batch.append((item, image))
+        if len(batch) == size:
+          yield batch
+          batch = []
+      if batch:
+        yield batch
+
+    seen, features = [], []  # of a method that classifies images together
+    for names, found in _overlapped(batches(), setting.answers(self._fitted), size):
+      if setting.transductive:
+        seen += names
+        features.append(found)
+      else:
+        yield names, found
     if seen:
       yield seen, setting.similarities(self._fitted, np.concatenate(features))
 
@@ -238,12 +240,12 @@ class FewShotClassifier:
     return self.classes_[places]
 
   def score(self, X: Any, y: Any = None) -> float:
-    """Accuracy on labeled images; `X` and `y` as in `fit`.
+    """Accuracy on labeled images; `X` and `y` as in `fit`, of a split its `test` part.
 
     Raises:
       ValueError: a label that is no class of the classifier.
     """
-    data = read_labeled(X, y)
+    data = read_labeled(X, y, part="test")
     self.indices(data)
     return float(np.mean(self.predict(data.items) == data.labels))
 
@@ -346,6 +348,10 @@ class FewShotClassifier:
       input_tags=InputTags(two_d_array=False, string=True),
     )
 
+  def __sklearn_is_fitted__(self) -> bool:
+    """What `check_is_fitted` of scikit-learn asks."""
+    return hasattr(self, "_setting")
+
   def __repr__(self) -> str:
     return f"FewShotClassifier(model={self.model!r}, method={self.method!r})"
 
@@ -358,6 +364,23 @@ class FewShotClassifier:
     if not hasattr(self, "_setting"):
       raise ValueError("this classifier is not fitted yet: call fit, or load a saved one.")
     return self._setting
+
+
+def _overlapped(
+  batches: Iterable[Sequence[tuple[Any, np.ndarray]]],
+  answer: Callable[[np.ndarray], Any],
+  size: int,
+) -> Iterator[tuple[list[Any], np.ndarray]]:
+  """Items with their answers; a batch is on the device while the images of the next are decoded."""
+  started = None
+  for batch in batches:
+    names, pixels = zip(*batch, strict=True)
+    following = list(names), answer(own_images.filled(np.stack(pixels), size))
+    if started:
+      yield started[0], np.asarray(started[1])[: len(started[0])]
+    started = following
+  if started:
+    yield started[0], np.asarray(started[1])[: len(started[0])]
 
 
 def _images(X: Any) -> Sequence[Any]:

@@ -11,8 +11,8 @@ import functools
 import importlib
 import json
 import math
-from collections.abc import Mapping, Sequence
-from types import MappingProxyType
+import time
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -118,7 +118,7 @@ class Fitted(NamedTuple):
 
   params: Any  # what a parameterization trains, a head's parameters, or {} where nothing is trained
   anchors: np.ndarray  # [C, D] float32, what images are compared with: texts or prototypes
-  memory: Mapping[str, np.ndarray] = MappingProxyType({})  # what else a head's logits need
+  memory: Mapping[str, np.ndarray] = {}  # what else a head's logits need; never changed
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -253,16 +253,24 @@ class Setting:
 
     What heads give that are no maps of prototypes are logits.
     """
-    if self.head:
+    if self.transductive:
       return self.similarities(fitted, self.rows(pixels))
+    size = self.config.model.batch_size
+    return in_batches(self.answers(fitted), pixels, size, len(fitted.anchors))
+
+  def answers(self, fitted: Fitted) -> Callable[[np.ndarray], jax.Array]:
+    """From a batch of images `[B, S, S, 3]` to `[B, C]` of `cosines`, without waiting for them.
+
+    Of a transductive method to the features `[B, D]`, of which `similarities` wants all.
+    """
+    encode = functools.partial(_features, self.encoder, self.params)
+    if self.transductive:
+      return encode
     method = self.method(1, len(fitted.anchors))
-    arguments = method, self.model, self.weights, fitted.params, fitted.anchors
-    return in_batches(
-      lambda batch: _text_cosines(*arguments, batch),
-      pixels,
-      self.config.model.batch_size,
-      len(fitted.anchors),
-    )
+    params, anchors, memory = jax.device_put((fitted.params, fitted.anchors, dict(fitted.memory)))
+    if not self.head:
+      return lambda batch: _text_cosines(method, self.model, self.weights, params, anchors, batch)
+    return lambda batch: _classify(method, params, anchors, memory, encode(batch))
 
   def similarities(self, fitted: Fitted, rows: np.ndarray) -> np.ndarray:
     """What a head makes of features `[n, D]`: `[n, C] float32`, of `cosines`."""
@@ -353,12 +361,17 @@ def _make_method(shared, name, model, scale, rows, ways) -> FineTuning | HeadMet
 
 
 def in_batches(fn: Any, rows: np.ndarray, size: int, width: int) -> np.ndarray:
-  """`fn` of `[n, ...]`, `size` rows at a time; the last batch is filled up with its last row."""
+  """`fn` of `[n, ...]`, `size` rows at a time; see `filled`."""
   out = np.empty((len(rows), width), np.float32)
   for start in range(0, len(rows), size):
-    index = np.minimum(np.arange(start, start + size), len(rows) - 1)
-    out[start : start + size] = np.asarray(fn(rows[index]))[: len(rows) - start]
+    batch = rows[start : start + size]
+    out[start : start + size] = np.asarray(fn(filled(batch, size)))[: len(batch)]
   return out
+
+
+def filled(rows: np.ndarray, size: int) -> np.ndarray:
+  """`[size, ...]`: rows, and the last one over and over, so that every batch has one shape."""
+  return rows[np.minimum(np.arange(size), len(rows) - 1)]
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -380,16 +393,44 @@ def _text_cosines(method, model, weights, params, anchors, pixels):
   return method.cosines(weights, tokens, params or None, anchors)  # zero-shot has none
 
 
-def estimate(setting: Setting, rows: int) -> float:
-  """FLOP of adapting a task of `rows` images, roughly: six for each weight, token and row."""
-  if setting.head or setting.method_name == ZERO_SHOT:
-    return 0.0
-  method, model = setting.method(rows, 2), setting.model
-  views = rows * method.views if method.batch_size is None else method.batch_size
-  ids = setting.prompts.token_ids
-  tokens = {"image": views * model.image.tokens, "text": ids.size}  # of a step
+class Forecast(NamedTuple):
+  """Seconds on this machine."""
+
+  adapting: float
+  encoding: float  # of the images once: what methods on frozen features take
+
+
+def forecast(setting: Setting, rows: int, flops: float) -> Forecast:
+  """Of adapting a task of `rows` images, roughly: six FLOP for each weight, token and view.
+
+  Args:
+    setting: whose method adapts.
+    rows: `N`.
+    flops: that this machine does in a second.
+  """
   weights = {
     name: sum(leaf.size for leaf in jax.tree.leaves(setting.params[name]["blocks"]))
-    for name in method.parameterization.encoders
+    for name in ("image", "text")
   }
-  return 6.0 * method.steps * sum(weights[name] * tokens[name] for name in weights)
+  encoding = 2.0 * weights["image"] * setting.model.image.tokens * rows / flops
+  if setting.head or setting.method_name == ZERO_SHOT:
+    return Forecast(encoding, encoding)
+  method = setting.method(rows, 2)
+  views = rows * method.views if method.batch_size is None else method.batch_size
+  clean = sum(phase.stop - phase.start for phase in method.phases if phase.clean)
+  tokens = {"image": (views * method.steps + rows * clean) * setting.model.image.tokens}  # of all
+  if "text" in method.parameterization.encoders:
+    tokens["text"] = method.steps * setting.prompts.token_ids.size
+  trained = 6.0 * sum(weights[name] * count for name, count in tokens.items())
+  return Forecast(trained / flops + (1 + len(method.marks)) * encoding, encoding)
+
+
+def measured_flops() -> float:
+  """What this machine does in a second, by the products of an encoder; takes a fraction of one."""
+  a, b = jnp.ones((1024, 768)), jnp.ones((768, 3072))
+  product = jax.jit(jnp.matmul)
+  product(a, b).block_until_ready()
+  start = time.perf_counter()
+  for _ in range(4):
+    product(a, b).block_until_ready()
+  return 4 * 2.0 * a.shape[0] * a.shape[1] * b.shape[1] / (time.perf_counter() - start)

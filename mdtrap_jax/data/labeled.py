@@ -131,13 +131,15 @@ def decode_all(items: Sequence[Any], how: Preprocessing) -> np.ndarray:
   return pixels
 
 
-def in_order(fn: Callable[[Any], Any], items: Iterable[Any]) -> Iterator[Any]:
-  """`fn` of each item by several threads, in order; only a few results are kept ahead."""
+def in_order(
+  fn: Callable[[Any], Any], items: Iterable[Any], ahead: int = _WINDOW * THREADS
+) -> Iterator[Any]:
+  """`fn` of each item by several threads, in order; at most `ahead` results wait to be taken."""
   pool, pending = ThreadPoolExecutor(THREADS), collections.deque()
   try:
     for item in items:
       pending.append(pool.submit(fn, item))
-      if len(pending) >= _WINDOW * THREADS:
+      if len(pending) >= ahead:
         yield pending.popleft().result()
     while pending:
       yield pending.popleft().result()

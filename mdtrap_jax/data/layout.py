@@ -23,7 +23,7 @@ _LEFTOVERS = frozenset(
     "thumbnail", "thumbnails",
   )
 )  # fmt: skip
-_SPLITS = frozenset(
+SPLITS = frozenset(
   (
     "train", "training", "trainval", "val", "valid", "validation", "dev", "test", "testing",
     "eval", "evaluation", "holdout",
@@ -217,7 +217,7 @@ def _doubtful(root: str, below: dict[str, _Level], confirmed: Sequence[str]) -> 
 def _is_split(name: str) -> bool:
   """`train`, `val_images`, `training_set`, `seg_test`, `fold1`; not `bullet train`."""
   words = set(re.findall(r"[^\W\d_]+", name.casefold()))
-  named = bool(words & _SPLITS) and words <= _SPLITS | _FILLERS
+  named = bool(words & SPLITS) and words <= SPLITS | _FILLERS
   return named or _NUMBERED.fullmatch(name) is not None
 
 

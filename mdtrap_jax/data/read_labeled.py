@@ -13,21 +13,31 @@ from typing import Any
 import numpy as np
 
 from mdtrap_jax import files
-from mdtrap_jax.data import images, labeled
+from mdtrap_jax.data import images, labeled, layout
 from mdtrap_jax.data.folder_source import FolderSource
 from mdtrap_jax.data.labeled import Labeled
 from mdtrap_jax.data.names import listed, nfc, shown
 from mdtrap_jax.data.split_file import read_split_file
 
+# What people call the folders of their own splits; the first that is there is taken.
+_PARTS = {
+  "train": ("train", "training", "trainval"),
+  "test": (
+    "test", "testing", "holdout", "eval", "evaluation", "val", "valid", "validation", "dev"
+  ),
+}  # fmt: skip
 
-def read_labeled(data: Any, labels: Any = None) -> Labeled:
+
+def read_labeled(data: Any, labels: Any = None, part: str = "train") -> Labeled:
   """Understands labeled images.
 
   Args:
-    data: a folder with one subfolder a class, a CSV with the columns `file` and `label` (paths
-      relative to it), a list of paths, or images uint8 `[n, H, W, 3]` or `[H, W, 3]` each; or what
-      was understood already.
+    data: a folder with one subfolder a class, or with folders `train`, `val`, `test` of such; a
+      CSV with the columns `file` and `label` (paths relative to it), a split in CoOp's format, a
+      list of paths, or images uint8 `[n, H, W, 3]` or `[H, W, 3]` each; or what was understood
+      already.
     labels: `[n]` strings or integers, of a list of paths or of arrays.
+    part: of data that come with a split: `train`, or `test` (of folders without one, `val`).
 
   Raises:
     OSError, ValueError: input that cannot be right, with the remedy.
@@ -41,13 +51,29 @@ def read_labeled(data: Any, labels: Any = None) -> Labeled:
     path = Path((files.beside if is_table else files.local)(data))
     if not path.exists():
       raise FileNotFoundError(f"{shown(path)}: no such folder, CSV or JSON of labeled images.")
-    read = {".json": read_split}.get(path.suffix.lower(), read_csv)
-    return read(path) if path.is_file() else _folder(path)
+    if path.is_dir():
+      return _folder(_own_split(path, part))
+    return read_split(path, part) if path.suffix.lower() == ".json" else read_csv(path)
   items = list(data)
   if labels is None:
     raise ValueError("images without labels: give y, one label an image, or a folder or a CSV.")
   labels = labeled.check_labels(labels, len(items))
   return Labeled("images", labeled.check_items(items), labels, labeled.names_of(items))
+
+
+def _own_split(path: Path, part: str) -> Path:
+  """The folder of one part, where all folders are parts; else the folder itself."""
+  folders = {entry.name.casefold(): entry for entry in path.iterdir() if entry.is_dir()}
+  folders = {name: entry for name, entry in folders.items() if not name.startswith((".", "__"))}
+  if not folders or not folders.keys() <= layout.SPLITS:
+    return path
+  found = next((folders[name] for name in _PARTS[part] if name in folders), None)
+  if found is None:
+    raise ValueError(
+      f"{shown(path)} has the parts {listed(sorted(folders))} and no {part}; give the folder of "
+      "one of them."
+    )
+  return found
 
 
 def _folder(path: Path) -> Labeled:
@@ -125,6 +151,24 @@ def read_names(path: Path) -> dict[str, str]:
   return {nfc(row[key]): nfc(row["name"]) for row in rows}
 
 
+def read_templates(path: Path) -> list[str]:
+  """Prompts, one a line, `{}` the class.
+
+  Raises:
+    OSError: it cannot be read.
+    ValueError: it is no UTF-8, is empty, or a line has no `{}`; names the line.
+  """
+  lines = [line.strip() for line in _text(path).splitlines()]
+  for number, line in enumerate(lines, 1):
+    if line and "{}" not in line:
+      raise ValueError(f"{shown(path)}, line {number}: {line!r} has no {{}} for the class.")
+  if not any(lines):
+    raise ValueError(
+      f"{shown(path)} has no templates; write one a line, such as a photo of a {{}}."
+    )
+  return [line for line in lines if line]
+
+
 def read_table(path: Path, columns: Sequence[str]) -> list[dict[str, str]]:
   """The rows of a CSV; spaces around values go, empty lines too.
 
@@ -164,7 +208,7 @@ def _text(path: Path) -> str:
     return images.read_file(path).decode("utf-8-sig")
   except UnicodeDecodeError as error:
     raise ValueError(
-      f"{shown(path)} is not UTF-8 (byte {error.start}); save it again as CSV UTF-8."
+      f"{shown(path)} is not UTF-8 (byte {error.start}); save it again as UTF-8."
     ) from error
 
 

@@ -96,7 +96,7 @@ class PretrainedTokenizer:
 
   Attributes:
     end: the id of the end token.
-    files: by name, those that it was read from.
+    files: by name, those that lay beside the weights.
   """
 
   def __init__(

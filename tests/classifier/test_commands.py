@@ -162,6 +162,17 @@ def test_evaluation(folder, model, tmp_path, capsys):  # noqa: F811
   assert "zero_shot is left out: Class names that are the same" in said  # unknown to the miniature
   assert "of 18 images" in said
   assert say(capsys, "evaluate", str(model), str(folder), f"--out={out}")[0] == 1
+  for part, count in (
+    ("train", 3),
+    ("test", 2),
+  ):  # of data with a split of their own, the test part
+    for path in folder.glob(f"*/[0-{count - 1}].png"):
+      (tmp_path / "own" / part / path.parent.name).mkdir(parents=True, exist_ok=True)
+      (tmp_path / "own" / part / path.parent.name / path.name).write_bytes(path.read_bytes())
+  code, said, _ = say(
+    capsys, "evaluate", str(model), str(tmp_path / "own"), f"--out={tmp_path / 'e'}"
+  )
+  assert (code, "of 6 images" in said) == (0, True)
 
 
 @pytest.mark.parametrize(

@@ -2,8 +2,10 @@
 
 import json
 import os
+import pickle
 import shutil
 
+import jax
 import numpy as np
 import pytest
 from PIL import Image
@@ -175,6 +177,72 @@ def test_conventions_of_scikit_learn(folder):
   found = selection.cross_val_score(own, files, labels, cv=selection.StratifiedKFold(2))
   assert found.shape == (2,)
   assert np.isfinite(found).all()
+
+
+# Of scikit-learn's own checks, those that do not fit tables of numbers `[n, p]`; the others do, or
+# ask for messages about `n_features_in_`, sparse input, NaN, sample weights, pandas.
+CHECKS = (
+  "check_estimator_cloneable", "check_estimator_repr", "check_no_attributes_set_in_init",
+  "check_parameters_default_constructible", "check_get_params_invariance", "check_set_params",
+  "check_do_not_raise_errors_in_init_or_set_params", "check_valid_tag_types",
+  "check_estimator_tags_renamed", "check_mixin_order",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("name", CHECKS)
+def test_checks_of_scikit_learn(name):
+  checks = pytest.importorskip("sklearn.utils.estimator_checks")
+  if not hasattr(checks, name):
+    pytest.skip(f"this scikit-learn has no {name}")
+  getattr(checks, name)("FewShotClassifier", FewShotClassifier())
+
+
+def test_what_the_other_checks_ask_for(folder):
+  """Fitting twice, order, subsets, pickling, input that cannot be written, nothing changed."""
+  files = sorted(map(str, folder.glob("*/*.png")))
+  labels = [os.path.basename(os.path.dirname(file)) for file in files]
+  pixels = np.stack([np.array(Image.open(file)) for file in files])
+  pixels.flags.writeable = False
+  own = classifier("ncc")
+  params = own.get_params()
+  found = own.fit(pixels, labels).predict_proba(pixels)
+  assert own.get_params() == params
+  before = dict(vars(own))
+  order = np.random.default_rng(0).permutation(len(files))
+  np.testing.assert_array_equal(own.predict_proba(pixels[order]), found[order])
+  np.testing.assert_array_equal(np.concatenate([own.predict_proba(x[None]) for x in pixels]), found)
+  assert vars(own) == before
+  np.testing.assert_array_equal(own.fit(pixels, labels).predict_proba(pixels), found)
+  again = pickle.loads(pickle.dumps(own))
+  np.testing.assert_array_equal(again.predict_proba(pixels), found)
+  pytest.importorskip("sklearn.utils.validation").check_is_fitted(own)
+
+
+def test_the_same_shape_compiles_nothing_again(folder, fitted):
+  compiled = []
+  event = "/jax/core/compile/backend_compile_duration"
+  listen = lambda name, seconds, **_: compiled.append(seconds) if name == event else None
+  jax.monitoring.register_event_duration_secs_listener(listen)
+  try:
+    other = classifier("vlm", seed=fitted.seed)
+    files = sorted(map(str, folder.glob("*/*.png")))
+    labels = [os.path.basename(os.path.dirname(file)) for file in files]
+    turned = [np.array(Image.open(file))[::-1] for file in files]
+    other.fit(turned, labels).predict(turned[:2])
+  finally:
+    jax.monitoring.unregister_event_duration_listener(listen)
+  assert not compiled
+
+
+def test_a_thousand_classes():
+  names = np.array([f"class {number}" for number in range(1000)])
+  pixels = np.random.default_rng(0).integers(0, 255, (1000, 4, 4, 3)).astype(np.uint8)
+  own = classifier("ncc", config={**HEAD, "model.batch_size": 250}).fit(pixels, names)
+  found = own.predict_proba(pixels[:3])
+  assert found.shape == (3, 1000)
+  assert (own.predict(pixels[::250]) == names[::250]).all()
+  with pytest.raises(ValueError, match="1001 classes .*; 2 to 1000 are needed"):
+    own.fit(np.zeros((1001, 4, 4, 3), np.uint8), list(range(1001)))
 
 
 @pytest.mark.parametrize("method", ["vlm", "copa"])

@@ -25,10 +25,9 @@ peft = pytest.importorskip("peft", reason="peft, the twin's library, is not inst
 MAKE = {"clip": (tiny.make_model, tiny.write_tokenizer),
         "siglip": (tiny.make_siglip, tiny.write_siglip_tokenizer)}  # fmt: skip
 ADAPTED = {
-  "clip": {"lora.projections": ("q", "v")},
-  "siglip": {"lora.projections": ("q", "k", "v", "out"), "lora.scale": "linear",
-             "lora.position": "half-up"},
-}  # fmt: skip
+  "clip": {"lora.projections": ("q", "v"), "lora.position": "half-up"},
+  "siglip": {"lora.projections": ("q", "k", "v", "out"), "lora.scale": "linear"},
+}
 LABELS = ["crow", "crow", "gull", "jay"]
 # Of peft 0.21 under transformers 5.
 pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")

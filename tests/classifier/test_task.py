@@ -33,6 +33,32 @@ def test_settings_are_those_of_the_method():
   )
 
 
+def test_every_method_of_the_registry():
+  """Of three classes, one of which has a single image; only built, not run."""
+  model = own_images.finetune.load_model(make_config("clip-tiny", "vlm", (1, 2, 4), fields=TINY))[0]
+  for name in own_images.method_names():
+    fields = {"model.random_weights": True}
+    config = make_config("clip-tiny", name, (1, 2, 4), fields=fields)
+    head = name in own_images.head_names()
+    setting = own_images.Setting(config, name, model, None, None if head else (), 10.0)
+    steps = {"ncc": 0, "url": 40, "copa": 50}[name] if head else config.adapt.steps
+    assert setting.method(7, 3).steps == steps
+
+
+def test_how_long_it_takes():
+  config = make_config("clip-tiny", "svl_ra", (5, 5), fields={**TINY, "adapt.steps": 10})
+  model, params = own_images.finetune.load_model(config)
+  setting = own_images.Setting(config, "svl_ra", model, params, (), 10.0)
+  found = own_images.forecast(setting, 10, 1e9)
+  weights = sum(leaf.size for leaf in jax.tree.leaves(params["image"]["blocks"]))
+  once = 2 * weights * model.image.tokens * 10 / 1e9
+  assert found.encoding == pytest.approx(once)
+  # Ten steps of five views, six of them with the clean pass, three times a forward pass; and six
+  # evaluations.
+  assert found.adapting == pytest.approx(once * (3 * (10 * 5 + 6) + 6))
+  assert own_images.measured_flops() > 1e8
+
+
 def test_a_method_has_the_rows_of_the_task():
   config = make_config("clip-tiny", "svl_ra", (3, 1, 4), fields=TINY)
   model, _ = own_images.finetune.load_model(config)

@@ -7,7 +7,7 @@ import pytest
 
 from mdtrap_jax.data import images, labeled
 from mdtrap_jax.data.labeled import Preprocessing
-from mdtrap_jax.data.read_labeled import read_labeled, read_names
+from mdtrap_jax.data.read_labeled import read_labeled, read_names, read_templates
 from tests.data.folders import write_image, write_tree
 
 FILES = ("cat/1.png", "cat/2.png", "dog/é.png")
@@ -45,6 +45,42 @@ def test_every_form_is_the_same(root):
     assert found.labels.tolist() == folder.labels.tolist() == ["cat", "cat", "dog"]
     np.testing.assert_array_equal(labeled.decode_all(found.items, HOW), pixels)
   assert labeled.counts_of(folder.labels) == {"cat": 2, "dog": 1}
+
+
+def test_data_that_come_with_a_split(tmp_path):
+  files = ("Train/a/1.png", "Train/b/1.png", "val/a/2.png", "val/b/2.png", "__MACOSX/x/3.png")
+  write_tree(tmp_path, *files)
+  assert read_labeled(tmp_path).name == str(tmp_path / "Train")
+  assert list(read_labeled(tmp_path).files) == ["a/1.png", "b/1.png"]
+  assert list(read_labeled(tmp_path, part="test").files) == ["a/2.png", "b/2.png"]
+  write_tree(tmp_path, "test/a/4.png", "test/b/4.png")
+  assert list(read_labeled(tmp_path, part="test").files) == ["a/4.png", "b/4.png"]
+  rows = {part: [[f"{part}/a/{n}.png", 0, "a"]] for part, n in (("Train", 1), ("test", 4))}
+  (tmp_path / "split.json").write_text(json.dumps({"train": rows["Train"], "test": rows["test"]}))
+  assert list(read_labeled(tmp_path / "split.json", part="test").files) == ["test/a/4.png"]
+  write_tree(tmp_path / "half", "train/a/1.png", "train/b/1.png")
+  with pytest.raises(ValueError, match="has the parts train and no test"):
+    read_labeled(tmp_path / "half", part="test")
+  # A class may be called so, beside others that are not.
+  write_tree(tmp_path / "toys", "train/1.png", "car/1.png", "boat/1.png")
+  assert set(read_labeled(tmp_path / "toys").labels) == {"train", "car", "boat"}
+
+
+@pytest.mark.parametrize(
+  ("content", "message"),
+  [
+    (b"a {}\n\nno place\n", "line 3: 'no place' has no {}"),
+    (b"\n \n", "has no templates"),
+    (b"a {} \xe9\n", "is not UTF-8"),
+  ],
+)
+def test_templates(tmp_path, content, message):
+  path = tmp_path / "templates.txt"
+  path.write_bytes(b"\xef\xbb\xbfa photo of a {}.\r\n\r\n {} in a field\r\n")
+  assert read_templates(path) == ["a photo of a {}.", "{} in a field"]
+  path.write_bytes(content)
+  with pytest.raises(ValueError, match=message):
+    read_templates(path)
 
 
 def test_names_go_by_key(tmp_path):
@@ -89,9 +125,9 @@ def test_remedies_are_not_those_of_a_config(root):
   (root / "cat" / "1.png").write_bytes(b"no")
   with pytest.raises(images.UnreadableImageError, match=r"Replace or remove it\.$"):
     labeled.decode_all(read_labeled(root).items, HOW)
-  write_tree(root.parent / "split", "train/a/1.png", "train/b/1.png", "test/a/1.png")
-  with pytest.raises(ValueError, match=r"Give one split, as /.*train\.") as error:
-    read_labeled(root.parent / "split")
+  write_tree(root.parent / "folds", "fold1/a/1.png", "fold1/b/1.png", "fold2/a/1.png")
+  with pytest.raises(ValueError, match=r"Give one split, as /.*fold1\.") as error:
+    read_labeled(root.parent / "folds")
   assert "--config" not in str(error.value)
   with pytest.raises(FileNotFoundError, match="no such folder, CSV or JSON"):
     read_labeled(root / "none")
