@@ -15,7 +15,7 @@ from mdtrap_jax.sweep import state
 from tests.paths import ROOT
 from tests.sweep.fabricated import heads_sweep
 
-FIELDS = [("episodes", "3000"), ("head.steps", "400")]
+FIELDS = [("episodes", "600"), ("episodes_per_device", "10"), ("head.steps", "400")]  # 8 batches
 
 
 def start(config, workdir, *arguments):
