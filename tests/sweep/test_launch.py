@@ -2,6 +2,9 @@
 
 import os
 import signal
+import sys
+import threading
+import time
 
 import pytest
 
@@ -106,3 +109,53 @@ def test_a_config_that_cannot_be_right_fails_before_anything_runs(sweep, tmp_pat
   cells = cell_lists.load(str(heads_sweep(tmp_path)), fields)
   assert launch.run(cells, workdir, runner(workdir)) == [cells[1].name]
   assert "choose one of ncc, url, copa" in state.state_of(workdir, cells[1]).note
+
+
+def child(monkeypatch, folder, script):
+  """Stands in for Python: what runs a cell is this script, whose last argument is its workdir."""
+  path = folder / "python"
+  path.write_text(f'#!/bin/bash\nworkdir="${{!#}}"; workdir="${{workdir#--workdir=}}"\n{script}\n')
+  path.chmod(0o755)
+  monkeypatch.setattr(sys, "executable", str(path))
+
+
+@pytest.mark.parametrize(
+  ("script", "note"),
+  [
+    ('echo "loading" >&2; echo "error: no such model" >&2; exit 1', "no such model"),
+    ('echo "begun" >&2; kill -9 $$', "killed by SIGKILL; last said: begun"),
+    ("exit 3", "exit code 3; last said: nothing"),
+    # It holds the cell too, so that nobody takes it should the sweep itself be killed.
+    ('echo "error: $(readlink /proc/$$/fd/* | grep -c "lock$")" >&2; exit 1', "1"),
+    (
+      'echo "error: $1 $2 $3 $4 ${workdir##*/}" >&2; exit 1',
+      "-m mdtrap_jax run --config=copa:ncc ncc",
+    ),
+  ],
+)  # fmt: skip
+def test_a_process_that_fails(sweep, tmp_path, monkeypatch, script, note):
+  workdir, cells = sweep
+  child(monkeypatch, tmp_path, script)
+  assert launch.run(cells[:1], workdir) == [cells[0].name]
+  assert state.state_of(workdir, cells[0]).note == note
+
+
+def test_a_stop_is_passed_on_and_waited_for(sweep, tmp_path, monkeypatch):
+  workdir, cells = sweep
+  child(
+    monkeypatch, tmp_path,
+    'trap \'echo saved > "$workdir.saved"; exit 0\' TERM; touch "$workdir.ready"\n'
+    "while :; do sleep 0.02; done",
+  )  # fmt: skip
+  folder = workdir / cells[0].name
+
+  def stop():
+    while not folder.with_name("ncc.ready").exists():
+      time.sleep(0.01)
+    os.kill(os.getpid(), signal.SIGTERM)
+
+  threading.Thread(target=stop).start()
+  with pytest.raises(PreemptedError, match="SIGTERM"):
+    launch.run(cells, workdir)
+  assert folder.with_name("ncc.saved").read_text() == "saved\n"
+  assert states(workdir, cells) == ["open"] * 4
