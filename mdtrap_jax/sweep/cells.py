@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from pathlib import Path
 from typing import NamedTuple
 
 import ml_collections
 
 from mdtrap_jax import config as settings
 from mdtrap_jax import config_files, files
-from mdtrap_jax.run import claim
 
 _SECTION = "sweep."
 _KINDS = ("finetune", "heads")  # whose runs are counted in episodes
@@ -110,26 +108,3 @@ def part(cells: Sequence[Cell], text: str) -> list[Cell]:
   if not (index.isdecimal() and count.isdecimal() and 1 <= int(index) <= int(count)):
     raise ValueError(f"--part={text}: give I/N, such as 2/8: I from 1 to N.")
   return list(cells[int(index) - 1 :: int(count)])
-
-
-def claim_directory(given: str | Path) -> Path:
-  """Makes a sweep's directory, or takes one that is a sweep's; returns it without links.
-
-  It carries no mark of a run, for the cells are runs inside it; `.sweep` does.
-
-  Raises:
-    ValueError, OSError: it is something else's; nothing was written then.
-  """
-  if "://" in str(given):
-    raise ValueError(f"--workdir={given}: a sweep's cells share a folder on a disk; give one.")
-  workdir = Path(given).expanduser().resolve()
-  for parent in (workdir, *workdir.parents):
-    if claim.is_ours(parent):
-      raise ValueError(f"{parent} is a run's: give another --workdir.")
-  if workdir.exists() and not workdir.is_dir():
-    raise NotADirectoryError(f"{workdir} is no directory: give another --workdir.")
-  if workdir.is_dir() and any(workdir.iterdir()) and not claim.is_ours(workdir / ".sweep"):
-    raise ValueError(f"{workdir} is not empty and no sweep: give a new or empty --workdir.")
-  workdir.mkdir(parents=True, exist_ok=True)
-  claim.mark(workdir / ".sweep")
-  return workdir

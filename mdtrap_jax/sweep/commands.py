@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable
-from pathlib import Path
 
 _EPILOG = """\
 The cells are all combinations of what the config lists; each is one `mdtrap run` in a folder of
@@ -34,22 +33,21 @@ def sweep(options: argparse.Namespace) -> int:
   """Runs cells, or says how far they are; 1 if any failed."""
   from mdtrap_jax.sweep import cells as cell_lists
   from mdtrap_jax.sweep import launch, state, table
+  from mdtrap_jax.sweep import place as places
 
   cells = cell_lists.load(options.config, options.fields)
   if options.status or options.table:
-    workdir = Path(options.workdir).expanduser()
-    if not (workdir / ".sweep").is_dir():
-      raise FileNotFoundError(f"{workdir} holds no sweep: give the --workdir of one.")
+    place = places.found(options.workdir)
     if options.status:
-      print(state.table(workdir, cells))
+      print(state.table(place, cells))
     else:
-      print(table.FORMATS[options.table](table.entries(workdir, cells)))
+      print(table.FORMATS[options.table](table.entries(place.runs(), cells)))
     return 0
   mine = cell_lists.part(cells, options.part) if options.part else cells
-  workdir = cell_lists.claim_directory(options.workdir)
-  failed = launch.run(mine, workdir)
-  found = table.entries(workdir, cells)
-  print(f"{table.format_markdown(found)}\nwritten to {table.write(workdir, found)}", flush=True)
+  place = places.claimed(options.workdir)
+  failed = launch.run(mine, place)
+  found = table.entries(place.runs(), cells)
+  print(f"{table.format_markdown(found)}\nwritten to {table.write(place, found)}", flush=True)
   if failed:
     some = f"{len(failed)} of {len(mine)} cells failed: {', '.join(failed)}"
     print(f"error: {some}; mdtrap sweep … --status says why.", file=sys.stderr, flush=True)

@@ -13,25 +13,25 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 from tqdm import tqdm
 
 from mdtrap_jax.run.stop import Preemption, preemption
 from mdtrap_jax.sweep import state
 from mdtrap_jax.sweep.cells import Cell
+from mdtrap_jax.sweep.place import Place
 
 _LOOK = 0.05  # seconds: below those within which a child takes two signals for one
-# (cell, its directory, descriptor that holds it, asked to stop, says a line) -> why it failed
-Launch = Callable[[Cell, Path, int, Preemption, Callable[[str], None]], str]
+# (cell, its work directory, descriptors that hold it, asked to stop, says a line) -> why it failed
+Launch = Callable[[Cell, str, tuple[int, ...], Preemption, Callable[[str], None]], str]
 
 
-def run(cells: Sequence[Cell], workdir: Path, launch: Launch | None = None) -> list[str]:
+def run(cells: Sequence[Cell], place: Place, launch: Launch | None = None) -> list[str]:
   """Runs what is not done yet and nobody else runs.
 
   Args:
     cells: of this process.
-    workdir: of the sweep, claimed.
+    place: of the sweep, claimed.
     launch: runs one cell; a process of its own if not given.
 
   Returns:
@@ -46,25 +46,25 @@ def run(cells: Sequence[Cell], workdir: Path, launch: Launch | None = None) -> l
     asked.saves = True  # the cell does, and is waited for
     for cell in cells:
       asked.check()
-      with state.taken(workdir, cell) as held:
+      with place.taken(cell) as held:
         if held is None:
           voice.say(cell, "runs elsewhere")
-        elif state.failed_since(workdir, cell, started):
+        elif place.failure(cell).get("when", 0.0) > started:  # to another process
           failed.append(cell.name)
-        elif error := _run_cell(cell, workdir, held, asked, voice, launch):
+        elif error := _run_cell(cell, place, held, asked, voice, launch):
           asked.check()  # what a stop cut short has not failed
           failed.append(cell.name)
           voice.say(cell, f"failed: {error}")
-          state.note_failure(workdir, cell, error)
+          place.note(cell, error)
       voice.done()
     asked.check()
   return failed
 
 
-def _run_cell(cell, workdir, held, asked, voice, launch) -> str:
+def _run_cell(cell, place, held, asked, voice, launch) -> str:
   """Why a cell failed; empty if it is done, now or before."""
   try:
-    before = state.state_of(workdir, cell, held=True)
+    before = state.state_of(place, cell, held=True)
   except (OSError, ValueError) as error:
     return str(error)
   if before.wanted is None:
@@ -72,16 +72,17 @@ def _run_cell(cell, workdir, held, asked, voice, launch) -> str:
   if before.name != "done":
     voice.say(cell, f"{before.episodes}/{before.wanted} episodes so far")
     say = lambda line: voice.say(cell, line)
-    if error := launch(cell, workdir / cell.name, held, asked, say):
+    if error := launch(cell, f"{place.name}/{cell.name}", held, asked, say):
       return error
-  state.note_failure(workdir, cell, "")
+  place.note(cell, "")
   return ""
 
 
-def _launch(cell: Cell, folder: Path, held: int, asked: Preemption, say) -> str:
+def _launch(
+  cell: Cell, workdir: str, held: tuple[int, ...], asked: Preemption, say: Callable[[str], None]
+) -> str:
   """Runs a cell as `mdtrap run` would, and passes a stop on to it."""
-  folder.parent.mkdir(parents=True, exist_ok=True)
-  command = [sys.executable, "-m", "mdtrap_jax", "run", *cell.arguments, f"--workdir={folder}"]
+  command = [sys.executable, "-m", "mdtrap_jax", "run", *cell.arguments, f"--workdir={workdir}"]
   lines: list[str] = []
 
   def relay(stream) -> None:
@@ -97,7 +98,7 @@ def _launch(cell: Cell, folder: Path, held: int, asked: Preemption, say) -> str:
     stderr=subprocess.PIPE,
     text=True,
     errors="replace",
-    pass_fds=[held],
+    pass_fds=held,
   ) as child:
     listener = threading.Thread(target=relay, args=(child.stderr,), daemon=True)
     listener.start()

@@ -1,28 +1,20 @@
-"""How far the cells of a sweep are, and who runs them, by what lies in the sweep's directory.
+"""How far the cells of a sweep are, by what lies in its place.
 
-A cell is done when its runs have all the episodes that their config asks for. Who runs a cell holds
-a lock on a file of the sweep, which the kernel lets go when the process ends, however it does; a
-cell that failed leaves a line that says why, until somebody runs it to its end.
+A cell is done when its runs have all the episodes that their config asks for; one that failed has
+a note that says why, until somebody runs it to its end.
 """
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
-import json
-import os
-import socket
-import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from mdtrap_jax import config as settings
-from mdtrap_jax import files
 from mdtrap_jax.report import tables
-from mdtrap_jax.run import claim
-from mdtrap_jax.run.lines import read_episodes, read_object
+from mdtrap_jax.run.lines import read_episodes
 from mdtrap_jax.sweep.cells import Cell
+from mdtrap_jax.sweep.place import Place
 
 STATES = ("done", "running", "failed", "begun", "open")
 
@@ -36,23 +28,24 @@ class State(NamedTuple):
   note: str = ""  # who runs it, or why it failed
 
 
-def state_of(workdir: Path, cell: Cell, held: bool = False) -> State:
+def state_of(place: Place, cell: Cell, root: Path | None = None, held: bool = False) -> State:
   """A cell's state; reads what its runs left.
 
   Args:
-    workdir: of the sweep.
+    place: of the sweep.
     cell: one of its cells.
+    root: of `place.runs()`, where it is known.
     held: whether this process is who runs it.
 
   Raises:
     OSError, ValueError: a file of a run is damaged.
   """
-  folder, failure = workdir / cell.name, _read(_file(workdir, cell, "failed"))
   try:
     config = cell.resolve()
-    runs, wanted = settings.variants(config), wanted_episodes(config)
   except (OSError, ValueError) as error:
     return State("failed", 0, None, str(error))
+  runs, wanted = settings.variants(config), wanted_episodes(config)
+  folder = (root or place.runs(cell)) / cell.name
   counts = [
     len(read_episodes(folder / name)) if (folder / name / "episodes.jsonl").is_file() else 0
     for name in runs
@@ -63,11 +56,11 @@ def state_of(workdir: Path, cell: Cell, held: bool = False) -> State:
     for name, count in zip(runs, counts, strict=True)
   )
   about = State("open", sum(counts), wanted * len(runs))
-  if not held and (holder := _holder(workdir, cell)):
+  if not held and (holder := place.holder(cell)):
     return about._replace(name="running", note=holder)
   if complete:
     return about._replace(name="done")
-  if failure:
+  if failure := place.failure(cell):
     return about._replace(name="failed", note=str(failure.get("error", "")))
   return about._replace(name="begun" if sum(counts) else "open")
 
@@ -77,55 +70,10 @@ def wanted_episodes(config) -> int:
   return config.get("episodes", 1) * config.get("seeds", 1) * len(config.get("domains", ("",)))
 
 
-@contextlib.contextmanager
-def taken(workdir: Path, cell: Cell) -> Iterator[int | None]:
-  """While this process has a cell to itself; `None` if another has.
-
-  Yields:
-    A descriptor that holds the lock. A process that inherits it holds the cell too.
-  """
-  descriptor = claim.open_regular(_file(workdir, cell, "lock"), os.O_RDWR | os.O_CREAT)
-  try:
-    if not _locked(descriptor):
-      yield None
-      return
-    about = {"host": socket.gethostname(), "process": os.getpid(), "since": time.time()}
-    os.ftruncate(descriptor, 0)
-    os.pwrite(descriptor, json.dumps(about).encode(), 0)
-    yield descriptor
-  finally:
-    os.close(descriptor)
-
-
-def _locked(descriptor: int, tries: int = 5) -> bool:
-  """Locks a file; who only looks whether it is locked holds it for a moment, too."""
-  for _ in range(tries):
-    try:
-      fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-      return True
-    except BlockingIOError:
-      time.sleep(0.1)
-  return False
-
-
-def note_failure(workdir: Path, cell: Cell, error: str) -> None:
-  """Leaves a line that says why a cell failed; an empty one removes it."""
-  path = _file(workdir, cell, "failed")
-  if error:
-    files.write(path, json.dumps({"error": error, "when": time.time()}) + "\n")
-  else:
-    path.unlink(missing_ok=True)
-
-
-def failed_since(workdir: Path, cell: Cell, moment: float) -> bool:
-  """Whether another process found a cell to fail after a moment, in seconds since the epoch."""
-  failure = _read(_file(workdir, cell, "failed"))
-  return bool(failure) and failure.get("when", 0.0) > moment
-
-
-def table(workdir: Path, cells: Sequence[Cell]) -> str:
+def table(place: Place, cells: Sequence[Cell]) -> str:
   """What is done, running, failed, begun and open, as text."""
-  states = {cell.name: state_of(workdir, cell) for cell in cells}
+  root = place.runs()
+  states = {cell.name: state_of(place, cell, root) for cell in cells}
   rows = [(name, state.name, _episodes(state), state.note or "–") for name, state in states.items()]
   count = {name: sum(state.name == name for state in states.values()) for name in STATES}
   summary = ", ".join(f"{count[name]} {name}" for name in STATES if count[name])
@@ -134,32 +82,3 @@ def table(workdir: Path, cells: Sequence[Cell]) -> str:
 
 def _episodes(state: State) -> str:
   return f"{state.episodes}/{'–' if state.wanted is None else state.wanted}"
-
-
-def _holder(workdir: Path, cell: Cell) -> str:
-  """Who holds a cell; empty if nobody does."""
-  try:
-    descriptor = claim.open_regular(_file(workdir, cell, "lock"), os.O_RDONLY)
-  except FileNotFoundError:
-    return ""
-  try:
-    fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    return ""
-  except BlockingIOError:
-    about = _read(_file(workdir, cell, "lock"))
-    since = time.strftime("%Y-%m-%d %H:%M", time.localtime(about.get("since", time.time())))
-    return f"on {about.get('host', '?')}, process {about.get('process', '?')}, since {since}"
-  finally:
-    os.close(descriptor)
-
-
-def _file(workdir: Path, cell: Cell, kind: str) -> Path:
-  return workdir / ".sweep" / f"{cell.name.replace('/', ',')}.{kind}"
-
-
-def _read(path: Path) -> dict:
-  """An object of ours, or nothing while somebody writes it."""
-  try:
-    return read_object(path)
-  except (OSError, ValueError):
-    return {}

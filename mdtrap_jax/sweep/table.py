@@ -8,13 +8,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 from mdtrap_jax import config as settings
-from mdtrap_jax import files
 from mdtrap_jax.report import agreement, comparison, published, tables
 from mdtrap_jax.report.published import AVERAGE, Published
-from mdtrap_jax.run import claim
 from mdtrap_jax.run.lines import read_episodes, read_object
 from mdtrap_jax.statistics import Accuracy, accuracy_of, paired
 from mdtrap_jax.sweep.cells import Cell
+from mdtrap_jax.sweep.place import Place
 from mdtrap_jax.sweep.state import wanted_episodes
 
 SUFFIXES = {"markdown": "md", "csv": "csv", "latex": "tex"}
@@ -43,8 +42,12 @@ class Entry(NamedTuple):
     return published.agrees(self.published, 100 * self.accuracy.mean) if self.reproduces else None
 
 
-def entries(workdir: Path, cells: Sequence[Cell]) -> list[Entry]:
+def entries(root: Path, cells: Sequence[Cell]) -> list[Entry]:
   """All places of the tables, each target's and then the average over them, row by row.
+
+  Args:
+    root: from which to read the runs, of `place.runs()`.
+    cells: of the sweep.
 
   Raises:
     OSError, ValueError: a file of a run is damaged.
@@ -60,18 +63,18 @@ def entries(workdir: Path, cells: Sequence[Cell]) -> list[Entry]:
         [c for c in cells if settings_of(c) == (shots, backbone, name) and c.target == target]
         for name in (method, first)
       )
-      row.append(_entry(workdir, own, theirs if method != first else None))
+      row.append(_entry(root, own, theirs if method != first else None))
     found += row
     if len(row) > 1:
       found.append(_average(row))
   return found
 
 
-def _entry(workdir: Path, cells: Sequence[Cell], first: Sequence[Cell] | None) -> Entry:
-  lines, accuracies = _read(workdir, cells)
+def _entry(root: Path, cells: Sequence[Cell], first: Sequence[Cell] | None) -> Entry:
+  lines, accuracies = _read(root, cells)
   cell = cells[0]
   row = published.accuracy(cell.backbone, cell.target, cell.method, cell.shots)
-  paths = [workdir / cell.name for cell in cells]
+  paths = [root / cell.name for cell in cells]
   found = row and [v for v in agreement.verdicts(paths) if v.published == row and v.complete]
   return Entry(
     shots=cell.shots,
@@ -83,19 +86,19 @@ def _entry(workdir: Path, cells: Sequence[Cell], first: Sequence[Cell] | None) -
     failed=sum(line["status"] != "ok" for line in lines),
     accuracy=accuracy_of(lines),
     zero_shot=accuracy_of(lines, "zero_shot_accuracy"),
-    difference=None if first is None else paired(_read(workdir, first)[1], accuracies),
+    difference=None if first is None else paired(_read(root, first)[1], accuracies),
     published=row,
     reproduces=bool(found) and len(found) == len(cells),
   )
 
 
-def _read(workdir: Path, cells: Sequence[Cell]):
+def _read(root: Path, cells: Sequence[Cell]):
   """Lines of all runs, and the accuracies by what makes two episodes the same."""
   lines, accuracies = [], {}
   for cell in cells:
     config = _resolved(cell)
     for name in settings.variants(config) if config else ():
-      folder = workdir / cell.name / name
+      folder = root / cell.name / name
       if (folder / "episodes.jsonl").is_file():
         own = read_episodes(folder)
         lines += own
@@ -203,14 +206,12 @@ def format_csv(found: Sequence[Entry]) -> str:
 FORMATS = {"markdown": format_markdown, "csv": format_csv, "latex": format_latex}
 
 
-def write(workdir: Path, found: Sequence[Entry]) -> Path:
-  """Writes all formats into the sweep's `tables/`, which it returns.
+def write(place: Place, found: Sequence[Entry]) -> str:
+  """Writes all formats into the sweep's `tables/`, whose name it returns.
 
   Raises:
-    ValueError, OSError: something else has that name.
+    ValueError, OSError: something else has that name, or it cannot be written.
   """
-  folder = workdir / "tables"
-  claim.mark(folder)
   for name, form in FORMATS.items():
-    files.write(folder / f"table.{SUFFIXES[name]}", form(found) + "\n")
-  return folder
+    place.write(f"table.{SUFFIXES[name]}", form(found) + "\n")
+  return f"{place.name}/tables"

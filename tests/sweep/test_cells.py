@@ -1,10 +1,12 @@
 """Which runs a sweep has, and whose its directory is."""
 
 import itertools
+from pathlib import Path
 
 import pytest
 
 from mdtrap_jax.sweep import cells as cell_lists
+from mdtrap_jax.sweep import place as places
 from tests.sweep.fabricated import heads_sweep
 
 
@@ -77,20 +79,18 @@ def test_a_cell_that_is_no_run_of_episodes(tmp_path):
 
 
 def test_whose_a_directory_is(tmp_path):
-  workdir = cell_lists.claim_directory(tmp_path / "new" / "sweep")
-  (workdir / "clip").mkdir()
-  assert cell_lists.claim_directory(workdir) == workdir  # resumed
+  place = places.claimed(tmp_path / "new" / "sweep")
+  (Path(place.name) / "clip").mkdir()
+  assert places.claimed(place.name) == places.found(place.name) == place  # resumed
   (tmp_path / "theirs").mkdir()
   (tmp_path / "theirs" / "thesis.tex").touch()
   with pytest.raises(ValueError, match="not empty and no sweep"):
-    cell_lists.claim_directory(tmp_path / "theirs")
+    places.claimed(tmp_path / "theirs")
   (tmp_path / "run").mkdir()
   (tmp_path / "run" / ".mdtrap_jax").write_text("mdtrap_jax, layout 1\n")
   for name in ("run", "run/inside"):
     with pytest.raises(ValueError, match="is a run's"):
-      cell_lists.claim_directory(tmp_path / name)
-  with pytest.raises(ValueError, match="share a folder on a disk"):
-    cell_lists.claim_directory("gs://bucket/sweep")
+      places.claimed(tmp_path / name)
   (tmp_path / "file").touch()
   with pytest.raises(OSError, match="no directory"):
-    cell_lists.claim_directory(tmp_path / "file")
+    places.claimed(tmp_path / "file")

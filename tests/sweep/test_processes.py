@@ -11,6 +11,7 @@ import numpy as np
 from mdtrap_jax import experiments
 from mdtrap_jax.run.lines import read_episodes
 from mdtrap_jax.sweep import cells as cell_lists
+from mdtrap_jax.sweep import place as places
 from mdtrap_jax.sweep import state
 from tests.paths import ROOT
 from tests.sweep.fabricated import heads_sweep
@@ -40,7 +41,7 @@ def test_a_killed_sweep_goes_on(tmp_path):
       time.sleep(0.02)
     os.killpg(process.pid, signal.SIGKILL)
   assert process.returncode == -signal.SIGKILL
-  states = [state.state_of(workdir, cell).name for cell in cells]
+  states = [state.state_of(places.found(workdir), cell).name for cell in cells]
   assert states == ["done", "begun"]
   with start(config, workdir) as process:
     out, err = process.communicate()

@@ -3,10 +3,12 @@
 import csv
 import io
 import math
+from pathlib import Path
 
 import pytest
 
 from mdtrap_jax.sweep import cells as cell_lists
+from mdtrap_jax.sweep import place as places
 from mdtrap_jax.sweep import table
 from tests.sweep.fabricated import fabricate
 
@@ -105,16 +107,18 @@ def test_seeds_are_taken_together(tmp_path):
   assert found[0].accuracy.mean == pytest.approx(0.45)
 
 
-def test_the_files(sweep):
-  workdir, cells = sweep
-  folder = table.write(workdir, table.entries(workdir, cells))
-  names = {path.name for path in folder.iterdir()}
+def test_the_files(sweep, tmp_path):
+  found = table.entries(*sweep)
+  place = places.claimed(tmp_path / "sweep")
+  assert table.write(place, found) == f"{place.name}/tables"
+  names = {path.name for path in Path(place.name, "tables").iterdir()}
   assert names == {".mdtrap_jax", "table.md", "table.csv", "table.tex"}
-  (workdir / "theirs").mkdir()
-  (workdir / "theirs" / "tables").mkdir()
-  (workdir / "theirs" / "tables" / "table.md").write_text("mine")
+  theirs = places.claimed(tmp_path / "theirs")
+  Path(theirs.name, "tables").mkdir()
+  Path(theirs.name, "tables", "table.md").write_text("mine")
   with pytest.raises(ValueError, match="not empty"):
-    table.write(workdir / "theirs", [])
+    table.write(theirs, found)
+  assert Path(theirs.name, "tables", "table.md").read_text() == "mine"
 
 
 @pytest.mark.parametrize(
