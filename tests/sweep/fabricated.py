@@ -12,6 +12,7 @@ def get_config():
   config.sweep.config = "copa:{method}"
   config.sweep.fields = (
     "data.shots={shots}", "seed={seed}", "seeds=1", "domains=('{target}',)", "data.ways=3",
+    "data.queries=5",
     "data.features=FEATURES",
   )
   config.sweep.backbones = ("toy",)

@@ -39,6 +39,7 @@ def test_a_killed_sweep_goes_on(tmp_path):
   with start(config, workdir) as process:  # until the second cell, CoPA, has begun
     while process.poll() is None and not (lines.exists() and lines.stat().st_size):
       time.sleep(0.02)
+    assert process.poll() is None, process.stderr.read()
     os.killpg(process.pid, signal.SIGKILL)
   assert process.returncode == -signal.SIGKILL
   states = [state.state_of(places.found(workdir), cell).name for cell in cells]
