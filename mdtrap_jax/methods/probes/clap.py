@@ -12,6 +12,7 @@ import optax
 
 from mdtrap_jax.methods.probe import Probe, cross_entropy, descend, mask_absent
 from mdtrap_jax.methods.probes.schedules import warm_cosine
+from mdtrap_jax.methods.probes.span import within_span
 from mdtrap_jax.methods.probes.texts import zero_shot
 from mdtrap_jax.methods.settings import Settings
 
@@ -37,9 +38,12 @@ def probe(settings: Settings) -> Probe:
     held = (memory["multipliers"] * moved).sum() / jnp.maximum(support.present.sum(), 1)
     return cross_entropy(logits(params, memory, support.features), support) + held
 
-  return Probe(
-    init=lambda support: {"prototypes": support.text},
-    logits=logits,
-    memory=lambda support: {"multipliers": multipliers(support)},
-    train=descend(loss, optax.sgd(warm_cosine(settings.learning_rate, settings.steps), MOMENTUM)),
+  optimizer = optax.sgd(warm_cosine(settings.learning_rate, settings.steps), MOMENTUM)
+  return within_span(
+    Probe(
+      init=lambda support: {"prototypes": support.text},
+      logits=logits,
+      memory=lambda support: {"multipliers": multipliers(support)},
+      train=descend(loss, optimizer),
+    )
   )

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import optax
 
 from mdtrap_jax.methods.probe import Probe, cross_entropy, descend
+from mdtrap_jax.methods.probes.span import within_span
 from mdtrap_jax.methods.settings import Settings
 from mdtrap_jax.objectives.losses import unit_or_zero
 
@@ -32,4 +33,4 @@ def probe(settings: Settings) -> Probe:
     penalty = settings.l2 / 2 * (params["weight"] ** 2).sum() / support.size
     return cross_entropy(logits(params, memory, support.features), support) + penalty
 
-  return Probe(init, logits, train=descend(loss, optax.lbfgs()))
+  return within_span(Probe(init, logits, train=descend(loss, optax.lbfgs())))

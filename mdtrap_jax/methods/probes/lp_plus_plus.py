@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from mdtrap_jax.methods.probe import Probe, Training, cross_entropy
+from mdtrap_jax.methods.probes.span import within_span
 from mdtrap_jax.methods.settings import Settings
 from mdtrap_jax.objectives.losses import unit_or_zero
 
@@ -42,7 +43,8 @@ def probe(settings: Settings) -> Probe:
     linear = x @ params["weight"].T + params["bias"][None]
     return linear + params["multiplier"][None] * (x @ unit_or_zero(memory["text"]).T)
 
-  return Probe(init, logits, lambda support: {"text": support.text}, _training(logits))
+  memory = lambda support: {"text": support.text}
+  return within_span(Probe(init, logits, memory, _training(logits)))
 
 
 def rates(support) -> tuple[jax.Array, jax.Array]:

@@ -13,6 +13,7 @@ import optax
 
 from mdtrap_jax.methods import ncc
 from mdtrap_jax.methods.probe import Probe, Support, Training, descend, mask_absent
+from mdtrap_jax.methods.probes.span import within_span
 from mdtrap_jax.methods.settings import Settings
 from mdtrap_jax.objectives.losses import unit_or_zero
 
@@ -92,4 +93,4 @@ def alternating(settings: Settings) -> Probe:
     moved = ((new - old) ** 2).sum().astype(old.dtype)  # what is shown in place of a loss
     return {"prototypes": new}, state, moved
 
-  return Probe(_start, logits, train=Training(lambda *_: {}, step))
+  return within_span(Probe(_start, logits, train=Training(lambda *_: {}, step)))
