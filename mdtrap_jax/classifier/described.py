@@ -8,13 +8,15 @@ from typing import Any
 import numpy as np
 
 from mdtrap_jax.classifier.estimator import FewShotClassifier
-from mdtrap_jax.classifier.task import ZERO_SHOT, Setting, head_names
+from mdtrap_jax.classifier.task import ZERO_SHOT, Setting, has_text
 from mdtrap_jax.data.labeled import Labeled
 
 
-def anchor(method: str) -> str:
-  """What a method compares images with."""
-  return "prototype" if method in head_names() else "text"
+def anchor(setting: Setting) -> str:
+  """What a method compares images with by cosines; "" where it gives logits instead."""
+  if not setting.head:
+    return "text"
+  return "" if setting.scale == 1.0 else "prototype"
 
 
 def facts(
@@ -28,7 +30,7 @@ def facts(
     "steps": str(0 if classifier.method == ZERO_SHOT else steps),
     "seed": str(classifier.seed),
   }
-  if not setting.head:
+  if has_text(classifier.method):
     template = setting.config.data.template
     found["prompts"] = template if isinstance(template, str) else "; ".join(template)
   return found

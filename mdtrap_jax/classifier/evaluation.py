@@ -70,7 +70,7 @@ def evaluate(
     rows=rows,
     outcomes=classification.outcomes(labels, probabilities),
     closeness=cosines[rows, labels],
-    anchor=described.anchor(classifier.method),
+    anchor=described.anchor(classifier.setting),
     scores=methods,
     curves={},
     facts=facts | {"temperature": f"{classifier.temperature_:.3g}"},

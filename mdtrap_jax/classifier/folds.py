@@ -52,6 +52,7 @@ class CrossValidation(NamedTuple):
   methods: Mapping[str, Validated]  # the classifier's own first
   notes: Sequence[str]  # what could not be done
   about: Mapping[str, str]  # what was validated, in words
+  anchor: str  # of the classifier's method, see `described.anchor`
   command: str  # that repeats it
 
   def assessment(self) -> Assessment:
@@ -72,7 +73,7 @@ class CrossValidation(NamedTuple):
       rows=rows,
       outcomes=classification.outcomes(labels, probabilities),
       closeness=cosines[np.arange(len(labels)), labels],
-      anchor=described.anchor(own),
+      anchor=self.anchor,
       scores={name: method.scores for name, method in self.methods.items()},
       curves={"held-out images": found.accuracy_at},
       facts={**self.about, "temperature": f"{found.temperature:.3g}, fitted on held-out images"},
@@ -126,6 +127,7 @@ def cross_validate(
   setting = classifier.prepare(data)
   steps = setting.method(len(labels), len(classes)).steps
   about = described.facts(classifier, setting, data, steps)
+  anchor = described.anchor(setting)
   pixels = labeled.decode_all(data.items, setting.preprocessing)
   methods = {}
   for name in dict.fromkeys((classifier.method, *BASELINES)):
@@ -143,7 +145,17 @@ def cross_validate(
   call = f"cross_validate({described.call(classifier)}, {data.name!r}, folds={folds}"
   call += f", repeats={repeats})" if repeats > 1 else ")"
   return CrossValidation(
-    data.name, classes, data.files, data.items, labels, assigned, methods, notes, about, call
+    data.name,
+    classes,
+    data.files,
+    data.items,
+    labels,
+    assigned,
+    methods,
+    notes,
+    about,
+    anchor,
+    call,
   )
 
 

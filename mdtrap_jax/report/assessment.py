@@ -27,7 +27,7 @@ class Assessment(NamedTuple):
   rows: np.ndarray  # [m] the image of each prediction
   outcomes: Outcomes  # [m]
   closeness: np.ndarray  # [m] cosine of the image to its own class
-  anchor: str  # what a class is to the method: "text" or "prototype"
+  anchor: str  # what a class is to the method: "text" or "prototype"; "": closeness is a logit
   scores: Mapping[str, Scores]  # by method, the one in question first
   curves: Mapping[str, Mapping[int, Interval]]  # accuracy by step, of named sets of images
   facts: Mapping[str, str]  # what was done, by name

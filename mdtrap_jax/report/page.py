@@ -57,7 +57,7 @@ def make(found: Assessment, figures: Mapping[str, bytes]) -> bytes:
     ("probabilities", "Can the probabilities be trusted?", _reliability(found, figures)),
     ("steps", "Accuracy along the steps", _steps(found, figures)),
     ("errors", "Misclassified images", _errors(found)),
-    ("ends", f"Closest to and farthest from each class's {found.anchor}", _ends(found)),
+    ("ends", _ends_title(found), _ends(found)),
     ("done", "What was done", _done(found)),
   ]
   sections = [(name, title, parts) for name, title, parts in sections if parts]
@@ -269,11 +269,17 @@ def _errors(found: Assessment) -> list[Markup]:
   return [first, tag("ul", *cards, class_="gallery")]
 
 
+def _ends_title(found: Assessment) -> str:
+  what = f"class's {found.anchor}" if found.anchor else "class"
+  return f"Closest to and farthest from each {what}"
+
+
 def _ends(found: Assessment) -> list[Markup]:
   """Of each class, the images of it that are most and least like what the method takes it for."""
   if not found.items:
     return []
   labels, parts = found.outcomes.labels, []
+  measure = "cosine" if found.anchor else "logit"
   shown = [c for c in range(len(found.names)) if (labels == c).sum() > 1]
   for c in shown[:MOST_CLASSES]:
     own = labels == c
@@ -285,15 +291,16 @@ def _ends(found: Assessment) -> list[Markup]:
     for what, chosen in (("closest", order[:few]), ("farthest", order[::-1][:few])):
       cards = [
         _card(found, rows[i], f"{what} to {name}" if what == "closest" else f"{what} from {name}",
-              [f"cosine {mean[i]:.3f}"])
+              [f"{measure} {mean[i]:.3f}"])
         for i in chosen
       ]  # fmt: skip
       strips.append(tag("div", tag("p", what, class_="soft"), tag("ul", *cards, class_="gallery")))
     parts.append(join([tag("h3", name), tag("div", *strips, class_="ends")]))
   if not parts:
     return []
-  first = f"Images of each class, by their cosine to its {found.anchor}: the closest are what the "
-  first += "method takes the class for; the farthest are odd ones, or wrong labels."
+  by = f"their cosine to its {found.anchor}" if found.anchor else "the logit that it gets"
+  first = f"Images of each class, by {by}: the closest are what the method "
+  first += "takes the class for; the farthest are odd ones, or wrong labels."
   if len(shown) > MOST_CLASSES:
     first += f" The first {MOST_CLASSES} of {len(shown)} classes are shown."
   return [tag("p", first), *parts]

@@ -126,7 +126,7 @@ def _assess(
     rows=np.array(rows),
     outcomes=after,
     closeness=np.concatenate(closeness),
-    anchor="prototype" if heads else "text",
+    anchor=("prototype" if records[0].scale != 1.0 else "") if heads else "text",
     scores=scores,
     curves={"mean over episodes": _curve(lines)},
     facts=facts,
