@@ -12,6 +12,7 @@ import numpy as np
 
 from mdtrap_jax import buckets
 from mdtrap_jax.files import check_name
+from mdtrap_jax.methods import url
 from mdtrap_jax.report import assessment, classification
 from mdtrap_jax.report.assessment import Assessment
 from mdtrap_jax.report.classification import Interval, Outcomes, Scores, softmax
@@ -96,10 +97,11 @@ def _assess(
   place = {name: number for number, name in enumerate(names)}
   files: dict[str, int] = {}
   rows = [files.setdefault(name, len(files)) for record in records for name in record.files]
-  before, after = (_outcomes(records, place, when) for when in ("before", "after"))
+  heads = "method" in config
+  after = _outcomes(records, place, "after")
+  before = _outcomes(records, place, "before", url.LOGIT_SCALE if heads else None)
   # A source may give two images one name: its indices tell them apart.
   images = len({image for record in records for image in record.images})
-  heads = "method" in config
   scores = {
     str(config["method"]) if heads else "adapted": classification.tally(names, after, images),
     "nearest centroids" if heads else "zero-shot": classification.tally(names, before, images),
@@ -136,11 +138,13 @@ def _assess(
   )
 
 
-def _outcomes(records: Sequence[Record], place: Mapping[str, int], when: str) -> Outcomes:
-  """What was said, with classes as places among all."""
+def _outcomes(
+  records: Sequence[Record], place: Mapping[str, int], when: str, scale: float | None = None
+) -> Outcomes:
+  """What was said, with classes as places among all; by the records' scale if none is given."""
   parts = []
   for record in records:
-    chances = softmax(record.scale * getattr(record, when).astype(np.float64))
+    chances = softmax((scale or record.scale) * getattr(record, when).astype(np.float64))
     own = np.array([place[name] for name in record.class_names])
     said = classification.outcomes(np.array(record.labels), chances)
     parts.append(said._replace(labels=own[said.labels], predicted=own[said.predicted]))

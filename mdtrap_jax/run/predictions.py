@@ -27,7 +27,7 @@ ARRAYS, MANIFEST, PART = PREDICTIONS
 _MEANING = {
   "episode": "[E] numbers as in episodes.jsonl",
   "domain": "[E] place in `domains`",
-  "scale": "[E] of cosines: probabilities are softmax(scale * cosine)",
+  "scale": "[E] of `after`: probabilities are softmax(scale * cosine); 1 where these are logits",
   "classes": "[E, C] the columns of an episode: places in `class_names` of its domain; -1: none",
   "first": "[E + 1] rows of episode e: first[e] to first[e + 1]",
   "image": "[n] index into the source, as in episodes.jsonl",
