@@ -213,3 +213,17 @@ def test_a_lease_of_the_dead_is_taken_at_once_and_of_another_host_after_a_while(
   held.close()
   second.close()
   assert names(bucket.url) == []
+
+
+def test_a_run_that_was_taken_over_writes_no_more(google):
+  url = google.url()
+
+  def go_on():
+    with stores.opened(url) as kept, begin(kept) as directory:
+      buckets.Bucket(url).write(".lease-000000009", b"{}")
+      kept._lease._renew()
+      directory.append([line(0)])
+
+  with pytest.raises(OSError, match=f"{url} was taken over by another run"):
+    go_on()
+  assert names(url) == [".lease-000000009"]
