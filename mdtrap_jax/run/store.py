@@ -35,10 +35,10 @@ LINES, _PARTS = "episodes.jsonl", "episodes.parts/"
 PREDICTIONS = ("predictions.npz", "predictions.json", "predictions.part")
 _READ = {claim.MARKER, "config.json", "summary.json", "metrics.json", "run.log", LINES}
 _READ |= set(PREDICTIONS)
-# What says whose a directory is, and what must be there when its lines are.
-_FIRST = [claim.MARKER, "config.json", *PREDICTIONS, LINES]
+# First what says whose a directory is; lines come when all is there that they stand for.
+_ORDER = {claim.MARKER: 0, "config.json": 1, LINES: 3}
 _OFTEN = 30.0  # seconds between two copies of a file that grows all the time
-_GROWING = re.compile(r"(.*/)?events/[^/]*|(.*/)?run\.log")
+_GROWING = re.compile(r"(.*/)?events/.*|(.*/)?run\.log")
 _OTHERS = re.compile(r"(process-(\d+)/)?(.*)", re.DOTALL)
 
 
@@ -154,7 +154,7 @@ class _Copy:
     if self._lease.lost:
       raise OSError(self._lease.lost)
     there = dict(self._walk())
-    order = lambda name: _FIRST.index(base) if (base := name.rpartition("/")[2]) in _FIRST else 9
+    order = lambda name: _ORDER.get(name.rpartition("/")[2], 2)
     for name in sorted(there, key=lambda name: (order(name), name)):
       state = _state(there[name])
       if state is None or state == self._known.get(name):

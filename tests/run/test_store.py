@@ -90,6 +90,26 @@ def test_nothing_is_written_twice_or_lost(store, fault):
   assert numbers(url) == [0, 1]
 
 
+def test_lines_come_after_what_they_stand_for(amazon):
+  with stores.opened(amazon.url()) as kept, begin(kept) as directory:
+    (directory.folder("model") / "weights").write_bytes(b"of the episode")
+    (directory.path / "zebra").write_bytes(b"too")
+    directory.append([line(0)])
+    written = [
+      request.partition("/run/")[2] for request in amazon.proxy.requests if "PUT" in request
+    ]
+  assert written[-6:-1] == [
+    claim.MARKER, f"model/{claim.MARKER}", "config.json", "model/weights", "zebra",
+  ]  # fmt: skip
+  assert written[-1].startswith("episodes.parts/000000000000-")
+
+
+def test_an_episode_that_two_runs_did_counts_once():
+  one = b'{"episode": 1, "accuracy": 0.5}\n{"episode": 2}\n'
+  two = b'{"episode": 1, "accuracy": 0.25}\n{"episode": 3}\n{"damaged\n'
+  assert stores.joined([one, two]) == one + b'{"episode": 3}\n{"damaged\n'
+
+
 def test_variants_and_processes_and_what_compacts_them(store, capsys):
   url = store.url()
   with stopped(), stores.opened(url, 0, 2) as one:
