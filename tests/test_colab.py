@@ -57,7 +57,10 @@ def check_what_is_taken_home(work, results):
   with zipfile.ZipFile(work / "model.zip") as model, zipfile.ZipFile(work / "adapter.zip") as own:
     assert {"classifier.json", "crossval.csv"} <= set(model.namelist())
     assert {"adapter_config.json", "classes.json"} <= set(own.namelist())
-  assert {str(path) for path in results} >= {f"{work}/{name}.zip" for name in ("model", "adapter")}
+  assert {str(path) for path in results} == {
+    str(work / name)
+    for name in ("predictions.csv", "report/report.html", "model.zip", "adapter.zip")
+  }
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
