@@ -14,6 +14,7 @@ from mdtrap_jax.methods.probes.span import within_span
 from mdtrap_jax.methods.settings import Settings
 from mdtrap_jax.objectives.losses import unit_or_zero
 
+BACKTRACKS = 6  # halvings of a step
 SETTINGS = Settings(50, l2=1.0)  # theirs stops by itself, before 1000; fifty reach float32's end
 
 
@@ -33,4 +34,8 @@ def probe(settings: Settings) -> Probe:
     penalty = settings.l2 / 2 * (params["weight"] ** 2).sum() / support.size
     return cross_entropy(logits(params, memory, support.features), support) + penalty
 
-  return within_span(Probe(init, logits, train=descend(loss, optax.lbfgs())))
+  # Backtracking, and not the zoom search that optax has by default: under vmap every task waits for
+  # the longest search, and zooming goes on to its limit where float32 has nothing left to find.
+  search = optax.scale_by_backtracking_linesearch(BACKTRACKS, decrease_factor=0.5, store_grad=True)
+  optimizer = optax.lbfgs(linesearch=search)
+  return within_span(Probe(init, logits, train=descend(loss, optimizer)))

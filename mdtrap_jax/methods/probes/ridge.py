@@ -7,6 +7,7 @@ with the weight 1 from which that paper starts; nothing is meta-learned here.
 from __future__ import annotations
 
 import jax.numpy as jnp
+from jax.scipy.linalg import cho_factor, cho_solve
 
 from mdtrap_jax.methods.probe import Probe
 from mdtrap_jax.methods.settings import Settings
@@ -18,12 +19,14 @@ SETTINGS = Settings(0, l2=1.0)
 def probe(settings: Settings) -> Probe:
   """`W = Xᵀ (X Xᵀ + λ I)⁻¹ Y`, or `(Xᵀ X + λ I)⁻¹ Xᵀ Y` where there are more rows than features."""
 
+  solve = lambda matrix, right: cho_solve(cho_factor(matrix, lower=True), right)
+
   def init(support):
     x, y = unit_or_zero(support.features), support.member
     rows, width = x.shape
     if rows <= width:
-      return {"weight": x.T @ jnp.linalg.solve(x @ x.T + settings.l2 * jnp.eye(rows), y)}
-    return {"weight": jnp.linalg.solve(x.T @ x + settings.l2 * jnp.eye(width), x.T @ y)}
+      return {"weight": x.T @ solve(x @ x.T + settings.l2 * jnp.eye(rows), y)}
+    return {"weight": solve(x.T @ x + settings.l2 * jnp.eye(width), x.T @ y)}
 
   logits = lambda params, memory, rows: unit_or_zero(rows) @ params["weight"]
   return Probe(init, logits)
