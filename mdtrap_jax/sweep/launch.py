@@ -7,6 +7,7 @@ memory is free again; and any number of such sweeps share the cells of one direc
 from __future__ import annotations
 
 import contextlib
+import re
 import signal
 import subprocess
 import sys
@@ -21,6 +22,7 @@ from mdtrap_jax.sweep import state
 from mdtrap_jax.sweep.cells import Cell
 from mdtrap_jax.sweep.place import Place
 
+_DETAIL = re.compile(r"[\d-]+ [\d:]+  ")  # indented, as the classes are: in the cell's own log
 _LOOK = 0.05  # seconds: below those within which a child takes two signals for one
 # (cell, its work directory, descriptors that hold it, asked to stop, says a line) -> why it failed
 Launch = Callable[[Cell, str, tuple[int, ...], Preemption, Callable[[str], None]], str]
@@ -87,7 +89,7 @@ def _launch(
 
   def relay(stream) -> None:
     for line in stream:
-      if line.strip():
+      if line.strip() and not _DETAIL.match(line):
         lines[:] = [*lines[-20:], line.rstrip()]
         say(line.rstrip())
 

@@ -125,7 +125,10 @@ def child(monkeypatch, folder, script):
   ("script", "note"),
   [
     ('echo "loading" >&2; echo "error: no such model" >&2; exit 1', "no such model"),
-    ('echo "begun" >&2; kill -9 $$', "killed by SIGKILL; last said: begun"),
+    (
+      'echo "begun" >&2; echo "2026-11-26 18:53:18   a class: 20" >&2; kill -9 $$',
+      "killed by SIGKILL; last said: begun",
+    ),
     ("exit 3", "exit code 3; last said: nothing"),
     # It holds the cell too, so that nobody takes it should the sweep itself be killed.
     ('echo "error: $(readlink /proc/$$/fd/* | grep -c "lock$")" >&2; exit 1', "1"),
