@@ -1,7 +1,10 @@
-"""The eleven data sets of few-shot classification: `--config=configs/fsl.py:METHOD,DATASET[,coop]`.
+"""All classes of the eleven data sets: `--config=configs/fsl.py:METHOD,DATASET[,coop]`.
 
-    python main.py --config=configs/fsl.py:svl_ra,oxford_pets --config.data.path=oxford_pets
+    python main.py --config=configs/fsl.py:svl_ra,oxford_pets --config.data.path=oxford_pets \\
+      --config.data.shots=4 --config.seeds=3
 
+A model is adapted once for each seed to `shots` images of every class, and classifies the whole
+test split. `DATASET` may also be `world` or `folder`, whose classes are split in half by image.
 `--config.data.path=` is the official release, unpacked, with CoOp's split beside the images
 (`mdtrap prepare fsl/oxford_pets` says where to get what). The prompt is the paper's for all of
 them; a third word, `coop`, takes CoOp's own for the data set.
@@ -30,13 +33,26 @@ COOP_PROMPTS = {
 def get_config(row="svl_ra,oxford_pets"):
   method, _, rest = row.partition(",")
   dataset, _, prompt = rest.partition(",")
-  if dataset not in COOP_PROMPTS or prompt not in ("", "coop"):
+  own = dataset in ("world", "folder")
+  if (dataset not in COOP_PROMPTS and not own) or prompt not in ("", *(["coop"] * (not own))):
     raise ValueError(
       f"--config=configs/fsl.py:{row}: give METHOD,DATASET or METHOD,DATASET,coop with a data set "
-      f"of {sorted(COOP_PROMPTS)}."
+      f"of {sorted(COOP_PROMPTS)}, or world or folder."
     )
   config = default.get_config(method)
-  config.data.name = "fsl"
-  config.data.domain = dataset
-  config.data.template = COOP_PROMPTS[dataset] if prompt else PROMPT
+  config.experiment = "all_way"
+  config.episodes = 1  # draws of the support set for each seed
+  del config.data.ways, config.data.queries
+  if own:
+    config.data.name = dataset
+  else:
+    config.data.name, config.data.domain = "fsl", dataset
+    config.data.template = COOP_PROMPTS[dataset] if prompt else PROMPT
+  # CLIP-LoRA (Zanella and Ben Ayed, CVPR 2024 workshops), whose loop the reference's is: batches of
+  # 32 images, 500 steps for each shot, a random crop and flip of each image in each step.
+  config.adapt.batch_size = 32
+  config.adapt.steps_per_shot = 500
+  config.adapt.augmentation = "crops"  # or "views": the episodes' fixed five
+  config.base_to_new = False  # adapt to the first half of the classes, test on both
+  config.transfer = ()  # other data sets to test on, as ("dtd=DIR",)
   return config

@@ -65,7 +65,7 @@ def resolve(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
       "seed", config.seed, f"of config.seeds={config.seeds} the last is {last}, beyond {MOST}"
     )
   _check_variants(config)
-  {"finetune": _complete, "pretrain": _check_steps}.get(kind, id)(config)
+  {"all_way": _complete, "finetune": _complete, "pretrain": _check_steps}.get(kind, id)(config)
   _check_tasks(config)
   config.lock()
   return config

@@ -316,6 +316,13 @@ HEADS = COMMON | {
   "diagnosis.tasks": whole(0),
   "diagnosis.distances": _distances,
 }
+ALL_WAY = {
+  name: rule for name, rule in FINETUNE.items() if name not in ("data.ways", "data.queries")
+} | {
+  "adapt.augmentation": owned("methods.all_way", "AUGMENTATIONS"),
+  "base_to_new": flag,
+  "transfer": distinct(several(_domain, "('dtd=DIR',)")),
+}  # fmt: skip
 STUDY = FINETUNE | {
   "study.domains": distinct(several(text, "('radiograph','digits')", least=1)),
   "study.severities": distinct(several(real(0, 1), "(0.5,1.0)", least=1)),
@@ -350,7 +357,8 @@ SWEEP: dict[str, Rule] = {
   "sweep.seeds": distinct(several(whole(0, MOST), "(0,1)", least=1)),
 }  # fmt: skip
 KINDS = {
-  "finetune": FINETUNE, "heads": HEADS, "study": STUDY, "pretrain": PRETRAIN, "sweep": SWEEP,
+  "all_way": ALL_WAY, "finetune": FINETUNE, "heads": HEADS, "study": STUDY, "pretrain": PRETRAIN,
+  "sweep": SWEEP,
 }  # fmt: skip
 
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from configs import copa, default, miniature, study, sweep_paper
+from configs import copa, default, fsl, miniature, study, sweep_paper
 from mdtrap_jax import config as checker
 from mdtrap_jax.fields import KINDS
 
@@ -38,7 +38,7 @@ def refused(config, **fields):
 @pytest.mark.parametrize(
   ("field", "values", "must"),
   [
-    ("experiment", ["tune", None, 5], "choose one of finetune, heads, study, pretrain"),
+    ("experiment", ["tune", None, 5], "choose one of all_way, finetune, heads, study, pretrain"),
     ("seed", [-1, 2**31, 2**40, 2**63, 0.5, "a", True, None], "a whole number from 0"),
     ("seeds", [0, -1, 1.5], "a whole number from 1"),
     ("episodes", [0, -1, 2**31, NAN, "five"], "a whole number from 1"),
@@ -232,7 +232,7 @@ VALUES = st.one_of(
   st.lists(st.lists(st.integers(), max_size=1), max_size=2), st.binary(max_size=3),
 )  # fmt: skip
 TEMPLATES = {
-  "finetune": default, "heads": copa, "study": study, "pretrain": miniature, "sweep": sweep_paper,
+  "all_way": fsl, "finetune": default, "heads": copa, "study": study, "pretrain": miniature, "sweep": sweep_paper,
 }  # fmt: skip
 FIELDS = sorted(
   (kind, field) for kind, rules in KINDS.items() for field in rules if "*" not in field

@@ -209,6 +209,28 @@ def make_views(key: jax.Array, images: jax.Array, views: int = 5) -> jax.Array:
   )
 
 
+def view_rows(key: jax.Array, images: jax.Array, views: jax.Array, numbers: jax.Array) -> jax.Array:
+  """Some of the views of `make_views`, made when they are needed instead of all at once.
+
+  Args:
+    key: The key that `make_views` would get.
+    images: uint8 `[B, S, S, 3]`.
+    views: int32 `[B]`, of each the number of its recipe.
+    numbers: int32 `[B]`, the place of each image among the `M`.
+
+  Returns:
+    uint8 `[B, S, S, 3]`.
+  """
+
+  def draw_row(row):
+    return _draw(jax.random.fold_in(jax.random.fold_in(key, row[0]), row[1]))
+
+  draws = jax.lax.map(draw_row, (views, numbers))  # a loop, as there
+  return jax.vmap(lambda image, view, drawn: jax.lax.switch(view, VIEWS, image, drawn))(
+    images, views, draws
+  )
+
+
 def normalize(
   images: jax.Array,
   mean: Sequence[float],

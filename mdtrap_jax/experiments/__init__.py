@@ -12,7 +12,7 @@ from pathlib import Path
 import ml_collections
 
 from mdtrap_jax import config as configs
-from mdtrap_jax.experiments import finetune, heads, pretrain, study
+from mdtrap_jax.experiments import all_way, finetune, heads, pretrain, study
 from mdtrap_jax.methods.heads import METHODS
 from mdtrap_jax.report import comparison, summary
 from mdtrap_jax.report import heads as heads_report
@@ -38,6 +38,15 @@ def run_finetune(
     return summary.format_summary(summaries[""])
   paths = [directory.path for directory in finished.directories.values()]
   return comparison.format_text(comparison.compare(paths))
+
+
+def run_all_way(config: ml_collections.ConfigDict, store: Store, track: Track | None = None) -> str:
+  """Adapts to all classes of a data set, once a seed, and classifies its whole test split."""
+  finished = run_loop(all_way.experiment(config), store, track=track)
+  directory = finished.directories[""]
+  lines = [line for _, line in sorted(directory.finished.items())]
+  found = summary.write(directory, finished.rate, lines, all_way.summarize(lines))
+  return "" if hosts.index() else all_way.format_table(found)
 
 
 def run_heads(config: ml_collections.ConfigDict, store: Store, track: Track | None = None) -> str:
@@ -76,6 +85,7 @@ def run_pretrain(
 
 
 EXPERIMENTS: dict[str, Callable[[ml_collections.ConfigDict, Store, Track | None], str]] = {
+  "all_way": run_all_way,
   "finetune": run_finetune,
   "heads": run_heads,
   "pretrain": run_pretrain,

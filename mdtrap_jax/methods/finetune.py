@@ -47,6 +47,14 @@ class Prepared(NamedTuple):
   text: jax.Array  # [C, D] float32, by the pretrained model
 
 
+class StepRows(NamedTuple):
+  """What one step encodes."""
+
+  tokens: jax.Array  # [B, S, W], or [B, D] of a fixed encoder
+  clean: jax.Array | None  # likewise, of the clean images; None where no term needs them
+  batch: Batch
+
+
 @dataclasses.dataclass(frozen=True, eq=False)  # compiled programs are kept by identity
 class FineTuning:
   """The static description of how episodes are adapted; its methods are pure.
@@ -203,11 +211,11 @@ class FineTuning:
     A step that would leave a parameter non-finite is not taken: the episode keeps its last
     finite state and reports `non-finite`.
     """
-    tokens, batch = self._rows(prepared, step)
+    rows = self._rows(params, prepared, step, clean)
     dropout = stream(prepared.key, "dropout", step)
 
     def encode(trained):
-      return self._features(params, prepared, trained, tokens, dropout, clean=clean)
+      return self._features(params, prepared, trained, rows, dropout)
 
     features, features_vjp = jax.vjp(encode, state.params)
     updates, opt_state = self.tx.update(
@@ -215,7 +223,7 @@ class FineTuning:
       state.opt_state,
       state.params,
       features=features,
-      batch=batch,
+      batch=rows.batch,
       key=stream(prepared.key, "terms", step),
       step=step,
       features_vjp=features_vjp,
@@ -244,8 +252,23 @@ class FineTuning:
     image = self.parameterization.encode_image(self.model, params, tokens, trained)
     return _unit(image) @ _unit(text).T
 
+  def pixel_cosines(
+    self, params: Params, pixels: jax.Array, trained: Trained | None, text: jax.Array
+  ) -> jax.Array:
+    """`[B, C]` between images, uint8 `[B, S, S, 3]`, and texts `[C, D]`."""
+    return self.cosines(params, self._embed(params, pixels), trained, text)
+
+  def _embed(self, params, pixels):
+    """What never changes of uint8 images `[B, S, S, 3]`: tokens, or embeddings."""
+    dtype = params["image"]["stem"]["position"].dtype
+    images = normalize(pixels, self.model.image_mean, self.model.image_std, dtype)
+    return self.parameterization.embed_image(self.model, params, images)
+
+  def _query_cosines(self, params, prepared, trained, text):
+    return self.cosines(params, prepared.query_tokens, trained, text)
+
   def _classify(self, params, prepared, trained, text):
-    cosines = self.cosines(params, prepared.query_tokens, trained, text)
+    cosines = self._query_cosines(params, prepared, trained, text)
     correct = jnp.argmax(cosines, axis=-1) == prepared.query_labels
     # A NaN row has an argmax too: it must not count as a hit.
     correct &= jnp.isfinite(cosines).all(-1)
@@ -275,33 +298,37 @@ class FineTuning:
     chunk = (self.chunk or rows) // 2
     return dataclasses.replace(self, chunk=chunk) if chunk else None
 
-  def _rows(self, prepared: Prepared, step: jax.Array) -> tuple[jax.Array, Batch]:
+  def _rows(self, params: Params, prepared: Prepared, step: jax.Array, clean: bool) -> StepRows:
     """The views of one step: all, or the next batch of this epoch's random order."""
+    del params
     tokens, batch = prepared.tokens, prepared.batch
+    clean_tokens = tokens[: prepared.batch.clean_labels.shape[0]] if clean else None
     size, total = self.batch_size, tokens.shape[0]
-    if size is None or size >= total:
-      return tokens, batch
+    if size is not None and size < total:
+      rows = self._next(prepared.key, step, size, total)
+      tokens = tokens[rows]
+      batch = batch._replace(labels=batch.labels[rows], views=batch.views[rows])
+    return StepRows(tokens, clean_tokens, batch)
+
+  def _next(self, key: jax.Array, step: jax.Array, size: int, total: int) -> jax.Array:
+    """`[size] int32`, of `total` rows those of a step, in this epoch's random order."""
     per_epoch = total // size  # the reference's last, smaller batch is left out: fixed shapes
-    order = jax.random.permutation(stream(prepared.key, "batches", step // per_epoch), total)
-    rows = jax.lax.dynamic_slice_in_dim(order, (step % per_epoch) * size, size)
-    return tokens[rows], batch._replace(labels=batch.labels[rows], views=batch.views[rows])
+    order = jax.random.permutation(stream(key, "batches", step // per_epoch), total)
+    return jax.lax.dynamic_slice_in_dim(order, (step % per_epoch) * size, size)
 
   def _features(
     self,
     params: Params,
     prepared: Prepared,
     trained: Trained,
-    tokens: jax.Array,
+    rows: StepRows,
     dropout: jax.Array,
-    *,
-    clean: bool,
   ) -> Features:
     """The embeddings of one step, in at least float32."""
-    rows = tokens.shape[0]
+    count, tokens = rows.tokens.shape[0], rows.tokens
     image_key, text_key = jax.random.split(dropout)
-    if clean:  # the clean images again: the same pixels, dropout masks of their own
-      num_clean = prepared.batch.clean_labels.shape[0]
-      tokens = jnp.concatenate([tokens, prepared.tokens[:num_clean]])
+    if rows.clean is not None:  # the clean images again: dropout masks of their own
+      tokens = jnp.concatenate([tokens, rows.clean])
     if "image" in self.parameterization.encoders:
       encode = functools.partial(self.parameterization.encode_image, self.model, params)
       tokens = in_chunks(
@@ -312,7 +339,7 @@ class FineTuning:
       )
     image = _float32(tokens)
     text = self._text(params, prepared, trained, text_key)
-    return Features(image[:rows], image[rows:] if clean else None, text)
+    return Features(image[:count], None if rows.clean is None else image[count:], text)
 
   def _text(self, params, prepared, trained, key):
     """`[C, D]`, recomputed where the text encoder is trained."""

@@ -89,6 +89,7 @@ def make_objective(
   num_views: int,
   num_clean: int,
   batch_size: int | None = None,
+  width: int = 0,
 ) -> optax.GradientTransformationExtraArgs:
   """Chains the enabled terms, the pull-back and the optimizer under their names.
 
@@ -100,6 +101,8 @@ def make_objective(
     num_views: `N`.
     num_clean: `M`.
     batch_size: views per step, or `None` for all of them.
+    width: `D`, where steps see minibatches of a large support (`methods.all_way`); terms that
+      need all views then have another form, or are refused.
 
   Returns:
     A transform from zero cotangents to parameter updates. `update` takes the keyword
@@ -112,7 +115,9 @@ def make_objective(
   terms = enabled_terms(config)
   if not terms:
     raise ValueError("every term of the objective has weight 0: nothing would be learned.")
-  if batch_size is not None and (whole := [name for name in terms if TERMS[name].all_views]):
+  make = {name: (width and TERMS[name].minibatch) or TERMS[name].make for name in terms}
+  whole = [n for n in terms if TERMS[n].all_views and make[n] is TERMS[n].make]
+  if batch_size is not None and whole:
     raise ValueError(
       f"adapt.batch_size={batch_size}: {', '.join(whole)} compares all views "
       "in every step; set adapt.batch_size=0 or switch the term off."
@@ -127,8 +132,9 @@ def make_objective(
       start=mark(first, steps),
       stop=mark(last, steps),
       fade=int((last - first) / 5 * steps),
+      width=width,
     )
-    stages.append((name, TERMS[name].make(context, **options)))
+    stages.append((name, make[name](context, **options)))
   return optax.named_chain(*stages, ("encoder", pull_back()), ("optimizer", optimizer))
 
 

@@ -37,6 +37,7 @@ class Batch(NamedTuple):
   labels: jax.Array  # [N] int32
   views: jax.Array  # [N] int32, the recipe that made the row; 0 is the clean view
   clean_labels: jax.Array  # [M] int32
+  images: jax.Array | None = None  # [N] int32, in minibatches of a large support: which are these
 
 
 class Context(NamedTuple):
@@ -48,6 +49,7 @@ class Context(NamedTuple):
   start: int  # first step in which the term is on
   stop: int  # one past the last
   fade: int  # steps in which RA's target goes from the visual relation to the textual one
+  width: int = 0  # D; known where steps see minibatches of a large support
 
 
 class TermState(NamedTuple):
@@ -206,14 +208,66 @@ def add_relation_alignment(context: Context, weight: float = 3.0, divergence: st
     return value, jax.lax.stop_gradient(RelationMemory(relation, target))
 
   memory = RelationMemory(zeros, zeros)
-  inner = make_term("ra", loss, weight, context.start + 1, context.stop, memory)
+  return _only_with_clean(make_term("ra", loss, weight, context.start + 1, context.stop, memory))
+
+
+def _only_with_clean(term: optax.GradientTransformationExtraArgs):
+  """The same term, which rests in a phase without the clean pass: there is nothing to compare."""
 
   def update(updates, state, params=None, *, features, **extra_args):
-    if features.clean is None:  # a phase without the clean pass: nothing to compare
+    if features.clean is None:
       return updates, state._replace(norm=jnp.zeros_like(state.norm))
-    return inner.update(updates, state, params, features=features, **extra_args)
+    return term.update(updates, state, params, features=features, **extra_args)
 
-  return optax.GradientTransformationExtraArgs(inner.init, update)
+  return optax.GradientTransformationExtraArgs(term.init, update)
+
+
+class SeenMemory(NamedTuple):
+  """What RA carries from minibatch to minibatch: each image as it was last seen."""
+
+  image: jax.Array  # [M, D], of unit length: its augmented view
+  clean: jax.Array  # [M, D], likewise
+  seen: jax.Array  # [M] bool
+
+
+def add_relation_alignment_in_minibatches(
+  context: Context, weight: float = 3.0, divergence: str = "cosine"
+):
+  """RA where a step sees `B` of `M` images: relations are those within the minibatch.
+
+  `R_{t-1}` of two images is between them as each was when it was last in a minibatch. One with an
+  image that has not been in any (those of the first epoch) is only remembered, as the first step
+  is. With all images in every step this is `add_relation_alignment`. The papers do not say what
+  they do; this is the definition of the library.
+
+  Args:
+    context: of the chain; `num_clean` is `M` and `width` is `D`.
+    weight: β.
+    divergence: as there.
+
+  Raises:
+    ValueError: an unknown divergence.
+  """
+  if divergence not in losses.DIVERGENCES:
+    raise ValueError(f"divergence={divergence!r}: choose one of {sorted(losses.DIVERGENCES)}.")
+  size = (context.num_clean, context.width)
+  memory = SeenMemory(jnp.zeros(size), jnp.zeros(size), jnp.zeros(size[:1], bool))
+
+  def loss(features, batch, memory, key, step):
+    del key
+    z, h, rows = losses.unit(features.image), losses.unit(features.clean), batch.images
+    text = losses.text_relation(features.text, batch.labels, batch.clean_labels)
+    share = jnp.maximum(1 - (step - context.start) / context.fade, 0.0)
+    target = share * memory.image[rows] @ memory.clean[rows].T + (1 - share) * text
+    value = losses.DIVERGENCES[divergence](target, z @ h.T)
+    value = jnp.where(memory.seen[rows].all(), value, jnp.zeros_like(value))
+    now = lambda old, new: old.at[rows].set(new.astype(old.dtype))
+    remembered = SeenMemory(
+      now(memory.image, z), now(memory.clean, h), memory.seen.at[rows].set(True)
+    )
+    return value, jax.lax.stop_gradient(remembered)
+
+  return _only_with_clean(make_term("ra", loss, weight, context.start + 1, context.stop, memory))
 
 
 def add_symmetric_cross_entropy(context: Context, weight: float = 1.0):
@@ -238,6 +292,8 @@ class Term(NamedTuple):
   make: Callable[..., optax.GradientTransformationExtraArgs]  # (context, weight, **options)
   clean: bool = False  # the clean pass, `Features.clean`
   all_views: bool = False  # all N views in every step, so that no batches of them can be drawn
+  # what takes its place in minibatches of a large support, where it needs all views otherwise
+  minibatch: Callable[..., optax.GradientTransformationExtraArgs] | None = None
 
 
 _PAPERS = ("vlm", "visual", "svl", "ra", "symmetric")
@@ -251,6 +307,7 @@ def register(
   *,
   clean: bool = False,
   all_views: bool = False,
+  minibatch: Callable[..., optax.GradientTransformationExtraArgs] | None = None,
 ) -> None:
   """Makes a term known by name, for `config.objective.NAME`.
 
@@ -261,11 +318,12 @@ def register(
     make: `(context, weight, **options)` to a transform, such as `make_term` returns.
     clean: whether it needs the clean pass.
     all_views: whether it needs all views in every step.
+    minibatch: what is made instead where a step sees a part of a large support, if it does.
 
   Raises:
     ValueError: the name is that of a term of the papers.
   """
-  term = Term(make, clean, all_views)
+  term = Term(make, clean, all_views, minibatch)
   if name in _PAPERS and _TERMS.get(name, term) != term:
     raise ValueError(f"there is a term {name!r} already: register yours under another name.")
   _TERMS[name] = term
@@ -274,5 +332,11 @@ def register(
 register("vlm", add_cross_entropy)
 register("visual", add_visual_strengthening, all_views=True)
 register("svl", add_random_prototypes)
-register("ra", add_relation_alignment, clean=True, all_views=True)
+register(
+  "ra",
+  add_relation_alignment,
+  clean=True,
+  all_views=True,
+  minibatch=add_relation_alignment_in_minibatches,
+)
 register("symmetric", add_symmetric_cross_entropy)

@@ -25,6 +25,9 @@ class Ready(NamedTuple):
   watch: Callable[[int, AdaptState, Mapping[int, Evaluation]], str] | None = None
   scale: float = 1.0  # of cosines: probabilities are softmax(scale · cosine)
   describe: Callable[[int], str] = "image {}".format  # what an image of the source is called
+  # `(mesh, params, state, tasks, tick)`: what lines say of adapted tasks beyond their queries; it
+  # calls `tick(words for the bar)` every few seconds, which may raise to stop
+  measure: Callable[..., Sequence[Mapping[str, Any]]] | None = None
 
 
 class Group(NamedTuple):

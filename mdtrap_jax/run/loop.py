@@ -216,7 +216,7 @@ class _Adapting(NamedTuple):
             self.progress.skipped(len(batch.ids), start / max(method.steps, 1))
           self.kept[0].begin()
           after = functools.partial(self._after_segment, batch, method, asked)
-          outcome = adapt_batch(
+          outcome, state = adapt_batch(
             programs,
             method,
             params,
@@ -227,7 +227,12 @@ class _Adapting(NamedTuple):
             evaluations=evaluations,
             after=after,
           )
-          self._append(batch, outcome)
+          measured = [{}] * len(batch.ids)
+          if ready.measure:
+            self._save(batch, method.steps, state, outcome.evaluations)  # it may take long
+            tick = functools.partial(self._tick, asked)
+            measured = ready.measure(mesh, params, state, batch.ids, tick)
+          self._append(batch, outcome, measured)
           self.progress.finished(outcome, len(batch.ids))
           asked.check()
 
@@ -238,16 +243,26 @@ class _Adapting(NamedTuple):
     note = self.ready.watch(step, state, evaluations) if self.ready.watch else ""
     self.progress.stepped(rows, done / method.steps, note)
     if asked.name or self.kept[0].due():
-      leaves, kept = jax.tree.map(
-        lambda leaf: np.asarray(leaf)[:rows],
-        (jax.tree.leaves(state), {mark: arrays_of(e) for mark, e in evaluations.items()}),
-      )
-      numbers = tuple(task.episode for task in batch.ids)
-      group = self.group.name, numbers, step
-      self.kept[0].save(Snapshot(*group, leaves, kept, self.group.runs))
+      self._save(batch, step, state, evaluations)
     asked.check()
 
-  def _append(self, batch: TaskBatch, outcome: Outcome) -> None:
+  def _save(self, batch, step, state, evaluations) -> None:
+    """Keeps where the batch is."""
+    leaves, kept = jax.tree.map(
+      lambda leaf: np.asarray(leaf)[: len(batch.ids)],
+      (jax.tree.leaves(state), {mark: arrays_of(e) for mark, e in evaluations.items()}),
+    )
+    numbers = tuple(task.episode for task in batch.ids)
+    self.kept[0].save(Snapshot(self.group.name, numbers, step, leaves, kept, self.group.runs))
+
+  def _tick(self, asked: Preemption, note: str) -> None:
+    """While a batch is measured, whose state is saved."""
+    self.progress.stepped(0, 0.0, note)
+    asked.check()
+
+  def _append(
+    self, batch: TaskBatch, outcome: Outcome, measured: Sequence[Mapping[str, Any]]
+  ) -> None:
     """Writes the lines of a finished batch."""
     for p, name in enumerate(self.group.runs):
       directory = self.directories[name]
@@ -258,8 +273,8 @@ class _Adapting(NamedTuple):
           if task.episode not in directory.finished
         )
       directory.append(
-        make_line(task, about, outcome.row(i, p))
-        for i, (task, about) in enumerate(zip(batch.ids, batch.about, strict=True))
+        make_line(task, about, outcome.row(i, p), more)
+        for i, (task, about, more) in enumerate(zip(batch.ids, batch.about, measured, strict=True))
       )
 
   def _record(self, task: TaskId, about: Mapping[str, Any], row: Outcome) -> predictions.Record:
@@ -315,7 +330,7 @@ def adapt_batch(
   start: int = 0,
   evaluations: Mapping[int, Evaluation] | None = None,
   after: Any = lambda *_: None,
-) -> Outcome:
+) -> tuple[Outcome, AdaptState]:
   """Takes a batch through its remaining steps, in segments of a few seconds.
 
   Args:
@@ -329,6 +344,9 @@ def adapt_batch(
     evaluations: those already made, by step.
     after: called after each segment with the steps done in all, the segment's steps, the state
       and the evaluations so far; may raise to stop.
+
+  Returns:
+    What it came to, and the state after the last step.
   """
   evaluations = dict(evaluations or {})
   if 0 not in evaluations:
@@ -347,4 +365,4 @@ def adapt_batch(
       after(step, done, state, evaluations)
   status = jax.device_get(state.status)
   # Without variants states have no axis of them: [E] becomes [E, 1].
-  return Outcome(evaluations, status.reshape(len(status), -1))
+  return Outcome(evaluations, status.reshape(len(status), -1)), state

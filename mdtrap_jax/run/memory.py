@@ -60,20 +60,18 @@ def adapt(
     rows = np.minimum(np.arange(start, start + size), count - 1)  # the last one fills the batch
     batch = spread(jax.tree.map(lambda leaf, rows=rows: leaf[rows], tasks), mesh)
     prepared, state = programs.prepare(params, batch, {})
-    last = [state]
 
-    def after(step, done, state, evaluations, start=start, last=last):
-      del done, evaluations
-      last[0] = state
+    def after(step, done, state, evaluations, start=start):
+      del done, state, evaluations
       report((start + size * step / method.steps) / (-(-count // size) * size))
 
-    outcome = adapt_batch(programs, method, params, prepared, state, lengths, after=after)
+    outcome, state = adapt_batch(programs, method, params, prepared, state, lengths, after=after)
     evaluations = {  # without the axis of variants
       step: jax.tree.map(lambda leaf: leaf[:, 0], found)
       for step, found in outcome.evaluations.items()
     }
     ok = outcome.status[:, 0] == STATUS.index("ok")
     losses = {name: term.value[:, 0] for name, term in outcome.last.terms.items()}
-    part = Adapted(jax.device_get(last[0].params), evaluations, ok, losses)
+    part = Adapted(jax.device_get(state.params), evaluations, ok, losses)
     parts.append(jax.tree.map(lambda leaf, kept=count - start: np.asarray(leaf)[:kept], part))
   return jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts)

@@ -32,8 +32,17 @@ class Outcome(NamedTuple):
     return jax.tree.map(lambda leaf: leaf[task, variant], self)
 
 
-def make_line(task: TaskId, about: Mapping[str, Any], row: Outcome) -> dict[str, Any]:
-  """What `episodes.jsonl` says of a task under one variant."""
+def make_line(
+  task: TaskId, about: Mapping[str, Any], row: Outcome, measured: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+  """What `episodes.jsonl` says of a task under one variant.
+
+  Args:
+    task: its identity.
+    about: its data.
+    row: what it came to.
+    measured: of `Ready.measure`; takes the place of what the queries say, unless it failed.
+  """
   steps = sorted(row.evaluations)
   ok = row.status == STATUS.index("ok") and not any(
     np.isnan(evaluation.cosines).any() for evaluation in row.evaluations.values()
@@ -57,6 +66,7 @@ def make_line(task: TaskId, about: Mapping[str, Any], row: Outcome) -> dict[str,
     **about,
     "losses": {name: _number(value) for name, value in losses.items()},
     "terms": {name: _along(row, name, [step for step in steps if step]) for name in losses},
+    **(measured if ok and measured else {}),
   }
 
 

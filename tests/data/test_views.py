@@ -149,3 +149,12 @@ def test_normalize():
   assert normal.dtype == jnp.float32
   np.testing.assert_allclose(normal, expected, atol=1e-6)
   assert views.normalize(images, mean, std, jnp.bfloat16).dtype == jnp.bfloat16
+
+
+def test_single_views_are_those_of_the_whole():
+  images = np.random.default_rng(2).integers(0, 256, (3, 8, 8, 3), dtype=np.uint8)
+  key = jax.random.key(5)
+  whole = views.make_views(key, images)  # [V, M, ...]
+  recipes, numbers = np.array([4, 0, 1, 3, 2, 1]), np.array([2, 1, 0, 0, 2, 1])
+  rows = views.view_rows(key, images[numbers], recipes, numbers)
+  np.testing.assert_array_equal(rows, whole[recipes, numbers])

@@ -296,3 +296,41 @@ def test_names_of_the_papers_terms_stay_theirs():
   with pytest.raises(TypeError, match="does not support item assignment"):
     TERMS["ra"] = make
   terms._TERMS.pop("of_a_test")
+
+
+def test_relations_in_minibatches_of_all_images_are_those_of_the_whole():
+  """In any order; and what is not seen yet is only remembered."""
+  context = CONTEXT._replace(num_views=M, width=WIDTH)
+  whole, parts = (
+    make(context, 2.0)
+    for make in (terms.add_relation_alignment, terms.add_relation_alignment_in_minibatches)
+  )
+  states = whole.init(PARAMS), parts.init(PARAMS)
+  features = encode(PARAMS)._replace(image=encode(PARAMS).image[:M])
+  for step, order in enumerate(([0, 1, 2], [2, 0, 1], [1, 2, 0])):
+    rows = jnp.array(order)
+    here = Features(features.image * (1 + step) + step, features.clean + step, features.text)
+    mixed = Features(here.image[rows], here.clean[rows], here.text)
+    batch = Batch(jnp.arange(M), jnp.zeros(M, jnp.int32), jnp.arange(M))
+    drawn = Batch(rows, batch.views, rows, rows)
+    found = [
+      term.update(
+        zero_cotangents(features), state, PARAMS, features=f, batch=b, key=KEY, step=jnp.array(step)
+      )
+      for term, state, f, b in zip(
+        (whole, parts), states, (here, mixed), (batch, drawn), strict=True
+      )
+    ]
+    (cotangent, first), (of_parts, second) = found
+    np.testing.assert_allclose(of_parts.image, cotangent.image[rows], atol=1e-6)
+    np.testing.assert_allclose(of_parts.clean, cotangent.clean[rows], atol=1e-6)
+    np.testing.assert_allclose(second.value, first.value, rtol=1e-6)
+    states = first, second
+  assert jnp.abs(cotangent.image).max() > 0
+  fresh = parts.init(PARAMS)
+  _, state = parts.update(
+    zero_cotangents(features), fresh, PARAMS, features=mixed, batch=drawn, key=KEY,
+    step=jnp.array(1),
+  )  # fmt: skip
+  assert (state.value, state.norm) == (0, 0)
+  assert state.memory.seen.all()

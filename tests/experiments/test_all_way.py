@@ -1,0 +1,181 @@
+"""All classes of a data set at once, on folders of tiny images."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from configs import fsl
+from mdtrap_jax import config as settings
+from mdtrap_jax import experiments
+from mdtrap_jax.data import images
+from mdtrap_jax.data.array_source import ArraySource
+from mdtrap_jax.data.views import normalize
+from mdtrap_jax.experiments import all_way, finetune
+from mdtrap_jax.report.classification import wilson
+from mdtrap_jax.run import loop
+from mdtrap_jax.run.lines import read_episodes
+from mdtrap_jax.run.stop import PreemptedError
+from tests.data.folders import write_image
+
+NAMES = ("ant", "bee", "cat", "dog", "elk")
+RNG = np.random.default_rng(0)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+  """Five classes of eight images, each with a tint of its own."""
+  root = tmp_path_factory.mktemp("photos")
+  for name, tint in zip(NAMES, RNG.integers(0, 120, (len(NAMES), 3)), strict=True):
+    for n in range(8):
+      pixels = (RNG.integers(0, 130, (20, 20, 3)) + tint).astype(np.uint8)
+      write_image(root / name / f"{n}.png", pixels)
+  return root
+
+
+def make_config(folder, row="svl_ra,folder", **fields):
+  config = fsl.get_config(row)
+  config.update_from_flattened_dict(
+    {
+      "data.path": str(folder),
+      "data.shots": 2,
+      "model.name": "clip-tiny",
+      "model.random_weights": True,
+      "model.batch_size": 8,
+      "adapt.steps": 10,
+      "adapt.batch_size": 4,
+      "optimizer.learning_rate": 1e-2,
+      "objective.svl.weight": 0.1,
+      "lora.rank": 2,
+      "seeds": 2,
+      "episodes_per_device": 1,
+    }
+    | fields
+  )
+  return config
+
+
+@pytest.fixture(scope="module")
+def finished(folder, tmp_path_factory):
+  """A run of two seeds: its table and its directory."""
+  workdir = tmp_path_factory.mktemp("run") / "all"
+  return experiments.run(make_config(folder), workdir), workdir
+
+
+def parts_of(counts=(4, 6), shared=False):
+  def make(count):
+    labels = np.repeat(np.arange(3), count)
+    return ArraySource(np.zeros((3 * count, 2, 2, 3), np.uint8), labels, NAMES[:3])
+
+  train = make(counts[0])
+  return all_way.Parts(train, train if shared else make(counts[1]), make(5))
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_support_and_validation_are_of_every_class_and_apart(shared):
+  parts = parts_of(shared=shared)
+  support, validation = all_way.draw(parts, 2, seed=3, number=0)
+  assert support.shape == (3, 2)
+  assert validation.shape == (3, 2)  # min(K, 4)
+  np.testing.assert_array_equal(parts.train.labels[support], np.arange(3)[:, None].repeat(2, 1))
+  np.testing.assert_array_equal(parts.val.labels[validation], np.arange(3)[:, None].repeat(2, 1))
+  if shared:
+    assert not set(support.flat) & set(validation.flat)
+  again, _ = all_way.draw(parts, 2, seed=3, number=0)
+  np.testing.assert_array_equal(support, again)
+  others = [all_way.draw(parts, 2, seed=seed, number=0)[0] for seed in range(4, 8)]
+  assert any((other != support).any() for other in others)
+  assert all_way.draw(parts, 4, seed=0, number=0)[1].shape == (3, 0 if shared else 4)
+
+
+def test_a_line_is_about_the_whole_test_split(finished, folder):
+  table, workdir = finished
+  lines = read_episodes(workdir)
+  assert [line["seed"] for line in lines] == [0, 1]
+  config = finetune.settled(make_config(folder))
+  parts, _ = all_way.open_parts(config)
+  model, params = finetune.load_model(config)
+  rows = np.flatnonzero(parts.test.labels >= 0)
+  assert len(rows) == 20
+  read = [images.resize(parts.test.image(i), model.image.image_size) for i in rows]
+  pixels = normalize(np.stack(read), model.image_mean, model.image_std)
+  text = finetune.encode_prompts(model, params, NAMES, config.data.template).text
+  unit = lambda x: np.asarray(x) / np.linalg.norm(x, axis=-1, keepdims=True)
+  cosines = unit(model.encode_image(params, pixels)) @ unit(text).T
+  expected = (cosines.argmax(-1) == parts.test.labels[rows]).mean()
+  for line in lines:
+    assert line["zero_shot_accuracy"] == pytest.approx(expected)
+    assert line["tests"]["test"]["images"] == 20
+    assert line["tests"]["test"]["accuracy"] == line["accuracy"]
+    used = {*np.ravel(line["support"]), *np.ravel(line["query"])}
+    assert not used & set(rows)
+  accuracies = [line["accuracy"] for line in lines]
+  found = json.loads((workdir / "summary.json").read_text())["tests"]["test"]
+  assert found["accuracy_mean"] == pytest.approx(np.mean(accuracies))
+  assert found["images_ci95"] == list(wilson(round(20 * np.mean(accuracies)), 20)[1:])
+  assert f"{100 * expected:.2f}" in table
+  assert len({tuple(line["losses"].values()) for line in lines}) == 2  # each seed on its own images
+
+
+def test_a_run_stopped_while_it_is_tested_goes_on_there(finished, folder, tmp_path, monkeypatch):
+  measure, ran = all_way._measure, []
+
+  def stopped(*arguments):
+    measure(*arguments[:-1], lambda note: None)
+    raise PreemptedError("asked to stop")
+
+  monkeypatch.setattr(all_way, "_measure", stopped)
+  with pytest.raises(PreemptedError):
+    experiments.run(make_config(folder), tmp_path / "run")
+  monkeypatch.setattr(all_way, "_measure", measure)
+  step = loop.Lengths.of
+  monkeypatch.setattr(loop.Lengths, "of", lambda self, clean: ran.append(1) or step(self, clean))
+  experiments.run(make_config(folder, seeds=1), tmp_path / "run")
+  assert not ran  # no step again
+  same = lambda line: {key: value for key, value in line.items() if key != "terms"}
+  assert same(read_episodes(tmp_path / "run")[0]) == same(read_episodes(finished[1])[0])
+
+
+def test_base_classes_are_adapted_and_new_ones_tested_too(folder, tmp_path):
+  config = make_config(
+    folder, "vlm,folder", base_to_new=True, **{"adapt.augmentation": "views", "adapt.batch_size": 0}
+  )
+  table = experiments.run(config, tmp_path / "run")
+  for line in read_episodes(tmp_path / "run"):
+    assert line["class_names"] == list(NAMES[:3])
+    assert {name: test["images"] for name, test in line["tests"].items()} == {"base": 12, "new": 8}
+  assert "harmonic mean" in table
+  tests = json.loads((tmp_path / "run" / "summary.json").read_text())["tests"]
+  base, new = tests["base"]["accuracy_mean"], tests["new"]["accuracy_mean"]
+  expected = 2 * base * new / (base + new) if base + new else 0
+  assert tests["harmonic_mean"] == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+  ("fields", "message"),
+  [
+    ({"data.shots": 5}, "fewer than shots"),
+    ({"objective.visual.weight": 0.1}, "visual compares all views"),
+    ({"transfer": ("pets=x",)}, "data.domain=pets: choose one of"),
+    ({"adapt.augmentation": "none"}, "adapt.augmentation=none"),
+  ],
+)
+def test_what_cannot_be_is_one_line_before_a_model_is_loaded(fields, message, folder, tmp_path):
+  with pytest.raises(ValueError, match=message):
+    experiments.run(make_config(folder, **fields), tmp_path / "run")
+  assert not (tmp_path / "run").exists()
+
+
+def test_episodes_have_other_fields():
+  config = fsl.get_config("svl_ra,dtd")
+  assert "ways" not in config.data
+  config = settings.resolve(config)
+  assert (config.adapt.steps, config.adapt.batch_size, config.episodes) == (500, 32, 1)
+
+
+def test_numbers_do_not_depend_on_how_many_seeds_run_at_once(finished, folder, tmp_path):
+  experiments.run(make_config(folder, episodes_per_device=2), tmp_path / "run")
+  assert jax.device_count() > 1
+  for here, there in zip(read_episodes(tmp_path / "run"), read_episodes(finished[1]), strict=True):
+    assert here["accuracy"] == there["accuracy"]
