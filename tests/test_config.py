@@ -232,7 +232,8 @@ VALUES = st.one_of(
   st.lists(st.lists(st.integers(), max_size=1), max_size=2), st.binary(max_size=3),
 )  # fmt: skip
 TEMPLATES = {
-  "all_way": fsl, "finetune": default, "heads": copa, "study": study, "pretrain": miniature, "sweep": sweep_paper,
+  "all_way": fsl, "finetune": default, "heads": copa, "study": study, "pretrain": miniature,
+  "sweep": sweep_paper,
 }  # fmt: skip
 FIELDS = sorted(
   (kind, field) for kind, rules in KINDS.items() for field in rules if "*" not in field
