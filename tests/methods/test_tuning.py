@@ -29,7 +29,13 @@ KINDS = {
   "pissa": {"lora.projections": ("v", "fc1"), "lora.alpha": 2.0},
 }
 
-OTHERS = {"coop.tokens": 1, "maple.tokens": 1, "lora.rank": 9, "bias.encoder": "text"}
+OTHERS = {
+  "coop.tokens": 1,
+  "maple.tokens": 1,
+  "lora.rank": 9,
+  "bias.encoder": "text",
+  "layernorm.encoder": "text",
+}
 
 
 def make_config(name, **fields):
