@@ -17,7 +17,7 @@ from PIL import Image
 from tests.paths import ROOT
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-OPTIONAL = ("sentencepiece", "sklearn")  # asked for by name where they are missing
+OPTIONAL = ("aiohttp", "sentencepiece", "sklearn")  # asked for by name where they are missing
 # Modules whose packages have another name.
 PACKAGES = {
   "PIL": "pillow",

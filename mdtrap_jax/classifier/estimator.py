@@ -22,10 +22,7 @@ from mdtrap_jax.data.images import UnreadableImageError
 from mdtrap_jax.data.labeled import Labeled
 from mdtrap_jax.data.names import listed, nfc
 from mdtrap_jax.data.read_labeled import read_labeled
-from mdtrap_jax.report import classification
 from mdtrap_jax.report.classification import softmax
-
-saved._OURS.update(classification.FILES)  # `mdtrap fit --folds` writes a report beside the model
 
 MODEL, METHOD = "openai/clip-vit-base-patch16", "svl_ra"
 MOST_CLASSES = 1000

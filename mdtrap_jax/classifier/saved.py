@@ -25,11 +25,14 @@ from mdtrap_jax.checkpoints.layouts import huggingface
 from mdtrap_jax.classifier import task as own_images
 from mdtrap_jax.classifier.task import Fitted, Setting
 from mdtrap_jax.methods.tuning import parameterization
+from mdtrap_jax.report import classification
 
 FORMAT = 1
 ABOUT, ARRAYS, CROSSVAL = "classifier.json", "classifier.safetensors", "crossval.csv"
 CLASSES = "classes.json"  # of an export
-_OURS = {ABOUT, ARRAYS, CROSSVAL, adapters.WEIGHTS, adapters.CONFIG, parameterization.WEIGHTS}
+_OURS = classification.FILES | {  # `mdtrap fit --folds` writes a report beside the model
+  ABOUT, ARRAYS, CROSSVAL, adapters.WEIGHTS, adapters.CONFIG, parameterization.WEIGHTS,
+}  # fmt: skip
 _MARK, _NAME = "saved_by", "mdtrap_jax classifier"
 _FIELDS = {
   "method", "base_fingerprint", "preprocessing", "config", "classes", "class_names", "counts",

@@ -8,7 +8,7 @@ from __future__ import annotations
 import datetime
 import os
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import Any
 
 import numpy as np
 
@@ -18,8 +18,7 @@ from mdtrap_jax.report.classification import Interval, Scores
 from mdtrap_jax.report.html import Markup, breakable, data_uri, join, page, section, table, tag
 from mdtrap_jax.report.thumbnails import thumbnail
 
-if TYPE_CHECKING:  # which imports this
-  from mdtrap_jax.report.assessment import Assessment
+Assessment = Any  # of `report.assessment`, which imports this
 
 MOST_ERRORS = 40  # images shown
 MOST_CLASSES = 12  # whose closest and farthest images are shown
