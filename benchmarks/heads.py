@@ -50,6 +50,7 @@ def main() -> None:
   parser.add_argument("--threads", type=int, default=2, help="of PyTorch")
   arguments = parser.parse_args()
   torch.set_num_threads(arguments.threads)
+  torch.set_default_device("cuda" if torch.cuda.is_available() else "cpu")
   devices.use_cpu_cores()
   report: dict[str, Any] = {
     "benchmark": "CoPA, linear heads",
@@ -58,6 +59,7 @@ def main() -> None:
     "device": f"{jax.device_count()} × {jax.devices()[0].device_kind}",
     "platform": platform.platform(),
     "torch_threads": arguments.threads,
+    "torch_device": torch.get_default_device().type,
     "versions": {"jax": jax.__version__, "torch": torch.__version__},
   }
   report["shapes"] = {

@@ -26,6 +26,15 @@ SIZES = {
     "patch_size": 16,
     "projection_dim": 512,
   },
+  "clip-tiny": {
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "image_size": 64,
+    "patch_size": 16,
+    "projection_dim": 32,
+  },
 }
 WAYS, VIEWS, QUERIES, SCALE = 5, 5, 15, 100.0
 
