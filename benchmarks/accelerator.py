@@ -71,7 +71,7 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
   parser.add_argument("--episodes", type=int, default=1, help="at once on each chip")
   parser.add_argument("--shards", type=int, default=1, help="chips that hold one copy of weights")
   parser.add_argument("--chunk", type=int, default=0, help="support rows encoded at once; 0: all")
-  parser.add_argument("--dtype", default="bfloat16", choices=("float32", "bfloat16"))
+  parser.add_argument("--dtype", default="bfloat16", choices=("float32", "bfloat16", "float16"))
   parser.add_argument("--dump", type=Path, help="directory of the optimized HLO")
   return parser.parse_args(argv)
 

@@ -46,7 +46,7 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
   parser.add_argument(
     "--episodes", type=int, default=0, help="at once, on all devices together; 0: automatic"
   )
-  parser.add_argument("--dtype", default="auto", choices=("auto", "float32", "bfloat16"))
+  parser.add_argument("--dtype", default="auto", choices=("auto", "float32", "bfloat16", "float16"))
   parser.add_argument("--steps", type=int, default=3, help="segments timed, of each kind")
   parser.add_argument("--segment", type=int, default=1, help="steps in one")
   return parser.parse_args(argv)

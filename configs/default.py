@@ -111,7 +111,8 @@ def common():
   model.name = "openai/clip-vit-base-patch16"  # hub name, named size, local folder or file
   model.checkpoint = ""  # of the ResNet-18 (configs/copa.py): URL's model_best.pth.tar
   model.random_weights = False  # of a named size; accuracy then means nothing
-  model.dtype = "auto"  # float32, bfloat16, or auto: float32 on CPUs, bfloat16 elsewhere
+  # float32, bfloat16, float16 with loss scaling, or auto: float32 on CPUs, bfloat16 elsewhere
+  model.dtype = "auto"
   model.batch_size = 64  # images or prompts encoded at once, outside of training
   return config
 

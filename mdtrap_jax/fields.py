@@ -21,7 +21,7 @@ Rule = Callable[[Any], Any]
 
 MOST = 2**31 - 1  # of a count: an int32
 MOST_TASKS = 10_000_000  # of a run, which keeps a list of them
-DTYPES = ("auto", "float32", "bfloat16")
+DTYPES = ("auto", "float32", "bfloat16", "float16")
 SMALL_CLASSES = ("error", "drop")
 # What fields were called before; looked at for a field that is unknown.
 RENAMED = {

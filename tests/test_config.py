@@ -63,7 +63,7 @@ def refused(config, **fields):
     ("data.path", [5, None], "must be text"),
     ("data.images_per_class", [0, 2**31 - 1], "a whole number from 1 to 100000"),
     ("episodes", [2**31 - 1], "2147483647 tasks; a run has 10000000 at most"),
-    ("model.dtype", ["float16"], "choose one of auto, float32, bfloat16"),
+    ("model.dtype", ["float64"], "choose one of auto, float32, bfloat16, float16"),
     ("model.random_weights", ["yes", 1, None], "true or false"),
     ("model.batch_size", [0], "a whole number from 1"),
     ("lora.encoder", ["image"], "choose one of vision, text, both"),

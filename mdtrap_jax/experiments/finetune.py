@@ -238,6 +238,7 @@ def make_method(
     num_views=adapt.views * num_clean,
     num_clean=num_clean,
     batch_size=batch_size,
+    loss_scaling=config.model.dtype == "float16",
   )
   return FineTuning(
     model=model,

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 import optax
 
+from mdtrap_jax.objectives.loss_scaling import scale_loss
 from mdtrap_jax.objectives.pull_back import pull_back
 from mdtrap_jax.objectives.terms import TERMS, Context, TermState
 
@@ -90,6 +91,7 @@ def make_objective(
   num_clean: int,
   batch_size: int | None = None,
   width: int = 0,
+  loss_scaling: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
   """Chains the enabled terms, the pull-back and the optimizer under their names.
 
@@ -103,6 +105,7 @@ def make_objective(
     batch_size: views per step, or `None` for all of them.
     width: `D`, where steps see minibatches of a large support (`methods.all_way`); terms that
       need all views then have another form, or are refused.
+    loss_scaling: whether cotangents are scaled on their way back, for an encoder in float16.
 
   Returns:
     A transform from zero cotangents to parameter updates. `update` takes the keyword
@@ -135,7 +138,10 @@ def make_objective(
       width=width,
     )
     stages.append((name, make[name](context, **options)))
-  return optax.named_chain(*stages, ("encoder", pull_back()), ("optimizer", optimizer))
+  behind = (("encoder", pull_back()), ("optimizer", optimizer))
+  if loss_scaling:
+    behind = (("scaled", scale_loss(optax.named_chain(*behind))),)
+  return optax.named_chain(*stages, *behind)
 
 
 def make_optimizer(

@@ -28,6 +28,7 @@ from tests.episodes import (
 
 COUNT, STEPS, VIEWS = 8, 5, 3
 CLOSE = 1e-2  # relative to the norm: Adam takes whole steps by the sign of gradients near 0
+HALF_CLOSE = 0.05  # of float16's 11 bits after some steps of Adam, likewise
 
 
 @functools.cache
@@ -186,6 +187,51 @@ def test_a_frozen_episode_does_not_thaw():
   later = step(params, prepared, frozen, 3, 5)
   jax.tree.map(np.testing.assert_array_equal, later, frozen)
   jax.tree.map(np.testing.assert_array_equal, frozen._replace(status=before.status), before)
+
+
+@functools.cache
+def half_precision():
+  """Weights in float16, one episode's fixed part and state, and its compiled steps."""
+  adaptation, params, _, episodes, _ = setup(model__dtype="float16")
+  params = jax.tree.map(lambda leaf: leaf.astype(jnp.float16), params)
+  prepared, state = jax.jit(adaptation.prepare)(params, row(episodes, 0))
+  return params, prepared, state, run_clean(adaptation)
+
+
+def test_float16_with_loss_scaling_equals_float32():
+  params, prepared, state, run = half_precision()
+  state = run(params, prepared, state, 0, STEPS)
+  assert STATUS[state.status] == "ok"
+  assert state.opt_state["scaled"].good == STEPS  # none was skipped
+  expected = reference().state
+  for name in ("a", "b"):
+    ours, theirs = (np.asarray(getattr(s.params["image"], name)) for s in (state, row(expected, 0)))
+    assert ours.dtype == np.float32
+    assert np.linalg.norm(ours - theirs) <= HALF_CLOSE * np.linalg.norm(theirs)
+  for term in ("vlm", "svl", "ra"):
+    value = row(expected, 0).opt_state[term].value
+    np.testing.assert_allclose(state.opt_state[term].value, value, rtol=HALF_CLOSE)
+
+
+def test_a_float16_step_that_overflows_is_skipped_and_the_episode_goes_on():
+  params, prepared, start, run = half_precision()
+  scaled = start.opt_state["scaled"]._replace(scale=jnp.float32(2.0**60))
+  start = start._replace(opt_state=start.opt_state | {"scaled": scaled})
+  after = run(params, prepared, start, 0, 1)
+  assert STATUS[after.status] == "ok"
+  assert after.opt_state["scaled"].scale == 2.0**59
+  jax.tree.map(np.testing.assert_array_equal, after.params, start.params)
+  jax.tree.map(np.testing.assert_array_equal, after.opt_state["scaled"].inner, scaled.inner)
+  later = run(params, prepared, after, 1, 3)
+  assert later.opt_state["scaled"].scale == 2.0**57
+
+
+def test_a_non_finite_episode_in_float16_is_frozen():
+  params, prepared, start, run = half_precision()
+  nan = prepared._replace(text=jnp.full_like(prepared.text, jnp.nan))
+  frozen = run(params, nan, start, 0, 2)
+  assert STATUS[frozen.status] == "non-finite"
+  jax.tree.map(np.testing.assert_array_equal, frozen.params, start.params)
 
 
 def test_the_clean_pass_has_dropout_masks_of_its_own():
