@@ -1,0 +1,47 @@
+"""The table of machines that nobody has measured, by hand from the compiler's cycles."""
+
+from pathlib import Path
+
+import pytest
+
+from benchmarks import scale
+
+
+def test_an_episode_takes_the_cycles_that_the_compiler_estimates():
+  v5e = scale.machines()["v5e-1"]
+  cycles = 150 * 45.1e6 + 100 * 45.1e6 * 25 / 30 + 6 * 33.6e6
+  assert scale.episode_seconds(v5e, 1, 250) == pytest.approx(cycles / 1.5e9, rel=1e-6)
+  five = 750 * 5 * 45.1e6 + 500 * 5 * 45.1e6 * 25 / 30 + 6 * 33.6e6
+  assert scale.episode_seconds(v5e, 5, 1250) == pytest.approx(five / 1.5e9, rel=1e-6)
+  short = 75 * 45.1e6 + 50 * 45.1e6 * 25 / 30 + 6 * 33.6e6  # ChestX
+  hours = 800 * (3 * cycles + short) / 1.5e9 / 3600
+  assert scale.estimate(v5e, 1).hours == pytest.approx(hours, rel=1e-6)
+
+
+def test_chips_share_the_episodes_and_a_rest_costs_a_whole_turn():
+  machines = scale.machines()
+  alone, many = scale.estimate(machines["v5e-1"], 1), scale.estimate(machines["v5e-256"], 1)
+  assert many.episodes_per_second == pytest.approx(256 * alone.episodes_per_second)
+  assert many.hours == pytest.approx(alone.hours * 4 / 800)  # 800 / 256 is more than 3
+  assert many.chip_hours == pytest.approx(256 * many.hours)
+  assert alone.images_per_second == pytest.approx(80 * alone.episodes_per_second)
+
+
+def test_memory_bounds_the_episodes_at_once():
+  v5e = scale.machines()["v5e-1"]
+  assert scale.estimate(v5e, 1).at_once == 12  # (14.4e9 - 0.16 GiB) / 1.08 GiB = 12.3
+  assert scale.estimate(v5e, 5).at_once == 2
+
+
+def test_a_share_of_an_h100():
+  h100 = scale.machines()["H100"]
+  tokens, width = 197, 768
+  block = tokens * (24 * width**2 + 4 * tokens * width)
+  step = lambda images: 2 * 12 * images * block / (0.4 * 989e12)
+  seconds = 150 * step(30) + 100 * step(25) + 6 * step(75) / 2
+  assert scale.episode_seconds(h100, 1, 250) == pytest.approx(seconds, rel=1e-6)
+
+
+def test_the_docs_have_this_table():
+  page = Path(__file__).parents[1] / "docs" / "devices.md"
+  assert scale.table() in page.read_text(encoding="utf-8")
