@@ -47,14 +47,14 @@ def test_the_shell_parses():
 
 
 def test_parts_fail_alone_and_one_object_comes_out(python, tmp_path):
-  command = [SCRIPT, f"--python={python}", "--episodes=2 4", "--limit=3"]
+  command = [SCRIPT, f"--python={python}", "--episodes=2 4", "--limit=6"]
   command += [f"--parts={tmp_path / 'parts'}"]
   done = subprocess.run(command, capture_output=True, text=True, check=True)
   parts = json.loads(done.stdout)["parts"]
   names = ["step", "eager", "heads", "parity", "episodes_2", "episodes_4", "compiled"]
   assert list(parts) == names
   assert parts["step"] == run_of(8, 2.0)
-  assert parts["parity"]["error"] == "out of time"  # it took all that was left of 3 seconds
+  assert parts["parity"]["error"] == "out of time"  # it took all that was left of 6 seconds
   assert {parts[name]["error"] for name in ("episodes_2", "episodes_4")} == {"out of time"}
   assert "torch or peft is missing" in parts["eager"]["error"]
   assert done.stderr.count("eager is left out: torch or peft is missing") == 1
