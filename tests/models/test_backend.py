@@ -26,8 +26,9 @@ def test_platform_is_that_of_the_mesh():
 
 def test_forms_on_a_cpu():
   assert not backend.packs_rows()
-  forms = {dtype: backend.attention_form(jnp.dtype(dtype)) for dtype in ("float32", "bfloat16")}
-  assert forms == {"float32": "heads", "bfloat16": "library"}
+  dtypes = ("float32", "bfloat16", "float16")
+  forms = {dtype: backend.attention_form(jnp.dtype(dtype)) for dtype in dtypes}
+  assert forms == {"float32": "heads", "bfloat16": "library", "float16": "heads"}
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
