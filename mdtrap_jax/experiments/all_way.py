@@ -195,6 +195,7 @@ def make_method(
     num_clean=images,
     batch_size=batch_size,
     width=width,
+    loss_scaling=config.model.dtype == "float16",
   )
   return AllWay(
     model=model,
