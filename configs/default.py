@@ -188,6 +188,8 @@ def get_config(row="svl_ra"):
   adapt.steps = placeholder(int)  # T; None: steps_per_shot · shots
   adapt.batch_size = 0  # views per step; 0: all
   adapt.chunk = 0  # of them encoded at once, to save memory; 0: all, or as many as fit
+  adapt.evaluate_at = (1, 2, 3, 4, 5)  # fifths of the steps after which queries are classified
+  adapt.diagnose = False  # measure gap, best shift and nearest class means at each of those, too
 
   config.optimizer = optimizer = ConfigDict()
   optimizer.name = "adamw"  # or sgd

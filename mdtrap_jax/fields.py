@@ -181,6 +181,14 @@ def _window(value: Any) -> tuple[float, ...]:
   return value
 
 
+def _fifths(value: Any) -> tuple[int, ...]:
+  rule = distinct(several(whole(1, 5), "(1,2,3,4,5)", least=1))
+  value = tuple(sorted(rule(value)))
+  if value[-1] != 5:
+    raise ValueError("must hold 5: a run's accuracy is that after the last step")
+  return value
+
+
 def _projections(value: Any) -> tuple[str, ...]:
   from mdtrap_jax.models.lora import PROJECTIONS
 
@@ -283,6 +291,8 @@ FINETUNE = COMMON | {
   "adapt.steps": optional(whole(1)),
   "adapt.batch_size": whole(0),
   "adapt.chunk": whole(0),
+  "adapt.evaluate_at": _fifths,
+  "adapt.diagnose": flag,
   "optimizer.name": owned("objectives.chain", "OPTIMIZERS"),
   "optimizer.learning_rate": real(above=0),
   "optimizer.floor": real(0),

@@ -230,9 +230,7 @@ def make_method(
     parameterization.check(model)
   num_clean = data.ways * data.shots if rows is None else rows
   batch_size = adapt.batch_size or None
-  tx = chain.make_objective(
-    objective,
-    chain.make_optimizer(steps=adapt.steps, **config.optimizer.to_dict()),
+  sizes = dict(
     steps=adapt.steps,
     logit_scale=logit_scale,
     num_views=adapt.views * num_clean,
@@ -240,15 +238,19 @@ def make_method(
     batch_size=batch_size,
     loss_scaling=config.model.dtype == "float16",
   )
+  optimizer = chain.make_optimizer(steps=adapt.steps, **config.optimizer.to_dict())
   return FineTuning(
     model=model,
     parameterization=parameterization,
-    tx=tx,
+    tx=chain.make_objective(objective, optimizer, **sizes),
     steps=adapt.steps,
     phases=chain.make_phases(objective, adapt.steps),
     views=adapt.views,
     batch_size=batch_size,
     chunk=adapt.chunk or None,
+    fifths=tuple(adapt.evaluate_at),
+    diagnose=adapt.diagnose,
+    terms=chain.make_terms(objective, **sizes),
   )
 
 

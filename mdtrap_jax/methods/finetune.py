@@ -9,8 +9,8 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +19,8 @@ import optax
 from mdtrap_jax.data.task import Task
 from mdtrap_jax.data.views import make_views, normalize
 from mdtrap_jax.keys import episode_key, row_keys, stream
-from mdtrap_jax.methods.method import AdaptState, Evaluation, Work
+from mdtrap_jax.methods import text_gap
+from mdtrap_jax.methods.method import AdaptState, Embeddings, Evaluation, Work
 from mdtrap_jax.methods.tuning.parameterization import Parameterization, Trained
 from mdtrap_jax.models import sharding
 from mdtrap_jax.models.chunks import in_chunks
@@ -69,6 +70,9 @@ class FineTuning:
     batch_size: views per step, or `None` for all `N`.
     chunk: how many support rows are encoded at once, or `None` for all. Fewer need less memory
       and one more forward pass; the result is the same but for rounding.
+    fifths: of the steps, after which the queries are classified.
+    diagnose: whether each evaluation has the extras of `methods.text_gap.diagnose`.
+    terms: of the objective, each by itself, for looking at them one by one.
   """
 
   model: VisionLanguageModel
@@ -79,6 +83,11 @@ class FineTuning:
   views: int = 5
   batch_size: int | None = None
   chunk: int | None = None
+  fifths: tuple[int, ...] = (1, 2, 3, 4, 5)
+  diagnose: bool = False
+  terms: Mapping[str, optax.GradientTransformationExtraArgs] = dataclasses.field(
+    default_factory=dict
+  )
 
   @property
   def baseline(self) -> Callable[[Params, Prepared, AdaptState], Evaluation] | None:
@@ -87,8 +96,8 @@ class FineTuning:
 
   @property
   def marks(self) -> tuple[int, ...]:
-    """`T/5, 2T/5, …, T`, where the reference logs accuracy."""
-    return evaluation_marks(self.steps)
+    """`T/5, 2T/5, …, T`, where the reference logs accuracy, or some of them."""
+    return evaluation_marks(self.steps, self.fifths)
 
   def needed(self, params: Params, shards: int = 1) -> Params:
     """The model's parameters without those of a text encoder that stays as it is.
@@ -211,6 +220,26 @@ class FineTuning:
     A step that would leave a parameter non-finite is not taken: the episode keeps its last
     finite state and reports `non-finite`.
     """
+    forward = self.forward(params, prepared, state, step, clean=clean)
+    zeros = zero_cotangents(forward["features"])
+    updates, opt_state = self.tx.update(zeros, state.opt_state, state.params, **forward)
+    trained = optax.apply_updates(state.params, updates)
+    finite = jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(trained)]).all()
+    alive = finite & (state.status == 0)
+    proposed = AdaptState(trained, opt_state, state.status)
+    frozen = state._replace(status=jnp.ones((), jnp.int32))
+    return jax.tree.map(lambda new, old: jnp.where(alive, new, old), proposed, frozen)
+
+  def forward(
+    self,
+    params: Params,
+    prepared: Prepared,
+    state: AdaptState,
+    step: jax.Array,
+    *,
+    clean: bool,
+  ) -> dict[str, Any]:
+    """What the chain takes of a step: `features`, `features_vjp`, `batch`, `key` and `step`."""
     rows = self._rows(params, prepared, step, clean)
     dropout = stream(prepared.key, "dropout", step)
 
@@ -218,22 +247,8 @@ class FineTuning:
       return self._features(params, prepared, trained, rows, dropout)
 
     features, features_vjp = jax.vjp(encode, state.params)
-    updates, opt_state = self.tx.update(
-      zero_cotangents(features),
-      state.opt_state,
-      state.params,
-      features=features,
-      batch=rows.batch,
-      key=stream(prepared.key, "terms", step),
-      step=step,
-      features_vjp=features_vjp,
-    )
-    trained = optax.apply_updates(state.params, updates)
-    finite = jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(trained)]).all()
-    alive = finite & (state.status == 0)
-    proposed = AdaptState(trained, opt_state, state.status)
-    frozen = state._replace(status=jnp.ones((), jnp.int32))
-    return jax.tree.map(lambda new, old: jnp.where(alive, new, old), proposed, frozen)
+    key = stream(prepared.key, "terms", step)
+    return dict(features=features, batch=rows.batch, key=key, step=step, features_vjp=features_vjp)
 
   def evaluate(self, params: Params, prepared: Prepared, state: AdaptState) -> Evaluation:
     """Classifies the queries by their cosine to the classes' texts, without dropout."""
@@ -272,7 +287,39 @@ class FineTuning:
     correct = jnp.argmax(cosines, axis=-1) == prepared.query_labels
     # A NaN row has an argmax too: it must not count as a hit.
     correct &= jnp.isfinite(cosines).all(-1)
-    return Evaluation(correct.astype(jnp.float32).mean(), cosines, {})
+    extras = {}
+    if self.diagnose:
+      extras = text_gap.diagnose(self._embeddings(params, prepared, trained, text))
+    return Evaluation(correct.astype(jnp.float32).mean(), cosines, extras)
+
+  def embeddings(
+    self, params: Params, prepared: Prepared, state: AdaptState | None = None
+  ) -> Embeddings:
+    """Clean support images, queries and texts, without dropout.
+
+    Args:
+      params: of the model.
+      prepared: the episode's fixed part.
+      state: of the adapted model, or `None` for the pretrained one.
+    """
+    if state is None:
+      return self._embeddings(params, prepared, None, prepared.text)
+    text = self._text(params, prepared, state.params, None)
+    return self._embeddings(params, prepared, state.params, text)
+
+  def _embeddings(self, params, prepared, trained, text) -> Embeddings:
+    labels = prepared.batch.clean_labels
+    encode = lambda tokens: _float32(
+      self.parameterization.encode_image(self.model, params, tokens, trained)
+    )
+    return Embeddings(
+      support=encode(prepared.tokens[: len(labels)]),
+      support_labels=labels,
+      query=encode(prepared.query_tokens),
+      query_labels=prepared.query_labels,
+      classes=text,
+      scale=self.model.logit_scale(params),
+    )
 
   def work(self, params: Params, task: Task, variants: int) -> Work:
     """See `method.Work`: a number of token rows; a large encoder has all cores to itself."""

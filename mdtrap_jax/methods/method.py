@@ -34,6 +34,17 @@ class Evaluation(NamedTuple):
   terms: Mapping[str, TermState] = {}
 
 
+class Embeddings(NamedTuple):
+  """A task as an adapted model sees it; rows are not normalized."""
+
+  support: jax.Array  # [M, D], the clean support images
+  support_labels: jax.Array  # [M] int32
+  query: jax.Array  # [Q, D]
+  query_labels: jax.Array  # [Q] int32
+  classes: jax.Array  # [C, D], texts, or prototypes where a method has no texts
+  scale: jax.Array  # [], `s` of the cosines
+
+
 class Work(NamedTuple):
   """What a method knows, without compiling, of what one task asks of a CPU."""
 

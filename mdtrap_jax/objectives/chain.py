@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -29,15 +29,19 @@ def mark(fifths: int, steps: int) -> int:
   return steps if fifths == 5 else fifths * (steps // 5)
 
 
-def evaluation_marks(steps: int) -> tuple[int, ...]:
-  """The steps after which accuracy is logged: `S, 2S, 3S, 4S, T`.
+def evaluation_marks(steps: int, fifths: Sequence[int] = (1, 2, 3, 4, 5)) -> tuple[int, ...]:
+  """The steps after which accuracy is logged: `S, 2S, 3S, 4S, T`, or some of them.
+
+  Args:
+    steps: `T`.
+    fifths: which of the five.
 
   Raises:
     ValueError: fewer than five steps.
   """
   if steps < 5:
     raise ValueError(f"steps={steps}: an episode needs at least 5 fine-tuning steps.")
-  return tuple(mark(fifths, steps) for fifths in range(1, 6))
+  return tuple(mark(fifth, steps) for fifth in fifths)
 
 
 def enabled_terms(config: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
@@ -81,9 +85,8 @@ def make_phases(config: Mapping[str, Mapping[str, Any]], steps: int) -> tuple[Ph
   )
 
 
-def make_objective(
+def make_terms(
   config: Mapping[str, Mapping[str, Any]],
-  optimizer: optax.GradientTransformation,
   *,
   steps: int,
   logit_scale: float,
@@ -91,13 +94,11 @@ def make_objective(
   num_clean: int,
   batch_size: int | None = None,
   width: int = 0,
-  loss_scaling: bool = False,
-) -> optax.GradientTransformationExtraArgs:
-  """Chains the enabled terms, the pull-back and the optimizer under their names.
+) -> dict[str, optax.GradientTransformationExtraArgs]:
+  """The enabled terms by name, each a transform that adds its own cotangent.
 
   Args:
     config: `{term: {"weight": …, "window": …, **options of the term's factory}}`.
-    optimizer: applied to the parameters' gradient.
     steps: `T`.
     logit_scale: `s`.
     num_views: `N`.
@@ -105,28 +106,22 @@ def make_objective(
     batch_size: views per step, or `None` for all of them.
     width: `D`, where steps see minibatches of a large support (`methods.all_way`); terms that
       need all views then have another form, or are refused.
-    loss_scaling: whether cotangents are scaled on their way back, for an encoder in float16.
-
-  Returns:
-    A transform from zero cotangents to parameter updates. `update` takes the keyword
-    arguments `features`, `batch`, `key`, `step` and `features_vjp`; its state is addressed by
-    term: `state["svl"].value`.
 
   Raises:
     ValueError: no term is on, or a term that needs all views is on beside a batch size.
   """
-  terms = enabled_terms(config)
-  if not terms:
+  enabled = enabled_terms(config)
+  if not enabled:
     raise ValueError("every term of the objective has weight 0: nothing would be learned.")
-  make = {name: (width and TERMS[name].minibatch) or TERMS[name].make for name in terms}
-  whole = [n for n in terms if TERMS[n].all_views and make[n] is TERMS[n].make]
+  make = {name: (width and TERMS[name].minibatch) or TERMS[name].make for name in enabled}
+  whole = [n for n in enabled if TERMS[n].all_views and make[n] is TERMS[n].make]
   if batch_size is not None and whole:
     raise ValueError(
       f"adapt.batch_size={batch_size}: {', '.join(whole)} compares all views "
       "in every step; set adapt.batch_size=0 or switch the term off."
     )
-  stages = []
-  for name, options in terms.items():
+  terms = {}
+  for name, options in enabled.items():
     first, last = options.pop("window")
     context = Context(
       logit_scale=logit_scale,
@@ -137,11 +132,38 @@ def make_objective(
       fade=int((last - first) / 5 * steps),
       width=width,
     )
-    stages.append((name, make[name](context, **options)))
+    terms[name] = make[name](context, **options)
+  return terms
+
+
+def make_objective(
+  config: Mapping[str, Mapping[str, Any]],
+  optimizer: optax.GradientTransformation,
+  *,
+  loss_scaling: bool = False,
+  **sizes: Any,
+) -> optax.GradientTransformationExtraArgs:
+  """Chains the enabled terms, the pull-back and the optimizer under their names.
+
+  Args:
+    config: of the terms, see `make_terms`.
+    optimizer: applied to the parameters' gradient.
+    loss_scaling: whether cotangents are scaled on their way back, for an encoder in float16.
+    **sizes: the other arguments of `make_terms`.
+
+  Returns:
+    A transform from zero cotangents to parameter updates. `update` takes the keyword
+    arguments `features`, `batch`, `key`, `step` and `features_vjp`; its state is addressed by
+    term: `state["svl"].value`.
+
+  Raises:
+    ValueError: what `make_terms` raises.
+  """
+  terms = make_terms(config, **sizes)
   behind = (("encoder", pull_back()), ("optimizer", optimizer))
   if loss_scaling:
     behind = (("scaled", scale_loss(optax.named_chain(*behind))),)
-  return optax.named_chain(*stages, *behind)
+  return optax.named_chain(*terms.items(), *behind)
 
 
 def make_optimizer(
