@@ -88,6 +88,18 @@ def make_parser() -> Parser:
   command = add("compact", compact, "make one object of the parts of a run in a bucket")
   command.add_argument("path", metavar="RUN", help="gs://… or s3://…: its work directory")
 
+  command = add("analyze", analyze, "say what adaptation did to images, texts and gradients")
+  command.add_argument("run", metavar="RUN", help="work directory of a run, or of several")
+  command.add_argument("--out", required=True, metavar="DIR", help="where numbers and figures go")
+  command.add_argument(
+    "--episodes", type=int, default=8, metavar="N",
+    help="of each run, adapted again; %(default)s if not given",
+  )  # fmt: skip
+  command.add_argument(
+    "--map", choices=("pca", "umap"), default="pca", help="of images and texts in a plane"
+  )
+  command.add_argument("--force", action="store_true", help="write into a folder that is not empty")
+
   command = add(
     "report",
     report,
@@ -256,6 +268,13 @@ def report(options: argparse.Namespace) -> int:
   for text in runs.write(options.paths, options.out, options.force):
     print(text)
   return 0
+
+
+def analyze(options: argparse.Namespace) -> int:
+  """`mdtrap analyze`."""
+  from mdtrap_jax.analysis import command
+
+  return command.analyze(options)
 
 
 def prepare(options: argparse.Namespace) -> int:

@@ -43,6 +43,8 @@ def say(capsys, *arguments):
     (["--config=folder", "--config.data.shots=0"], 1, "--config.data.shots=0: must be a whole"),
     (["--config=folder", "--config.data.shots=five"], 1, "--config.data.shots=five: must be"),
     (["--config=folder", "--config.data.shots"], 1, "--config.data.shots=True: must be"),
+    (["--config=folder", "--config.adapt.evaluate_at=(1,2)"], 1, "must hold 5: a run's accuracy"),
+    (["--config=folder", "--config.adapt.evaluate_at=(0,5)"], 1, "must be a whole number from 1"),
     (["--config=folder", "--config.optimizer.b1=1"], 1, "--config.optimizer.b1=1: must be"),
     (["--config=folder", "--config.optimizer.floor=nan"], 1, "--config.optimizer.floor=nan:"),
     (["--config=folder", "--config.seed", "-1"], 1, "--config.seed=-1: must be"),

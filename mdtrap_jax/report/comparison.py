@@ -17,7 +17,9 @@ from mdtrap_jax.report import tables
 from mdtrap_jax.run import claim, store
 from mdtrap_jax.run.identity import data_of
 from mdtrap_jax.run.lines import read_episodes, read_object
-from mdtrap_jax.statistics import Accuracy, accuracy_of, paired
+from mdtrap_jax.statistics import Accuracy, accuracy_of, mean_and_ci, paired
+
+NONE = mean_and_ci(())
 
 TRANSDUCTIVE = frozenset(name for name, found in METHODS.items() if found.transductive)
 
@@ -32,6 +34,7 @@ class Row(NamedTuple):
   zero_shot: Accuracy
   accuracy: Accuracy
   difference: Accuracy | None  # to the first run, on the episodes that both finished
+  ncc: Accuracy = NONE  # nearest class mean of the frozen images, where a run was diagnosed
 
 
 def find_runs(paths: Iterable[str | Path]) -> list[Path]:
@@ -89,6 +92,7 @@ def _row(name, domain, config, lines, first) -> Row:
     zero_shot=accuracy_of(lines, "zero_shot_accuracy"),
     accuracy=accuracy_of(lines),
     difference=None if first is None else paired(first, by_identity(config, lines)),
+    ncc=accuracy_of(lines, "ncc_accuracy_before"),
   )
 
 
@@ -137,7 +141,7 @@ def _short_names(paths: Sequence[str | Path]) -> list[str]:
   return [str(Path(*p[shared:])) for p in parts]
 
 
-def _cells(row: Row) -> tuple[Any, ...]:
+def _cells(row: Row, diagnosed: bool) -> tuple[Any, ...]:
   difference = row.difference
   return (
     row.name,
@@ -145,6 +149,7 @@ def _cells(row: Row) -> tuple[Any, ...]:
     row.episodes,
     row.failed,
     row.zero_shot.points(),
+    *((row.ncc.points(),) if diagnosed else ()),
     row.accuracy.points(),
     *(("–", "–") if difference is None else (difference.points(sign="+"), difference.episodes)),
   )
@@ -155,7 +160,9 @@ def _format(write: Callable[..., str], rows: Sequence[Row]) -> str:
   if any(row.domain is not None for row in rows):
     header.insert(1, "domain")
     rows = [row._replace(domain=row.domain or "–") for row in rows]
-  return write([*header, "common"], [_cells(row) for row in rows])
+  if diagnosed := any(row.ncc.episodes for row in rows):
+    header.insert(header.index("adapted (%)"), "NCC (%)")
+  return write([*header, "common"], [_cells(row, diagnosed) for row in rows])
 
 
 def format_text(rows: Sequence[Row]) -> str:
@@ -173,9 +180,12 @@ def format_csv(rows: Sequence[Row]) -> str:
   header = (
     "run", "episodes", "failed", "zero_shot_mean", "zero_shot_ci95", "accuracy_mean",
     "accuracy_ci95", "difference_mean", "difference_ci95", "common_episodes", "domain",
+    "ncc_mean", "ncc_ci95",
   )  # fmt: skip
   numbers = lambda row: (*row.zero_shot[:2], *row.accuracy[:2], *(row.difference or [None] * 3))
-  cells = [(row.name, row.episodes, row.failed, *numbers(row), row.domain) for row in rows]
+  cells = [
+    (row.name, row.episodes, row.failed, *numbers(row), row.domain, *row.ncc[:2]) for row in rows
+  ]
   return tables.csv(header, cells).rstrip("\n")
 
 

@@ -129,6 +129,7 @@ def _term_values(value: Any) -> bool:
 # Fields that a line may have, what they are, and when; others are kept as they are.
 _FIELDS = {
   "zero_shot_accuracy": (_fraction, "a number from 0 to 1"),
+  "ncc_accuracy_before": (_fraction, "a number from 0 to 1"),
   "gap_before": (_number, "a number"),
   "gap_after": (_number, "a number"),
   "seed": (_whole, "a whole number"),

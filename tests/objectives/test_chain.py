@@ -31,6 +31,10 @@ def test_too_few_steps():
     chain.evaluation_marks(4)
 
 
+def test_some_marks():
+  assert chain.evaluation_marks(12, (2, 5)) == (4, 12)
+
+
 def test_the_clean_pass_runs_only_while_relations_are_aligned():
   assert chain.make_phases(PAPER, 250) == ((0, 150, True), (150, 250, False))
   assert chain.make_phases(with_window("ra", (1, 4)), 33) == (

@@ -81,3 +81,21 @@ def test_gradients_by_finite_differences():
         order=1,
         modes=["rev"],
       )
+
+
+def test_the_cosine_divergence_has_no_fixed_point():
+  """Its gradient on the relation is `-exp(t) / NM`, whatever the relation is."""
+  text = jnp.array([[1.0, 0.0], [0.6, 0.8], [0.0, 1.0]])
+  labels = jnp.array([0, 1, 2, 0])
+  target = losses.text_relation(text, labels, labels[:3])
+  slope = jax.grad(losses.cosine_divergence, argnums=1)
+  for relation in (target, jnp.zeros((4, 3)), -jnp.ones((4, 3))):
+    np.testing.assert_allclose(slope(target, relation), -np.exp(target) / 12, rtol=1e-6)
+  # Descent raises every cosine; that of one class by e, of two by exp(cosine of their texts).
+  raised = -12 * slope(target, target)
+  np.testing.assert_allclose(raised[0], np.exp([1.0, 0.6, 0.0]), rtol=1e-6)
+  assert (raised > 0).all()
+  # The divergence of distributions rests where the relation is the target, up to a constant a row.
+  soft = jax.grad(losses.softmax_divergence, argnums=1)
+  np.testing.assert_allclose(soft(target, target + jnp.ones((4, 1))), 0, atol=1e-7)
+  assert jnp.abs(soft(target, jnp.zeros((4, 3)))).max() > 1e-2

@@ -155,3 +155,14 @@ def test_names_of_any_kind_keep_the_table(tmp_path):
   assert first.endswith(",,,,")
   assert second.startswith("'=cmd|'<b>',2,0,0.25,")
   assert second.split(",")[7].startswith("0.05")
+
+
+def test_nearest_class_means_have_a_column_where_runs_were_diagnosed(tmp_path):
+  write_run(tmp_path / "a", [{"ncc_accuracy_before": 0.25}, {"ncc_accuracy_before": 0.75}])
+  write_run(tmp_path / "b", [0.5, 0.5])
+  header, first, second = report([tmp_path]).splitlines()
+  assert header.index("zero-shot (%)") < header.index("NCC (%)") < header.index("adapted (%)")
+  # 25 and 75 %: ± 1.96 · 25 / √2.
+  assert first.split()[6:9] == ["50.00", "±", "34.65"]
+  assert second.split()[6] == "–"
+  assert "NCC" not in report([tmp_path / "b"])

@@ -1,0 +1,1 @@
+"""Instruments: what a run's adaptation did to images, texts, gradients and attention."""
