@@ -25,9 +25,10 @@ from absl import logging
 from configs import default
 from mdtrap_jax import config as configs
 from mdtrap_jax import files
-from mdtrap_jax.experiments import finetune
+from mdtrap_jax.experiments import finetune, study
 from mdtrap_jax.methods.finetune import FineTuning
 from mdtrap_jax.report import comparison, tables
+from mdtrap_jax.report.figures import plot_study
 from mdtrap_jax.run import devices, loop
 from mdtrap_jax.run.lines import read_episodes
 from mdtrap_jax.statistics import accuracy_of, mean_and_ci
@@ -257,14 +258,14 @@ def test(work: Path, folders: Mapping[str, str], until: datetime.datetime | None
 
 
 def tabulate(work: Path, out: Path) -> None:
-  """Writes `study.csv` and the study's figure from what there is."""
+  """Writes `trap.csv`, `trap.png` and a copy of the search's log from what there is."""
   cells = dict.fromkeys(cell for _, cells in ROUNDS for cell in cells)
   header = ("world", "shots", "steps", "method", "episodes", "zero_shot", "accuracy",
             "accuracy_ci95", "difference", "difference_ci95", "ncc_before", "ncc_after", "gap",
             "gap_shift", "gap_shift_ci95", "gap_shift_difference",
             "gap_shift_difference_ci95")  # fmt: skip
   choice = Choice(**json.loads((work / "choice.json").read_text(encoding="utf-8")))
-  rows = []
+  rows, drawn = [], {}
   for cell in cells:
     paths = [
       folder_of(work, cell, window) / name
@@ -274,6 +275,9 @@ def tabulate(work: Path, out: Path) -> None:
     if not all((path / "episodes.jsonl").exists() for path in paths):
       continue
     found = comparison.compare(paths)
+    if not cell.methods:
+      named = dict(zip((path.name for path in paths), found, strict=True))
+      drawn[study.Cell(cell.world, None, cell.shots)] = named
     lines = [read_episodes(path) for path in paths]
     baseline = {line["episode"]: line.get("gap_shift_after") for line in lines[0]}
     for path, row, own in zip(paths, found, lines, strict=True):
@@ -289,7 +293,10 @@ def tabulate(work: Path, out: Path) -> None:
          accuracy_of(own, "ncc_accuracy_before").mean, accuracy_of(own, "ncc_accuracy_after").mean,
          accuracy_of(own, "gap_after").mean, *shift[:2], *mean_and_ci(moved)[:2])
       )  # fmt: skip
-  files.write(out / "study.csv", tables.csv(header, rows))
+  files.write(out / "trap.csv", tables.csv(header, rows))
+  files.write(out / "trap_search.csv", (work / "search.csv").read_bytes())
+  if drawn:
+    plot_study(drawn, out / "trap.png")
   print(tables.text(header, rows))
 
 
