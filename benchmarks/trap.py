@@ -176,7 +176,9 @@ def search(work: Path, folders: Mapping[str, str]) -> None:
   rate, steps = best
   for divergence, weights in DIVERGENCES.items():
     variants = {
-      f"svl-{svl:g}-ra-{ra:g}": {"svl": svl, "ra": ra} for svl in SVL_WEIGHTS for ra in weights
+      f"svl-{svl:g}-ra-{ra:g}".replace(".", "_"): {"svl": svl, "ra": ra}
+      for svl in SVL_WEIGHTS
+      for ra in weights
     }
     choice = Choice(rate, steps, divergence)
     for world in worlds:
