@@ -55,7 +55,7 @@ def shift_texts(
     shifts: `[S]`, lengths; 0 leaves both as they are.
     logit_scale: `s`, of the loss.
   """
-  direction = unit_or_zero(text_gap(image, text, labels))
+  direction = unit_or_zero(text_gap(image, text, labels))[None]
 
   def at(shift):
     images, texts = unit(image) - 0.5 * shift * direction, unit(text) + 0.5 * shift * direction

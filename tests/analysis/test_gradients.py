@@ -1,7 +1,5 @@
 """Gradients of single terms: their sum is the chain's, norms and cosines by hand."""
 
-import functools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -19,7 +17,7 @@ def test_norms_and_cosines_by_hand():
   assert np.isnan(found.cosine[:, 2]).all()
 
 
-def test_terms_add_up_and_the_state_is_that_of_a_run():
+def test_terms_add_up():
   method, params = small_adaptation(
     small_config(adapt__steps=5, adapt__views=2, objective__ra__window=(0, 5))
   )
@@ -36,15 +34,10 @@ def test_terms_add_up_and_the_state_is_that_of_a_run():
     for name, term in method.terms.items():
       cotangent, _ = term.update(cotangent, last.opt_state[name], last.params, **forward)
     (summed,) = forward["features_vjp"](cotangent)
-    return last, found, rows, jnp.concatenate([leaf.ravel() for leaf in jax.tree.leaves(summed)])
+    return found, rows, jnp.concatenate([leaf.ravel() for leaf in jax.tree.leaves(summed)])
 
-  last, found, rows, summed = follow(state)
+  found, rows, summed = follow(state)
   np.testing.assert_allclose(rows.sum(0), summed, rtol=1e-3, atol=1e-5 * np.abs(summed).max())
-  expected = jax.jit(functools.partial(method.run, clean=True))(params, prepared, state, 0, 3)
-  for ours, theirs in zip(
-    jax.tree.leaves(last.params), jax.tree.leaves(expected.params), strict=True
-  ):
-    np.testing.assert_allclose(ours, theirs, atol=1e-4)
   assert found.norm.shape == (3, 3)
   assert (found.norm[0] > 0).tolist() == [True, True, False]  # RA starts after the first step
   assert np.isnan(found.cosine[0, 0, 2])
