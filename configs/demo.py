@@ -18,6 +18,7 @@ def get_config():
   config.data.severity = 1.0
   config.model.name = "miniature"
   config.adapt.steps = 10
+  config.adapt.diagnose = True  # so that the table has the nearest class mean, too
   config.optimizer.learning_rate = 3e-3
   config.variants = ConfigDict({"baseline": {"svl": 0.0, "ra": 0.0}, "svl_ra": {}})
   return config

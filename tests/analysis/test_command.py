@@ -44,8 +44,8 @@ def test_every_instrument_of_every_variant(finished, tmp_path, capsys):
   text = capsys.readouterr()
   assert "another accuracy" not in text.err
   assert [line.split()[:2] for line in text.out.splitlines()[1:3]] == [
-    ["vlm", "accuracy"],
-    ["vlm", "ncc_accuracy"],
+    ["svl_ra", "accuracy"],
+    ["svl_ra", "ncc_accuracy"],
   ]
   for variant, terms in (("vlm", ["vlm"]), ("svl_ra", ["vlm", "svl", "ra"])):
     found = json.loads((out / variant / "analysis.json").read_text())

@@ -37,16 +37,17 @@ def test_shifts_against_numpy():
 
 
 def test_the_best_shift_undoes_a_gap_that_was_made():
-  """Texts are the class directions, images the same moved off along a third axis."""
-  angle = jnp.array([0.0, 2.0, 4.0])
-  text = jnp.stack([jnp.cos(angle), jnp.sin(angle), -0.2 * jnp.ones(3)], -1)
-  image = jnp.stack([jnp.cos(angle), jnp.sin(angle), 0.6 * jnp.ones(3)], -1)
-  found = Embeddings(image, jnp.arange(3), image, jnp.arange(3), text, jnp.float32(20))
+  """Three directions in a plane, moved off it to one side for texts, to the other for images."""
+  angle = 2 * jnp.pi / 3 * jnp.arange(3)
+  plane = jnp.stack([jnp.cos(angle), jnp.sin(angle), jnp.zeros(3)], -1)
+  off = jnp.array([[0.0, 0.0, 0.4]])
+  image, text = plane + off, plane - off
+  found = Embeddings(image, jnp.arange(3), image, jnp.arange(3), text, jnp.float32(4))
   extras = text_gap.diagnose(found)
-  # Apart by .6/√1.36 + .2/√1.04 along the axis; shifted by that much they meet.
-  expected = 0.6 / 1.36**0.5 + 0.2 / 1.04**0.5
-  np.testing.assert_allclose(extras["gap_shift"], expected, atol=0.05)
-  assert extras["gap"] > 0.7
+  # Each is .4/√1.16 off the plane, where classes differ most.
+  apart = 2 * 0.4 / 1.16**0.5
+  np.testing.assert_allclose(extras["gap"], apart, rtol=1e-5)
+  np.testing.assert_allclose(extras["gap_shift"], apart, atol=0.013)  # half a step of the shifts
   assert extras["ncc_accuracy"] == 1.0
   aligned = text_gap.diagnose(found._replace(classes=image))
   np.testing.assert_allclose([aligned["gap"], aligned["gap_shift"]], 0, atol=1e-5)
