@@ -182,6 +182,8 @@ def make_method(
   """
   adapt, parameterization = config.adapt, make_parameterization(config)
   objective = config.objective.to_dict()
+  if adapt.diagnose:
+    raise ValueError("config.adapt.diagnose=True: only few-shot episodes are diagnosed; leave it.")
   if model:
     parameterization.check(model)
   copies = adapt.views if adapt.augmentation == "views" else 1
@@ -206,6 +208,7 @@ def make_method(
     views=adapt.views,
     batch_size=batch_size,
     chunk=adapt.chunk or None,
+    fifths=tuple(adapt.evaluate_at),
     augmentation=adapt.augmentation,
     evaluated=config.model.batch_size,
   )
