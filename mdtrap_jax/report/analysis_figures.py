@@ -11,8 +11,9 @@ import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 
+from mdtrap_jax import files
 from mdtrap_jax.methods.text_gap import SHIFTS
-from mdtrap_jax.report.figures import COLORS, save
+from mdtrap_jax.report.figures import COLORS, render
 
 if TYPE_CHECKING:
   from mdtrap_jax.analysis.readapt import Look
@@ -191,4 +192,4 @@ def _plain(text: str, longest: int = 80) -> str:
 
 def _save(figure: Figure, paths: Sequence[Path]) -> None:
   for path in paths:
-    save(figure, path, dpi=130)
+    files.write(path, render(figure, path.suffix[1:], dpi=130))
