@@ -236,13 +236,13 @@ def make_method(
     num_views=adapt.views * num_clean,
     num_clean=num_clean,
     batch_size=batch_size,
-    loss_scaling=config.model.dtype == "float16",
   )
+  scaled = config.model.dtype == "float16"
   optimizer = chain.make_optimizer(steps=adapt.steps, **config.optimizer.to_dict())
   return FineTuning(
     model=model,
     parameterization=parameterization,
-    tx=chain.make_objective(objective, optimizer, **sizes),
+    tx=chain.make_objective(objective, optimizer, loss_scaling=scaled, **sizes),
     steps=adapt.steps,
     phases=chain.make_phases(objective, adapt.steps),
     views=adapt.views,
