@@ -23,7 +23,7 @@ def test_steps_are_the_papers(counts, steps):
 
 def test_settings_are_those_of_the_method():
   assert make_config("clip-tiny", "vlm", (1, 1), fields=TINY).objective.ra.weight == 0
-  assert make_config("miniature", "svl", (9, 9)).adapt.steps == 10  # the demonstration's
+  assert make_config("miniature", "svl", (9, 9)).adapt.steps == 20  # the demonstration's
   own = make_config("miniature", "svl", (9, 9), fields={"adapt.steps": 50}, template=["a {}", "{}"])
   assert (own.adapt.steps, own.data.template) == (50, ("a {}", "{}"))
   head = make_config("miniature", "copa", (9, 9), fields={"head.l2": 0.5})
