@@ -17,13 +17,19 @@ from PIL import Image
 from tests.paths import ROOT
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-OPTIONAL = ("aiohttp", "sentencepiece", "sklearn")  # asked for by name where they are missing
+OPTIONAL = (
+  "aiohttp",
+  "sentencepiece",
+  "sklearn",
+  "umap",
+)  # asked for by name where they are missing
 # Modules whose packages have another name.
 PACKAGES = {
   "PIL": "pillow",
   "absl": "absl_py",
   "orbax": "orbax_checkpoint",
   "sklearn": "scikit_learn",
+  "umap": "umap_learn",
 }
 
 # A config of the user's, on top of the wheel's.

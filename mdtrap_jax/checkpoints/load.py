@@ -61,7 +61,7 @@ def load(
   weights = find_weights(source)
   if merge.is_adapter(weights):
     return _adapted(weights.parent, str(source), dtype, image_size, tokenize)
-  checkpoint, layout, description = describe(open_checkpoint(source))
+  checkpoint, layout, description = describe(open_checkpoint(weights))  # asked for once
   if tokenize is None:
     tokenize = read_tokenizer(checkpoint.folder, description.family, description.text)
   model = assemble(checkpoint, description, str(source), tokenize)

@@ -66,8 +66,9 @@ def shift_texts(
 
 
 def best_shift(curve: TextShiftCurve, shifts: jax.Array) -> jax.Array:
-  """The shift of the least loss, `[]`; its size is the paper's distance."""
-  return jnp.asarray(shifts)[jnp.argmin(curve.loss)]
+  """The shift of the least loss, `[]`, of equals the shortest; its size is the paper's distance."""
+  least = curve.loss <= curve.loss.min() + 1e-6
+  return jnp.asarray(shifts)[jnp.argmin(jnp.where(least, jnp.abs(shifts), jnp.inf))]
 
 
 def diagnose(found: Embeddings) -> dict[str, jax.Array]:

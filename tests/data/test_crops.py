@@ -30,7 +30,7 @@ def test_the_whole_image_stays_as_it_is_and_boxes_are_enlarged():
   mirrored = crops._crop(image, jnp.ones(2), jnp.zeros(2), jnp.array(True))
   np.testing.assert_array_equal(mirrored, image[:, ::-1])
   halves = jnp.zeros((8, 8, 3), jnp.uint8).at[:, 4:].set(200)  # the right half alone is bright
-  right = crops._crop(halves, jnp.array([1.0, 0.375]), jnp.array([0.0, 0.625]), jnp.array(False))
+  right = crops._crop(halves, jnp.array([1.0, 0.25]), jnp.array([0.0, 0.75]), jnp.array(False))
   np.testing.assert_array_equal(right, np.full((8, 8, 3), 200))
 
 

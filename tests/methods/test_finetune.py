@@ -244,10 +244,10 @@ def test_the_clean_pass_has_dropout_masks_of_its_own():
   prepared, state = one_prepared()
   factors = jax.tree.map(lambda leaf: leaf + 0.1, state.params)
   clean_rows = prepared.batch.clean_labels.shape[0]
+  rows = setup()[0]._rows(params, prepared, jnp.zeros((), jnp.int32), clean=True)
 
   def features(adaptation):
-    compute = jax.jit(functools.partial(adaptation._features, clean=True))
-    return compute(params, prepared, factors, prepared.tokens, jax.random.key(0))
+    return jax.jit(adaptation._features)(params, prepared, factors, rows, jax.random.key(0))
 
   found = features(adaptation)
   assert not np.allclose(found.image[:clean_rows], found.clean)
@@ -259,16 +259,16 @@ def test_the_clean_pass_has_dropout_masks_of_its_own():
 def test_batches_cover_every_view_once_an_epoch_in_a_new_order():
   adaptation = dataclasses.replace(setup()[0], batch_size=3)
   prepared, _ = one_prepared()
-  draw = jax.jit(adaptation._rows)
+  draw = jax.jit(functools.partial(adaptation._rows, None, clean=False))
   rows = [draw(prepared, step) for step in range(6)]  # 9 views: 3 steps an epoch
-  epochs = [np.concatenate([tokens for tokens, _ in rows[i : i + 3]]) for i in (0, 3)]
+  epochs = [np.concatenate([step.tokens for step in rows[i : i + 3]]) for i in (0, 3)]
   order = lambda tokens: np.lexsort(tokens.reshape(len(tokens), -1).T)
   everything = np.asarray(prepared.tokens)
   for epoch in epochs:
     np.testing.assert_array_equal(epoch[order(epoch)], everything[order(everything)])
   assert not np.array_equal(*epochs)
   labels = np.asarray(prepared.batch.labels)
-  for tokens, batch in rows:
+  for tokens, _, batch in rows:
     for token, label in zip(np.asarray(tokens), batch.labels, strict=True):
       found = (everything == token).all((1, 2))
       assert (labels[found] == label).all()

@@ -324,7 +324,7 @@ def test_relations_in_minibatches_of_all_images_are_those_of_the_whole():
     (cotangent, first), (of_parts, second) = found
     np.testing.assert_allclose(of_parts.image, cotangent.image[rows], atol=1e-6)
     np.testing.assert_allclose(of_parts.clean, cotangent.clean[rows], atol=1e-6)
-    np.testing.assert_allclose(second.value, first.value, rtol=1e-6)
+    np.testing.assert_allclose(second.value, first.value, rtol=1e-4)
     states = first, second
   assert jnp.abs(cotangent.image).max() > 0
   fresh = parts.init(PARAMS)
