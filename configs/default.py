@@ -38,8 +38,8 @@ TUNES = {
   # F. Meng et al., "PiSSA", NeurIPS 2024: alpha = r, so that the scale is 1, and no dropout.
   "pissa": {"lora.start": "pissa", "lora.alpha": 16.0, "lora.scale": "linear", "lora.dropout": 0.0},
   # K. Zhou et al., "Learning to prompt for vision-language models", IJCV 2022 (CoOp): SGD in its
-  # code's setting, a cosine to 0 after one epoch at 1e-5. An epoch of so few images is one step: 50 a
-  # shot here; CoOp's own are 50 at 1 shot, 100 at 2 to 4 and 200 from 8 (set adapt.steps).
+  # code's setting, a cosine to 0 after one epoch at 1e-5. An epoch of so few images is one step:
+  # 50 a shot here; CoOp's own are 50 at 1 shot, 100 at 2 to 4 and 200 from 8 (set adapt.steps).
   "coop": {
     "tune": "coop",
     "adapt.steps_per_shot": 50,

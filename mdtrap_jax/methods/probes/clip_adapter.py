@@ -1,8 +1,8 @@
 """CLIP-Adapter: a bottleneck MLP beside the image features, mixed with them by a fixed ratio.
 
 Gao et al., IJCV 2024 (arXiv 2110.04544), eq. 4-6. Their code: ratio 0.2, reduction 4, ReLU after
-both layers, no bias; for training it refers to CoOp's commands, whose SGD at 0.002 and epochs by the
-number of shots are taken here.
+both layers, no bias; for training it refers to CoOp's commands, whose SGD at 0.002 and epochs by
+the number of shots are taken here.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Linear probe by logistic regression on unit-norm features, fitted with L-BFGS.
 
 Tian et al., "Rethinking few-shot image classification: a good embedding is all you need?" (ECCV
-2020): scikit-learn's multinomial LogisticRegression with C = 1, which they do not tune. They fit it on five augmented
-copies of each image, which weigh against the penalty as C = 5 does on one.
+2020): scikit-learn's multinomial LogisticRegression with C = 1, which they do not tune. They fit it
+on five augmented copies of each image, which weigh against the penalty as C = 5 does on one.
 """
 
 from __future__ import annotations

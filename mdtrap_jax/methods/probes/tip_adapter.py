@@ -1,7 +1,8 @@
 """Tip-Adapter and Tip-Adapter-F: the support set as a cache that adds to zero-shot logits.
 
 Zhang et al., ECCV 2022, eq. 4-6. Without a validation set to search them on, α = 1 and β = 5.5, the
-best of the paper's study on ImageNet (the code starts its search from β = 1 and α = 1.17 there); "F" tunes the keys by AdamW for 20 epochs, its last ones count.
+best of the paper's study on ImageNet (the code starts its search from β = 1 and α = 1.17 there);
+"F" tunes the keys by AdamW for 20 epochs, its last ones count.
 """
 
 from __future__ import annotations
