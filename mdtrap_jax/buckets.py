@@ -292,7 +292,9 @@ def _fetch(bucket: Bucket, blobs: Path, root: Path, name: str, entry: Object) ->
     except OSError as error:  # a file system without links
       if error.errno not in (errno.EPERM, errno.ENOTSUP, errno.EMLINK):
         raise
-      shutil.copyfile(blob, target)
+      aside = target.with_name(f".{target.name}.{os.getpid()}.partial")
+      shutil.copyfile(blob, aside)
+      os.replace(aside, target)
   return entry
 
 

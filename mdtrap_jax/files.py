@@ -86,7 +86,10 @@ def writing(target: str | os.PathLike[str], last: str = "") -> Iterator[Path]:
       return
     names = [str(file.relative_to(path)) for file in path.rglob("*") if file.is_file()]
     if last:
-      bucket.remove(sorted(bucket.find(), key=lambda name: os.path.basename(name) != last))
+      there = set(bucket.find())
+      first = {name for name in there if os.path.basename(name) == last}
+      bucket.remove(sorted(first))
+      bucket.remove(sorted(there - first))
     for name in sorted(names, key=lambda name: (os.path.basename(name) == last, name)):
       bucket.upload(path / name, name)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import csv
 import os
 from pathlib import Path
@@ -11,6 +12,10 @@ from mdtrap_jax.data.names import listed, nfc, shown
 from mdtrap_jax.data.split_file import Row, check_inside, read_split_file
 
 COOP = "https://github.com/KaiyangZhou/CoOp/blob/main/DATASETS.md"
+
+
+# CLIP's list of ImageNet's names has "missile" and "sunglasses" twice; later ones tell them apart.
+_AGAIN = {"n04008634": "projectile", "n04355933": "sunglass"}
 
 
 def coop_split(root: Path, split_file: Path, part: str) -> list[Row]:
@@ -90,7 +95,11 @@ def _class_names(path: Path) -> dict[str, str]:
       f"{shown(path)}: no such file. It names the classes, a line each (`n01440764 tench`); get "
       f"CoOp's from {COOP}."
     )
-  return {nfc(line.partition(" ")[0]): nfc(line.partition(" ")[2].strip()) for line in _lines(path)}
+  names = {
+    nfc(line.partition(" ")[0]): nfc(line.partition(" ")[2].strip()) for line in _lines(path)
+  }
+  twice = {name for name, count in collections.Counter(names.values()).items() if count > 1}
+  return {f: _AGAIN.get(f, name) if name in twice else name for f, name in names.items()}
 
 
 def _solution(path: Path) -> list[tuple[str, str]]:

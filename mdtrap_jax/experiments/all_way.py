@@ -62,9 +62,12 @@ def experiment(config: ml_collections.ConfigDict) -> Experiment:
     ValueError, OSError: input that cannot be right.
   """
   config = finetune.settled(config)
+  check(config)
   make_method(config, None, 1.0, images=2, width=1)  # an objective that cannot be is refused now
   parts, exams = open_parts(config)
-  check_feasible(parts.train, 2, config.data.shots, 0, config.data.small_classes)
+  shared = parts.val is parts.train  # an image more, to validate on
+  check_feasible(parts.train, 2, config.data.shots, int(shared))
+  check_feasible(parts.val, 2, 1, 0)
   sources = {"train": parts.train, "val": parts.val} | exams
   identity = finetune.identity(config, parts.train)
   identity["domains"] = {
@@ -86,6 +89,24 @@ def experiment(config: ml_collections.ConfigDict) -> Experiment:
   )
 
 
+def check(config: ml_collections.ConfigDict) -> None:
+  """Refuses what means nothing here, before anything is opened.
+
+  Raises:
+    ValueError: names the field, its value and the remedy.
+  """
+  if config.variants:
+    raise ValueError("config.variants: runs on all classes have none; start one run for each.")
+  for field, value, why in (
+    ("data.small_classes", "error", "all classes take part; name those to keep in data.classes"),
+    ("data.unreadable", "error", "the whole test split is classified; repair what is unreadable"),
+    ("data.cache_dir", "", "test images are read once; leave it empty"),
+    ("predictions", False, "it would be of the validation images alone; leave it"),
+  ):
+    if (given := configs.get(config, field)) != value:
+      raise ValueError(f"--config.{field}={given}: {why}.")
+
+
 def open_parts(config: ml_collections.ConfigDict) -> tuple[Parts, dict[str, Source]]:
   """The parts to draw from, and the test images by examination.
 
@@ -105,7 +126,10 @@ def open_parts(config: ml_collections.ConfigDict) -> tuple[Parts, dict[str, Sour
   if config.base_to_new:
     names = parts.train.class_names
     base, new = names[: -(-len(names) // 2)], names[-(-len(names) // 2) :]
-    parts = Parts(*(ClassSubset(part, base) for part in parts))
+    kept = {
+      id(part): ClassSubset(part, base) for part in parts
+    }  # `val` may be `train`, and stays so
+    parts = Parts(*(kept[id(part)] for part in parts))
     exams = {"base": parts.test, "new": ClassSubset(exams["test"], new)}
   for entry in config.transfer:
     name, _, path = entry.partition("=")
@@ -195,7 +219,7 @@ def make_method(
     logit_scale=logit_scale,
     num_views=batch_size,
     num_clean=images,
-    batch_size=batch_size,
+    batch_size=batch_size if adapt.batch_size else None,
     width=width,
     loss_scaling=config.model.dtype == "float16",
   )

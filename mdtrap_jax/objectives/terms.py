@@ -237,8 +237,8 @@ def add_relation_alignment_in_minibatches(
 
   `R_{t-1}` of two images is between them as each was when it was last in a minibatch. One with an
   image that has not been in any (those of the first epoch) is only remembered, as the first step
-  is. With all images in every step this is `add_relation_alignment`. The papers do not say what
-  they do; this is the definition of the library.
+  is. With one row of every image in each step this is `add_relation_alignment`. The papers do not
+  say what they do; this is the definition of the library.
 
   Args:
     context: of the chain; `num_clean` is `M` and `width` is `D`.
@@ -261,7 +261,9 @@ def add_relation_alignment_in_minibatches(
     target = share * memory.image[rows] @ memory.clean[rows].T + (1 - share) * text
     value = losses.DIVERGENCES[divergence](target, z @ h.T)
     value = jnp.where(memory.seen[rows].all(), value, jnp.zeros_like(value))
-    now = lambda old, new: old.at[rows].set(new.astype(old.dtype))
+    # Of an image that is in a minibatch several times, in several views, the last row counts.
+    turn = jnp.full(memory.seen.shape, -1).at[rows].max(jnp.arange(len(rows)))
+    now = lambda old, new: jnp.where(turn[:, None] >= 0, new[turn].astype(old.dtype), old)
     remembered = SeenMemory(
       now(memory.image, z), now(memory.clean, h), memory.seen.at[rows].set(True)
     )

@@ -62,7 +62,9 @@ class Lease:
     self._ends.set()
     self._thread.join(timeout=5)
     with contextlib.suppress(OSError, ValueError):
-      Bucket(self._bucket.url, patience=5.0).remove([self._name(self._number)])
+      bucket = Bucket(self._bucket.url, patience=5.0)
+      if self._is_mine(bucket):
+        bucket.remove([self._name(self._number)])
 
   def _take(self) -> int:
     watched, since = None, 0.0
@@ -108,7 +110,8 @@ class Lease:
 
   def _renew(self) -> None:
     leases = self._leases()
-    if max(leases, default=0) != self._number and not self._ends.is_set():
+    held = max(leases, default=0) == self._number and self._is_mine(self._bucket)
+    if not held and not self._ends.is_set():
       other = self._bucket.read(self._name(max(leases))) if leases else None
       self.lost = (
         f"{self._bucket.url} was taken over by another run"
@@ -118,6 +121,11 @@ class Lease:
       return
     self._renewals += 1
     self._bucket.write(self._name(self._number), self._content())
+
+  def _is_mine(self, bucket: Bucket) -> bool:
+    """Numbers come back, once others have taken over and ended: the key says whose one is."""
+    held = bucket.read(self._name(self._number))
+    return held is not None and _parse(held).get("key") == self._holder["key"]
 
   def _leases(self) -> dict[int, Any]:
     """Objects by number."""

@@ -143,7 +143,8 @@ class _Copy:
     check_out(self._bucket, found, self.root, read)
     self._parents()
     self._known = {name: _state(path) for name, path in self._walk()}
-    self._lines = {name: size for name, (size, _) in self._known.items() if _is_lines(name)}
+    whole = lambda path: path.read_bytes().rfind(b"\n") + 1  # half a line will be cut off
+    self._lines = {name: whole(self.root / name) for name in self._known if _is_lines(name)}
 
   def push(self, everything: bool = False) -> None:
     """Copies what has changed into the bucket, and removes there what is gone here.
@@ -168,6 +169,11 @@ class _Copy:
         continue
       self._known[name] = state
     gone = [name for name in self._known if name not in there]
+    if any(_is_read(name) and name.rpartition("/")[2] not in PREDICTIONS for name in gone):
+      raise OSError(  # no run removes these
+        f"the working copy of {self.name} on this machine was removed while the run went on: what "
+        "was pushed is kept; run the same command again."
+      )
     self._bucket.remove(gone)
     for name in gone:
       del self._known[name]
@@ -199,14 +205,18 @@ class _Copy:
   def _parents(self) -> None:
     """Marks the folders above that are a run's, so that no run begins inside another."""
     url, folder = self._bucket.url, self.root
-    while url.count("/") > 3:
+    while url.count("/") > 2:
       url, folder = url.rpartition("/")[0], folder.parent
       if content := Bucket(url).read(claim.MARKER):
         (folder / claim.MARKER).write_bytes(content)
 
   def _walk(self) -> Iterator[tuple[str, Path]]:
     """The files of the working copy that belong into the bucket, by name."""
-    for folder, _, names in os.walk(self.root):
+
+    def refuse(error: OSError) -> None:
+      raise error  # a folder that cannot be read is not an empty one
+
+    for folder, _, names in os.walk(self.root, onerror=refuse):
       for name in names:
         path = Path(folder) / name
         if name != ".lock" and not name.endswith(".partial"):
@@ -248,6 +258,8 @@ def joined(contents: Iterator[bytes]) -> bytes:
   seen, lines = set(), []
   for content in contents:
     for line in content.splitlines(keepends=True):
+      if not line.endswith(b"\n"):
+        continue  # cut short by a kill
       try:
         number = json.loads(line)["episode"]
       except (ValueError, TypeError, LookupError):

@@ -8,7 +8,7 @@ import pytest
 
 from configs import fsl
 from mdtrap_jax.__main__ import main
-from mdtrap_jax.data import releases
+from mdtrap_jax.data import release_lists, releases
 from mdtrap_jax.data.read_labeled import read_labeled
 from mdtrap_jax.data.releases import RELEASES, ReleaseSource, check_release
 from mdtrap_jax.data.sources import make_source
@@ -118,6 +118,12 @@ def test_imagenet_is_read_from_folders_or_from_its_solution(flat, tmp_path):
   (root / "classnames.txt").unlink()
   with pytest.raises(FileNotFoundError, match="classnames.txt"):
     ReleaseSource("imagenet", root)
+
+
+def test_clips_names_of_imagenet_are_told_apart(tmp_path):
+  (tmp_path / "classnames.txt").write_text("n03773504 missile\nn04008634 missile\nn01 tench\n")
+  names = release_lists._class_names(tmp_path / "classnames.txt")
+  assert names == {"n03773504": "missile", "n04008634": "projectile", "n01": "tench"}
 
 
 def test_content_changes_with_an_image(tmp_path):

@@ -147,6 +147,7 @@ def test_base_classes_are_adapted_and_new_ones_tested_too(folder, tmp_path):
   for line in read_episodes(tmp_path / "run"):
     assert line["class_names"] == list(NAMES[:3])
     assert {name: test["images"] for name, test in line["tests"].items()} == {"base": 12, "new": 8}
+    assert not {*np.ravel(line["support"])} & {*np.ravel(line["query"])}
   assert "harmonic mean" in table
   tests = json.loads((tmp_path / "run" / "summary.json").read_text())["tests"]
   base, new = tests["base"]["accuracy_mean"], tests["new"]["accuracy_mean"]
@@ -158,6 +159,11 @@ def test_base_classes_are_adapted_and_new_ones_tested_too(folder, tmp_path):
   ("fields", "message"),
   [
     ({"data.shots": 5}, "fewer than shots"),
+    ({"data.shots": 4}, "fewer than shots"),  # none is left to validate on
+    ({"data.small_classes": "drop"}, "data.small_classes=drop: all classes take part"),
+    ({"data.unreadable": "skip"}, "data.unreadable=skip: the whole test split"),
+    ({"predictions": True}, "predictions=True: it would be of the validation images"),
+    ({"variants": {"one": {"svl": 0.0}}}, "config.variants: runs on all classes have none"),
     ({"objective.visual.weight": 0.1}, "visual compares all views"),
     ({"transfer": ("pets=x",)}, "data.domain=pets: choose one of"),
     ({"adapt.augmentation": "none"}, "adapt.augmentation=none"),
