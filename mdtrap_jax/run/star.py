@@ -139,8 +139,9 @@ class Star:
           self._pass_on(other, message)
           self._note(*message)
     if other not in self._gone:
-      self._pass_on(other, ("lost", other))
-      self._note("lost", other)
+      with self._order:  # nor may this overtake a text that the others are still being told
+        self._pass_on(other, ("lost", other))
+        self._note("lost", other)
     link.close()
 
   def _pass_on(self, sender: int, message: Any) -> None:
