@@ -154,6 +154,12 @@ class _Copy:
     """
     if self._lease.lost:
       raise OSError(self._lease.lost)
+    own = {claim.MARKER, "config.json"} & self._known.keys()  # which no run removes
+    if not all((self.root / name).exists() for name in own):
+      raise OSError(
+        f"the working copy of {self.name} on this machine was removed while the run went on: what "
+        "was pushed is kept; run the same command again."
+      )
     there = dict(self._walk())
     order = lambda name: _ORDER.get(name.rpartition("/")[2], 2)
     for name in sorted(there, key=lambda name: (order(name), name)):
@@ -169,11 +175,6 @@ class _Copy:
         continue
       self._known[name] = state
     gone = [name for name in self._known if name not in there]
-    if any(_is_read(name) and name.rpartition("/")[2] not in PREDICTIONS for name in gone):
-      raise OSError(  # no run removes these
-        f"the working copy of {self.name} on this machine was removed while the run went on: what "
-        "was pushed is kept; run the same command again."
-      )
     self._bucket.remove(gone)
     for name in gone:
       del self._known[name]

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import shutil
 
 import pytest
 
@@ -247,3 +248,13 @@ def test_a_run_that_was_taken_over_writes_no_more(google):
   with pytest.raises(OSError, match=f"{url} was taken over by another run"):
     go_on()
   assert names(url) == [".lease-000000009"]
+
+
+def test_a_working_copy_that_vanishes_takes_nothing_with_it(google):
+  url = google.url()
+  message = pytest.raises(OSError, match="was removed while the run went on")
+  with message, stores.opened(url) as store, begin(store):
+    store.push()
+    shutil.rmtree(store.root)
+    store.push()
+  assert {claim.MARKER, "config.json"} <= set(names(url))
