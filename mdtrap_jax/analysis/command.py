@@ -11,9 +11,10 @@ from absl import logging
 from tqdm import tqdm
 
 from mdtrap_jax import files
-from mdtrap_jax.analysis import projection
+from mdtrap_jax.analysis import output, projection
 from mdtrap_jax.analysis.readapt import open_run, readapt, terms_of
-from mdtrap_jax.report import analysis, comparison
+from mdtrap_jax.analysis.summary import summarize
+from mdtrap_jax.report import comparison
 from mdtrap_jax.run import devices, store
 
 
@@ -40,10 +41,10 @@ def analyze(options: argparse.Namespace) -> int:
     relative = path.relative_to(top) if path != top else Path()
     count = min(options.episodes, len(run.lines))
     found = list(tqdm(readapt(run, count), total=count, desc=str(path), leave=False))
-    summary = analysis.summarize(found, terms_of(run))
+    summary = summarize(found, terms_of(run))
     folder = out / relative
     folder.mkdir(parents=True, exist_ok=True)
-    analysis.write(folder, str(path), found, summary, options.map)
+    output.write(folder, str(path), found, summary, options.map)
     results[str(relative)] = summary
     if summary.agreeing < summary.tasks:
       print(
@@ -51,5 +52,5 @@ def analyze(options: argparse.Namespace) -> int:
         "accuracy than the run wrote; another machine or version rounds otherwise.",
         file=sys.stderr,
       )
-  print(f"{analysis.format_text(results)}\nwritten to {options.out}")
+  print(f"{output.format_text(results)}\nwritten to {options.out}")
   return 0

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from mdtrap_jax.__main__ import main
-from mdtrap_jax.report.analysis import band
+from mdtrap_jax.analysis.summary import band
 from mdtrap_jax.run.lines import read_episodes
 from tests.episodes import run_finetune, small_config
 

@@ -5,19 +5,17 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 
 from mdtrap_jax import files
+from mdtrap_jax.analysis.readapt import Look
+from mdtrap_jax.analysis.summary import Analysis, Band
 from mdtrap_jax.methods.text_gap import SHIFTS
 from mdtrap_jax.report.figures import COLORS, render
-
-if TYPE_CHECKING:
-  from mdtrap_jax.analysis.readapt import Look
-  from mdtrap_jax.report.analysis import Analysis, Band
 
 STYLE = {"axes.spines.top": False, "axes.spines.right": False, "font.size": 9}
 STAGES = {"before": (COLORS[0], "--"), "after": (COLORS[1], "-")}
