@@ -267,29 +267,18 @@ def _make_group(config, parts: Parts, exams: Mapping[str, Source]) -> Group:
       method=method,
       params=params,
       weights={},
-      task=_shapes(support.size, validation.size, model, prompts),
+      task=finetune.task_shape(
+        model,
+        support=support.size,
+        query=validation.size,
+        ways=len(prompts.text),
+        token_ids=prompts.token_ids.shape[1:],
+      ),
       batches=functools.partial(_batches, load),
       measure=functools.partial(_measure, method, held, read, config.model.batch_size),
     )
 
   return Group("all_way", [""], tasks, prepare)
-
-
-def _shapes(support: int, validation: int, model: VisionLanguageModel, prompts: Prompts) -> Task:
-  """Of one task."""
-  size = model.image.image_size
-  pixels = lambda count: jax.ShapeDtypeStruct((count, size, size, 3), jnp.uint8)
-  integers = lambda *shape: jax.ShapeDtypeStruct(shape, jnp.int32)
-  return Task(
-    support=pixels(support),
-    support_labels=integers(support),
-    query=pixels(validation),
-    query_labels=integers(validation),
-    seed=integers(),
-    number=integers(),
-    token_ids=integers(*prompts.token_ids.shape),
-    text=jax.ShapeDtypeStruct(prompts.text.shape, jnp.float32),
-  )
 
 
 def _read(data: Any, size: int, source: Source, index: int) -> np.ndarray:

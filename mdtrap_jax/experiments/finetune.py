@@ -177,7 +177,13 @@ def make_group(
       method=method,
       params=params,
       weights=make_weights(runs),
-      task=task_shape(config, model, prompts.token_ids.shape[1:]),
+      task=task_shape(
+        model,
+        support=data.ways * data.shots,
+        query=data.ways * data.queries,
+        ways=data.ways,
+        token_ids=prompts.token_ids.shape[1:],
+      ),
       batches=functools.partial(task_batches, load_task, threads=data.threads),
       scale=float(model.logit_scale(params)),
       describe=source.describe,
@@ -290,21 +296,20 @@ def encode_prompts(
 
 
 def task_shape(
-  config: ml_collections.ConfigDict,
-  model: VisionLanguageModel,
-  token_ids: tuple[int, ...] | None = None,
+  model: VisionLanguageModel, *, support: int, query: int, ways: int, token_ids: tuple[int, ...]
 ) -> Task:
-  """The shapes of one episode.
+  """The shapes of one task.
 
   Args:
-    config: settled.
     model: that is adapted.
-    token_ids: `(L,)` or `(P, L)`, of one class; the context length if `None`.
+    support: images.
+    query: images.
+    ways: `C`.
+    token_ids: `(L,)` or `(P, L)`, of one class.
   """
-  data, size = config.data, model.image.image_size
+  size = model.image.image_size
   images = lambda count: jax.ShapeDtypeStruct((count, size, size, 3), jnp.uint8)
   integers = lambda *shape: jax.ShapeDtypeStruct(shape, jnp.int32)
-  support, query = data.ways * data.shots, data.ways * data.queries
   return Task(
     support=images(support),
     support_labels=integers(support),
@@ -312,8 +317,8 @@ def task_shape(
     query_labels=integers(query),
     seed=integers(),
     number=integers(),
-    token_ids=integers(data.ways, *(token_ids or (model.text.context_length,))),
-    text=jax.ShapeDtypeStruct((data.ways, model.text.embed_dim), jnp.float32),
+    token_ids=integers(ways, *token_ids),
+    text=jax.ShapeDtypeStruct((ways, model.text.embed_dim), jnp.float32),
   )
 
 
