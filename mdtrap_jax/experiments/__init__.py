@@ -14,6 +14,7 @@ import ml_collections
 from mdtrap_jax import config as configs
 from mdtrap_jax.experiments import all_way, finetune, heads, pretrain, study
 from mdtrap_jax.methods.heads import METHODS
+from mdtrap_jax.report import all_way as all_way_report
 from mdtrap_jax.report import comparison, summary
 from mdtrap_jax.report import heads as heads_report
 from mdtrap_jax.run import hosts
@@ -45,8 +46,8 @@ def run_all_way(config: ml_collections.ConfigDict, store: Store, track: Track | 
   finished = run_loop(all_way.experiment(config), store, track=track)
   directory = finished.directories[""]
   lines = [line for _, line in sorted(directory.finished.items())]
-  found = summary.write(directory, finished.rate, lines, all_way.summarize(lines))
-  return "" if hosts.index() else all_way.format_table(found)
+  found = summary.write(directory, finished.rate, lines, all_way_report.summarize(lines))
+  return "" if hosts.index() else all_way_report.format_table(found)
 
 
 def run_heads(config: ml_collections.ConfigDict, store: Store, track: Track | None = None) -> str:

@@ -17,8 +17,8 @@ import numpy as np
 from mdtrap_jax import config as configs
 from mdtrap_jax.data import images
 from mdtrap_jax.data.class_selection import ClassSubset, check_feasible
-from mdtrap_jax.data.draws import shuffle
 from mdtrap_jax.data.labeled import in_order
+from mdtrap_jax.data.parts import Parts, draw, halves
 from mdtrap_jax.data.prompts import Prompts
 from mdtrap_jax.data.releases import RELEASES
 from mdtrap_jax.data.source import Source
@@ -29,22 +29,8 @@ from mdtrap_jax.methods.all_way import AllWay
 from mdtrap_jax.methods.tuning.choices import make_parameterization
 from mdtrap_jax.models.vlm import VisionLanguageModel
 from mdtrap_jax.objectives import chain
-from mdtrap_jax.report import tables
-from mdtrap_jax.report.classification import wilson
 from mdtrap_jax.run.experiment import Experiment, Group, Ready
 from mdtrap_jax.run.programs import over_tasks
-from mdtrap_jax.statistics import mean_and_ci
-
-MOST_VALIDATION = 4  # images of a class, as CoOp takes them: min(K, 4)
-_HALVES = ("train", "test")  # of a source without a published split
-
-
-class Parts(NamedTuple):
-  """Where images of a data set are drawn and tested; the classes are the same in all."""
-
-  train: Source
-  val: Source  # may be `train`: its images then come after those of the support
-  test: Source
 
 
 class Examination(NamedTuple):
@@ -121,7 +107,7 @@ def open_parts(config: ml_collections.ConfigDict) -> tuple[Parts, dict[str, Sour
     opened = [make_source(configs.replace(config, {"data.split": p}).data) for p in _parts(data)]
     parts = Parts(*(opened if len(opened) == 3 else (opened[0], *opened)))
   else:
-    parts = Parts(*_halves(make_source(data)))
+    parts = halves(make_source(data))
   exams = {"test": parts.test}
   if config.base_to_new:
     names = parts.train.class_names
@@ -149,46 +135,6 @@ def _parts(data: Any) -> tuple[str, ...]:
   """ImageNet has two: validation images come from its training folders."""
   release = RELEASES.get(data.domain)
   return ("train", "test") if release and release.images[1] is None else ("train", "val", "test")
-
-
-def _halves(source: Source) -> tuple[Source, Source, Source]:
-  """A random half of each class to draw from, and the other to test on."""
-  bits = np.random.Philox(key=np.array([0, 0], np.uint64))
-  labels = {part: np.full_like(source.labels, -1) for part in _HALVES}
-  for label in range(len(source.class_names)):
-    rows = shuffle(bits, np.flatnonzero(source.labels == label))
-    for part, chosen in zip(_HALVES, np.array_split(rows, 2), strict=True):
-      labels[part][chosen] = label
-  train, test = (_relabeled(source, labels[part]) for part in _HALVES)
-  return train, train, test
-
-
-def _relabeled(source: Source, labels: np.ndarray) -> Source:
-  part = ClassSubset(source, source.class_names)
-  part.labels = labels
-  return part
-
-
-def draw(parts: Parts, shots: int, seed: int, number: int) -> tuple[np.ndarray, np.ndarray]:
-  """`K` support images `[C, K]` and `min(K, 4)` others `[C, V]` of every class, as indices.
-
-  Args:
-    parts: to draw from.
-    shots: `K`.
-    seed: of the task.
-    number: of the task; all randomness follows from both.
-  """
-  classes = range(len(parts.train.class_names))
-  shared = parts.val is parts.train
-  support, validation = [], []
-  for label in classes:
-    bits = np.random.Philox(key=np.array([seed, number], np.uint64), counter=[0, 0, 0, label])
-    rows = shuffle(bits, np.flatnonzero(parts.train.labels == label))
-    support.append(rows[:shots])
-    rest = rows[shots:] if shared else np.flatnonzero(parts.val.labels == label)
-    validation.append(rest if shared else shuffle(bits, rest))
-  count = min(MOST_VALIDATION, shots, *(len(rows) for rows in validation))
-  return np.array(support), np.array([rows[:count] for rows in validation], np.int64)
 
 
 def make_method(
@@ -380,46 +326,3 @@ def _programs(method: AllWay, mesh: Any) -> tuple[Any, Any]:
     over_tasks(texts, mesh, (False, True, False, False)),
     over_tasks(predict, mesh, (False, True, True, False, False)),
   )
-
-
-def summarize(lines: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-  """`tests` of `summary.json`: over seeds, and the interval that so many images allow."""
-  fine = [line["tests"] for line in lines if line["status"] == "ok"]
-  tests = {}
-  for name in fine[0] if fine else ():
-    count = fine[0][name]["images"]
-    over_seeds = mean_and_ci([line[name]["accuracy"] for line in fine])
-    low, high = wilson(round(over_seeds.mean * count), count)[1:]
-    tests[name] = {
-      "images": count,
-      "accuracy_mean": over_seeds.mean,
-      "seeds_ci95": None if len(fine) < 2 else over_seeds.ci95,
-      "images_ci95": [low, high],
-      "zero_shot_accuracy": fine[0][name]["zero_shot_accuracy"],
-    }
-  if {"base", "new"} <= tests.keys():
-    base, new = (tests[name]["accuracy_mean"] for name in ("base", "new"))
-    tests["harmonic_mean"] = 2 * base * new / (base + new) if base + new else 0.0
-  return {"tests": tests}
-
-
-def format_table(summary: Mapping[str, Any]) -> str:
-  """The table that a run ends with."""
-  tests = dict(summary["tests"])
-  harmonic = tests.pop("harmonic_mean", None)
-  rows = []
-  for name, test in tests.items():
-    over = test["seeds_ci95"]
-    low, high = test["images_ci95"]
-    rows.append((
-      name,
-      test["images"],
-      f"{100 * test['zero_shot_accuracy']:.2f}",
-      f"{100 * test['accuracy_mean']:.2f}" + ("" if over is None else f" ± {100 * over:.2f}"),
-      f"{100 * low:.2f}–{100 * high:.2f}",
-    ))  # fmt: skip
-  if harmonic is not None:
-    rows.append(("harmonic mean", "", "", f"{100 * harmonic:.2f}", ""))
-  header = ("tested on", "images", "zero-shot (%)", "adapted (%)", "95 % of so many images")
-  failed = f"\n{summary['failed']} seeds failed" if summary["failed"] else ""
-  return tables.text(header, rows) + failed

@@ -11,6 +11,7 @@ from mdtrap_jax import config as settings
 from mdtrap_jax import experiments
 from mdtrap_jax.data import images
 from mdtrap_jax.data.array_source import ArraySource
+from mdtrap_jax.data.parts import Parts, draw
 from mdtrap_jax.data.views import normalize
 from mdtrap_jax.experiments import all_way, finetune
 from mdtrap_jax.report.classification import wilson
@@ -69,24 +70,24 @@ def parts_of(counts=(4, 6), shared=False):
     return ArraySource(np.zeros((3 * count, 2, 2, 3), np.uint8), labels, NAMES[:3])
 
   train = make(counts[0])
-  return all_way.Parts(train, train if shared else make(counts[1]), make(5))
+  return Parts(train, train if shared else make(counts[1]), make(5))
 
 
 @pytest.mark.parametrize("shared", [False, True])
 def test_support_and_validation_are_of_every_class_and_apart(shared):
   parts = parts_of(shared=shared)
-  support, validation = all_way.draw(parts, 2, seed=3, number=0)
+  support, validation = draw(parts, 2, seed=3, number=0)
   assert support.shape == (3, 2)
   assert validation.shape == (3, 2)  # min(K, 4)
   np.testing.assert_array_equal(parts.train.labels[support], np.arange(3)[:, None].repeat(2, 1))
   np.testing.assert_array_equal(parts.val.labels[validation], np.arange(3)[:, None].repeat(2, 1))
   if shared:
     assert not set(support.flat) & set(validation.flat)
-  again, _ = all_way.draw(parts, 2, seed=3, number=0)
+  again, _ = draw(parts, 2, seed=3, number=0)
   np.testing.assert_array_equal(support, again)
-  others = [all_way.draw(parts, 2, seed=seed, number=0)[0] for seed in range(4, 8)]
+  others = [draw(parts, 2, seed=seed, number=0)[0] for seed in range(4, 8)]
   assert any((other != support).any() for other in others)
-  assert all_way.draw(parts, 4, seed=0, number=0)[1].shape == (3, 0 if shared else 4)
+  assert draw(parts, 4, seed=0, number=0)[1].shape == (3, 0 if shared else 4)
 
 
 def test_a_line_is_about_the_whole_test_split(finished, folder):
