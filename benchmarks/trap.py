@@ -3,7 +3,8 @@
 `docs/study.md` is the protocol, written before anything ran. In order, each resumable:
 
   python -m benchmarks.trap search WORK
-  python -m benchmarks.trap test WORK --isic=DIR --cropdisease=DIR [--until=HH:MM]
+  python -m benchmarks.trap test WORK --isic=DIR --cropdisease=DIR [--until=HH:MM] \
+    [--world=NAME] [--block=20] [--dtype=float32]
   python -m benchmarks.trap table WORK --out=docs
 """
 
@@ -13,7 +14,7 @@ import argparse
 import datetime
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -82,7 +83,6 @@ ROUNDS: tuple[tuple[int, tuple[Cell, ...]], ...] = (
   (40, (Cell("satellite", 1, 50, TWO),)),
   (400, tuple(Cell(world, 1) for world in WORLDS)),
 )
-BLOCK = 20  # episodes between two looks at the clock
 
 
 def data_of(world: str, folders: Mapping[str, str]) -> dict[str, Any]:
@@ -226,15 +226,31 @@ def folder_of(work: Path, cell: Cell, window: tuple[int, int]) -> Path:
   )
 
 
-def test(work: Path, folders: Mapping[str, str], until: datetime.datetime | None) -> None:
-  """Measures what `search` chose; ends by the clock, never by a result."""
+def test(
+  work: Path,
+  folders: Mapping[str, str],
+  until: datetime.datetime | None,
+  worlds: Sequence[str],
+  block: int,
+  dtype: str,
+) -> None:
+  """Measures what `search` chose; ends by the clock, never by a result.
+
+  Args:
+    work: folder of the study.
+    folders: of real images, `{world: path}`.
+    until: when no block starts any more.
+    worlds: those of `WORLDS` to measure here; processes can share them out.
+    block: episodes between two looks at the clock.
+    dtype: of the model.
+  """
   shared: Shared = {}
   choice = Choice(**json.loads((work / "choice.json").read_text(encoding="utf-8")))
   done: dict[Cell, int] = {}
   for most, cells in ROUNDS:
-    for count in range(BLOCK, most + 1, BLOCK):
+    for count in (*range(block, most, block), most):
       for cell in cells:
-        if done.get(cell, 0) >= count:
+        if cell.world not in worlds or done.get(cell, 0) >= count:
           continue
         if until and datetime.datetime.now() > until:
           return
@@ -244,6 +260,7 @@ def test(work: Path, folders: Mapping[str, str], until: datetime.datetime | None
             data_of(cell.world, folders), own, variants,
             seed=TEST, episodes=count, adapt__evaluate_at=(5,), data__shots=cell.shots,
             data__cache_dir=str(work / "cache"), objective__visual__weight=choice.svl,
+            model__dtype=dtype,
             **{f"objective__{term}__window": window for term in ("visual", "svl", "ra")},
           )  # fmt: skip
           run(config, folder_of(work, cell, window), shared)
@@ -301,6 +318,9 @@ def main() -> None:
   parser.add_argument("--isic", default="", help="folder of class folders")
   parser.add_argument("--cropdisease", default="", help="likewise")
   parser.add_argument("--until", help="HH:MM; no block of episodes starts after it")
+  parser.add_argument("--world", choices=WORLDS, help="this one alone")
+  parser.add_argument("--block", type=int, default=20, help="episodes between looks at the clock")
+  parser.add_argument("--dtype", default="auto", help="of the model")
   parser.add_argument("--out", type=Path, default=Path("docs"))
   options = parser.parse_args()
   logging.set_verbosity(logging.WARNING)
@@ -314,7 +334,8 @@ def main() -> None:
     until = options.until and datetime.datetime.combine(
       datetime.date.today(), datetime.time.fromisoformat(options.until)
     )
-    test(options.work, folders, until)
+    worlds = (options.world,) if options.world else WORLDS
+    test(options.work, folders, until, worlds, options.block, options.dtype)
   else:
     tabulate(options.work, options.out)
 
