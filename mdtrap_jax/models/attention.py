@@ -11,6 +11,7 @@ from flax import linen as nn
 
 from mdtrap_jax.keys import fold
 from mdtrap_jax.models import backend
+from mdtrap_jax.models.cudnn_attention import cudnn_attention
 from mdtrap_jax.models.dora import relative_columns
 from mdtrap_jax.models.fused_attention import fits, fused_attention
 from mdtrap_jax.models.layers import BlockConfig, Linear
@@ -38,7 +39,10 @@ def attention(q: jax.Array, k: jax.Array, v: jax.Array, heads: int, causal: bool
   Returns:
     `[B, S, W]`.
   """
-  if backend.attention_form(q.dtype) == "library":
+  form = backend.attention_form(q.dtype, q.shape[-1] // heads)
+  if form == "cudnn":
+    return cudnn_attention(q, k, v, heads, causal)
+  if form == "library":
     q, k, v = (t.reshape(*t.shape[:-1], heads, -1) for t in (q, k, v))
     out = jax.nn.dot_product_attention(q, k, v, is_causal=causal)
     return out.reshape(*out.shape[:-2], -1)

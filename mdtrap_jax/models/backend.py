@@ -9,6 +9,8 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
+from mdtrap_jax.models import cudnn_attention
+
 
 def platform() -> str:
   """The platform, such as `cpu` or `tpu`, of the program being traced.
@@ -29,12 +31,14 @@ def packs_rows() -> bool:
   return platform() == "tpu"
 
 
-def attention_form(dtype: jnp.dtype) -> str:
+def attention_form(dtype: jnp.dtype, head_dim: int) -> str:
   """How attention over `[B, S, W]` is computed.
 
-  `library`, by `jax.nn`, whose softmax is float32 at most; or `heads`, one after the other,
-  which needs no transposition of activations and is three times faster on a CPU, where the
-  library's float16 does not compile.
+  `cudnn`, one kernel, on a GPU whose cuDNN has it for this type; `library`, by `jax.nn`, whose
+  softmax is float32 at most; or `heads`, one after the other, which needs no transposition of
+  activations and is three times faster on a CPU, where the library's float16 does not compile.
   """
-  own = dtype == jnp.float64 or (dtype != jnp.bfloat16 and platform() == "cpu")
-  return "heads" if own else "library"
+  if dtype == jnp.float64 or (dtype != jnp.bfloat16 and platform() == "cpu"):
+    return "heads"
+  fused = platform() in ("gpu", "cuda") and dtype in (jnp.bfloat16, jnp.float16)
+  return "cudnn" if fused and cudnn_attention.works(head_dim, jnp.dtype(dtype)) else "library"

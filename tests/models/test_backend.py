@@ -7,7 +7,8 @@ import pytest
 from jax.sharding import AbstractDevice, AbstractMesh
 
 from mdtrap_jax.keys import row_keys
-from mdtrap_jax.models import backend
+from mdtrap_jax.models import backend, cudnn_attention
+from mdtrap_jax.models.attention import attention
 from mdtrap_jax.models.lora import LoraConfig, init_factors
 from mdtrap_jax.models.rope import Rope
 from mdtrap_jax.models.transformer import Block, BlockConfig, Rows, init_blocks
@@ -21,14 +22,47 @@ def test_platform_is_that_of_the_mesh():
   with jax.sharding.use_abstract_mesh(AbstractMesh((1,), ("x",), abstract_device=chip)):
     assert backend.platform() == "tpu"
     assert backend.packs_rows()
-    assert backend.attention_form(jnp.float32) == "library"
+    assert backend.attention_form(jnp.float32, 64) == "library"
 
 
 def test_forms_on_a_cpu():
   assert not backend.packs_rows()
   dtypes = ("float32", "bfloat16", "float16")
-  forms = {dtype: backend.attention_form(jnp.dtype(dtype)) for dtype in dtypes}
+  forms = {dtype: backend.attention_form(jnp.dtype(dtype), 64) for dtype in dtypes}
   assert forms == {"float32": "heads", "bfloat16": "library", "float16": "heads"}
+
+
+def test_a_gpu_fuses_attention_where_its_cudnn_can(monkeypatch):
+  card = AbstractDevice("NVIDIA H200", num_cores=None, platform="gpu")
+  form = lambda dtype: backend.attention_form(jnp.dtype(dtype), 64)
+  with jax.sharding.use_abstract_mesh(AbstractMesh((1,), ("x",), abstract_device=card)):
+    assert form("bfloat16") == "library"  # compiled for a card that is not here
+    monkeypatch.setattr(cudnn_attention, "works", lambda head_dim, dtype: True)
+    forms = [form(dtype) for dtype in ("float64", "float32", "bfloat16", "float16")]
+  assert forms == ["heads", "library", "cudnn", "cudnn"]
+
+
+def test_without_cudnn_one_line_says_so(monkeypatch, caplog):
+  monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+  cudnn_attention.works.cache_clear()
+  assert not any(cudnn_attention.works(64, jnp.dtype(jnp.bfloat16)) for _ in range(3))
+  assert caplog.text.count("attention is not fused") == 1
+  cudnn_attention.works.cache_clear()
+
+
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("tokens", [4, 5])  # cuDNN takes odd ones filled up by one
+def test_what_cudnn_is_asked_for_is_attention(tokens, causal, monkeypatch):
+  monkeypatch.setattr(cudnn_attention, "IMPLEMENTATION", "xla")
+  arrays = jax.random.normal(jax.random.key(0), (4, 2, 3, tokens, WIDTH))  # two tasks
+
+  def gradients(attend):
+    loss = lambda arrays: jnp.sum(jnp.sin(attend(*arrays[:3]) * arrays[3]))
+    return jax.jit(jax.vmap(jax.value_and_grad(loss), in_axes=1))(arrays)
+
+  fused = gradients(lambda q, k, v: cudnn_attention.cudnn_attention(q, k, v, 2, causal))
+  plain = gradients(lambda q, k, v: attention(q, k, v, 2, causal))
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5), fused, plain)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
