@@ -2,16 +2,18 @@
 # What this library does on a GPU (or on what else jax finds), in ten minutes, as one JSON object.
 #
 #   benchmarks/on_gpu.sh [--model=clip-vit-b16] [--steps=3] [--seconds=4] [--episodes="1 2 4 8 16"]
-#                        [--limit=590] [--parts=DIR] [--python=python] > on_gpu.json
+#                        [--limit=590] [--parts=DIR] [--only="step eager"] [--python=python]
+#                        > on_gpu.json
 #
 # Needs an environment with a recent jax for the device; what else is missing pip installs, torch
 # and peft excepted: without them the peers are left out, with one line that says so. Every part has
 # a time of its own and fails alone: the object then holds its error. The parts' outputs and logs
-# stay in DIR; what a part measures, its own file in this folder says.
+# stay in DIR, and a part that succeeded there is not run again: so parts can be run in several
+# turns (--only). What a part measures, its own file in this folder says.
 set -uo pipefail
 cd "$(dirname "$0")/.." || exit 1
 
-model=clip-vit-b16 steps=3 each=4 episodes="1 2 4 8 16" limit=590 python=${PYTHON:-python} parts=""
+model=clip-vit-b16 steps=3 each=4 episodes="1 2 4 8 16" limit=590 python=${PYTHON:-python} parts="" only=""
 for option in "$@"; do
   value=${option#*=}
   case $option in
@@ -21,23 +23,32 @@ for option in "$@"; do
     --episodes=*) episodes=$value ;;
     --limit=*) limit=$value ;;
     --parts=*) parts=$value ;;
+    --only=*) only=" $value " ;;
     --python=*) python=$value ;;
     *) echo "error: $option: no such option; the first lines of $0 list them." >&2; exit 2 ;;
   esac
 done
 parts=$(mkdir -p "${parts:=$(mktemp -d)}" && cd "$parts" && pwd) || exit 1
-if [ -n "$(ls -A "$parts")" ]; then
+if [ -n "$(ls -A "$parts")" ] && ! [ -e "$parts/order" ]; then
   echo "error: --parts=$parts is not empty; give a directory of its own." >&2
   exit 2
 fi
+touch "$parts/order"
 export PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH}
+
+# wanted NAME: asked for and not there yet; it then has a place in the order.
+wanted() {
+  [ -z "$only" ] || [[ $only == *" $1 "* ]] || return 1
+  [ "$(cat "$parts/$1.code" 2>/dev/null)" != 0 ] || return 1
+  grep -qx "$1" "$parts/order" || echo "$1" >>"$parts/order"
+}
 
 # part NAME SECONDS COMMAND…: at most so many seconds, and none after the end of the whole.
 part() {
   local name=$1 box=$2 left=$((limit - SECONDS)) code=124
   shift 2
+  wanted "$name" || return 0
   ((box < left)) || box=$left
-  echo "$name" >>"$parts/order"
   echo "$(date +%T) $name, at most $((box > 0 ? box : 0)) s" >&2
   if ((box > 0)); then
     timeout --kill-after=10 "$box" "$@" >"$parts/$name.json" 2>"$parts/$name.log"
@@ -50,7 +61,7 @@ part() {
 
 # left_out NAME WHY
 left_out() {
-  echo "$1" >>"$parts/order"
+  wanted "$1" || return 0
   echo "$2" >"$parts/$1.log"
   echo 1 >"$parts/$1.code"
   echo "$1 is left out: $2" >&2

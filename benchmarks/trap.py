@@ -4,7 +4,7 @@
 
   python -m benchmarks.trap search WORK
   python -m benchmarks.trap test WORK --isic=DIR --cropdisease=DIR [--until=HH:MM] \
-    [--world=NAME] [--block=20] [--dtype=float32]
+    [--worlds=A,B] [--block=20] [--at-once=0] [--dtype=float32]
   python -m benchmarks.trap table WORK --out=docs
 """
 
@@ -232,6 +232,7 @@ def test(
   until: datetime.datetime | None,
   worlds: Sequence[str],
   block: int,
+  at_once: int,
   dtype: str,
 ) -> None:
   """Measures what `search` chose; ends by the clock, never by a result.
@@ -242,6 +243,7 @@ def test(
     until: when no block starts any more.
     worlds: those of `WORLDS` to measure here; processes can share them out.
     block: episodes between two looks at the clock.
+    at_once: episodes on a device; 0 is as its memory allows.
     dtype: of the model.
   """
   shared: Shared = {}
@@ -260,7 +262,7 @@ def test(
             data_of(cell.world, folders), own, variants,
             seed=TEST, episodes=count, adapt__evaluate_at=(5,), data__shots=cell.shots,
             data__cache_dir=str(work / "cache"), objective__visual__weight=choice.svl,
-            model__dtype=dtype,
+            model__dtype=dtype, episodes_per_device=at_once,
             **{f"objective__{term}__window": window for term in ("visual", "svl", "ra")},
           )  # fmt: skip
           run(config, folder_of(work, cell, window), shared)
@@ -318,8 +320,9 @@ def main() -> None:
   parser.add_argument("--isic", default="", help="folder of class folders")
   parser.add_argument("--cropdisease", default="", help="likewise")
   parser.add_argument("--until", help="HH:MM; no block of episodes starts after it")
-  parser.add_argument("--world", choices=WORLDS, help="this one alone")
+  parser.add_argument("--worlds", default=",".join(WORLDS), help="only these")
   parser.add_argument("--block", type=int, default=20, help="episodes between looks at the clock")
+  parser.add_argument("--at-once", type=int, default=0, help="episodes on a device; 0: automatic")
   parser.add_argument("--dtype", default="auto", help="of the model")
   parser.add_argument("--out", type=Path, default=Path("docs"))
   options = parser.parse_args()
@@ -334,8 +337,10 @@ def main() -> None:
     until = options.until and datetime.datetime.combine(
       datetime.date.today(), datetime.time.fromisoformat(options.until)
     )
-    worlds = (options.world,) if options.world else WORLDS
-    test(options.work, folders, until, worlds, options.block, options.dtype)
+    worlds = options.worlds.split(",")
+    if unknown := set(worlds) - set(WORLDS):
+      parser.error(f"--worlds={options.worlds}: no such world as {sorted(unknown)}; use {WORLDS}.")
+    test(options.work, folders, until, worlds, options.block, options.at_once, options.dtype)
   else:
     tabulate(options.work, options.out)
 

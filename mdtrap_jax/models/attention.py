@@ -41,7 +41,7 @@ def attention(q: jax.Array, k: jax.Array, v: jax.Array, heads: int, causal: bool
   """
   form = backend.attention_form(q.dtype, q.shape[-1] // heads)
   if form == "cudnn":
-    return cudnn_attention(q, k, v, heads, causal)
+    return cudnn_attention(q, k, v, heads, causal, q.shape[1])
   if form == "library":
     q, k, v = (t.reshape(*t.shape[:-1], heads, -1) for t in (q, k, v))
     out = jax.nn.dot_product_attention(q, k, v, is_causal=causal)
@@ -165,12 +165,19 @@ class Attention(nn.Module):
       projected[:2] = (rotate(part, rope) for part in projected[:2])
     return projected
 
+  def form(self, dtype: jnp.dtype) -> str:
+    """By which form it attends."""
+    return backend.attention_form(dtype, self.config.width // self.config.heads)
+
   def attend(self, *projected: jax.Array) -> jax.Array:
     """What `project` gave to what the heads see, `[B, S, W]` or packed `[R, W]`."""
     heads, causal, rows = self.config.heads, self.config.causal, self.rows
     if rows is None:
       return attention(*projected, heads, causal)
     qkv = rows.images(*projected)
+    if self.form(qkv.dtype) == "cudnn":
+      out = cudnn_attention(*jnp.split(qkv, 3, axis=-1), heads, causal, rows.tokens)
+      return out.reshape(-1, self.config.width)
     if qkv.dtype == jnp.bfloat16 and fits(rows.filled, self.config.width):
       interpret = backend.platform() != "tpu"
       out = fused_attention(qkv, rows.tokens, heads, causal, interpret)

@@ -11,6 +11,8 @@ import jax.numpy as jnp
 
 from mdtrap_jax.models import cudnn_attention
 
+HALF = (jnp.bfloat16, jnp.float16)
+
 
 def platform() -> str:
   """The platform, such as `cpu` or `tpu`, of the program being traced.
@@ -22,13 +24,19 @@ def platform() -> str:
   return jax.default_backend() if device is None else device.platform
 
 
-def packs_rows() -> bool:
+def packs_rows(dtype: jnp.dtype) -> bool:
   """Whether blocks see the tokens of all images as rows of one matrix, filled up to whole tiles.
 
   On a TPU a product of `[30, 197, W]` runs at half the speed of one of `[30 * 200, W]`, and
-  queries, keys and values stay beside each other. A CPU has no tiles to fill.
+  queries, keys and values stay beside each other. On a GPU, in half precision, cuBLAS and cuDNN
+  want an even number of tokens, and XLA fills and cuts around each of their calls otherwise. A
+  CPU has no tiles to fill.
   """
-  return platform() == "tpu"
+  return platform() == "tpu" or (_is_gpu() and dtype in HALF)
+
+
+def _is_gpu() -> bool:
+  return platform() in ("gpu", "cuda")
 
 
 def attention_form(dtype: jnp.dtype, head_dim: int) -> str:
@@ -40,5 +48,5 @@ def attention_form(dtype: jnp.dtype, head_dim: int) -> str:
   """
   if dtype == jnp.float64 or (dtype != jnp.bfloat16 and platform() == "cpu"):
     return "heads"
-  fused = platform() in ("gpu", "cuda") and dtype in (jnp.bfloat16, jnp.float16)
+  fused = _is_gpu() and dtype in HALF
   return "cudnn" if fused and cudnn_attention.works(head_dim, jnp.dtype(dtype)) else "library"

@@ -6,6 +6,7 @@ All families share this file: they differ in `BlockConfig`, in how inputs become
 
 from __future__ import annotations
 
+import functools
 import itertools
 from typing import Any
 
@@ -82,9 +83,10 @@ class Block(nn.Module):
     feed = lambda block, x, f, k: block.mlp(block.norm2(x), f, k)
     if self.frugal:
       policy = jax.checkpoint_policies.save_only_these_names(*KEPT)
-      project, attend, feed = (
-        nn.remat(part, policy=policy, prevent_cse=False) for part in (project, attend, feed)
-      )
+      again = functools.partial(nn.remat, policy=policy, prevent_cse=False)
+      project, feed = again(project), again(feed)
+      # cuDNN's kernel keeps no more than its result.
+      attend = attend if self.attention.form(x.dtype) == "cudnn" else again(attend)
     projected = checkpoint_name(project(self, x, factors, key), "projected")
     x = x + self.attention.merge(attend(self, *projected), factors, key)
     x = checkpoint_name(x, "attended")
@@ -141,7 +143,7 @@ def run_blocks(
   split = sharding.is_split(params)
   large = x.size >= LARGE or split
   rows = None
-  if backend.packs_rows():
+  if backend.packs_rows(x.dtype):
     rows = Rows(x.shape[1], -(-x.shape[1] // TILE) * TILE)
     key = row_keys(key, len(x)) if key is not None and not key.ndim else key
     x = rows.pack(x)

@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from mdtrap_jax import __version__
 from mdtrap_jax.report import tables
 from mdtrap_jax.run.devices import peak_memory
 from mdtrap_jax.run.directory import WorkDirectory
@@ -101,7 +102,7 @@ def write(
     "device": f"{jax.device_count()} × {jax.devices()[0].device_kind}",
     "platform": jax.default_backend(),
     "python": platform.python_version(),
-    "versions": {name: version(name) for name in ("mdtrap_jax", *PACKAGES)},
+    "versions": {"mdtrap_jax": __version__} | {name: version(name) for name in PACKAGES},
   }
   directory.write_json("summary.json", summary)
   return summary

@@ -16,6 +16,7 @@ from pathlib import Path
 import ml_collections
 from absl import logging as absl_logging
 
+from mdtrap_jax import __version__
 from mdtrap_jax import config as configs
 from mdtrap_jax.objectives.terms import TERMS
 from mdtrap_jax.run import claim
@@ -114,4 +115,5 @@ def outline(config: ml_collections.ConfigDict) -> str:
 
 def versions() -> str:
   """Of this library and of JAX."""
-  return ", ".join(f"{name} {version(name)}" for name in ("mdtrap_jax", "jax"))
+  # A clone that was never installed has no metadata to ask.
+  return f"mdtrap_jax {__version__}, jax {version('jax')}"

@@ -8,7 +8,7 @@ from jax.sharding import AbstractDevice, AbstractMesh
 
 from mdtrap_jax.keys import row_keys
 from mdtrap_jax.models import backend, cudnn_attention
-from mdtrap_jax.models.attention import attention
+from mdtrap_jax.models.attention import Attention, attention
 from mdtrap_jax.models.lora import LoraConfig, init_factors
 from mdtrap_jax.models.rope import Rope
 from mdtrap_jax.models.transformer import Block, BlockConfig, Rows, init_blocks
@@ -21,12 +21,12 @@ def test_platform_is_that_of_the_mesh():
   chip = AbstractDevice("TPU v5 lite", num_cores=1, platform="tpu")
   with jax.sharding.use_abstract_mesh(AbstractMesh((1,), ("x",), abstract_device=chip)):
     assert backend.platform() == "tpu"
-    assert backend.packs_rows()
+    assert backend.packs_rows(jnp.float32)
     assert backend.attention_form(jnp.float32, 64) == "library"
 
 
 def test_forms_on_a_cpu():
-  assert not backend.packs_rows()
+  assert not any(backend.packs_rows(dtype) for dtype in (jnp.float32, jnp.bfloat16))
   dtypes = ("float32", "bfloat16", "float16")
   forms = {dtype: backend.attention_form(jnp.dtype(dtype), 64) for dtype in dtypes}
   assert forms == {"float32": "heads", "bfloat16": "library", "float16": "heads"}
@@ -39,7 +39,9 @@ def test_a_gpu_fuses_attention_where_its_cudnn_can(monkeypatch):
     assert form("bfloat16") == "library"  # compiled for a card that is not here
     monkeypatch.setattr(cudnn_attention, "works", lambda head_dim, dtype: True)
     forms = [form(dtype) for dtype in ("float64", "float32", "bfloat16", "float16")]
+    packed = [backend.packs_rows(jnp.dtype(dtype)) for dtype in ("float32", "bfloat16")]
   assert forms == ["heads", "library", "cudnn", "cudnn"]
+  assert packed == [False, True]
 
 
 def test_without_cudnn_one_line_says_so(monkeypatch, caplog):
@@ -60,14 +62,19 @@ def test_what_cudnn_is_asked_for_is_attention(tokens, causal, monkeypatch):
     loss = lambda arrays: jnp.sum(jnp.sin(attend(*arrays[:3]) * arrays[3]))
     return jax.jit(jax.vmap(jax.value_and_grad(loss), in_axes=1))(arrays)
 
-  fused = gradients(lambda q, k, v: cudnn_attention.cudnn_attention(q, k, v, 2, causal))
+  fused = gradients(lambda q, k, v: cudnn_attention.cudnn_attention(q, k, v, 2, causal, tokens))
   plain = gradients(lambda q, k, v: attention(q, k, v, 2, causal))
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5), fused, plain)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("projections", [("q", "k", "v"), ("q", "v", "out")])
-def test_packed_rows_give_what_images_do(projections, dtype):
+@pytest.mark.parametrize(
+  ("projections", "device"), [(("q", "k", "v"), "gpu"), (("q", "v", "out"), "tpu")]
+)
+def test_packed_rows_give_what_images_do(projections, device, dtype, monkeypatch):
+  if device == "gpu":
+    monkeypatch.setattr(cudnn_attention, "IMPLEMENTATION", "xla")
+    monkeypatch.setattr(Attention, "form", lambda self, dtype: "cudnn")
   config = BlockConfig(WIDTH, 2, 24, rope=Rope(grid=2, head_dim=8, class_token=True))
   lora = LoraConfig(rank=2, projections=projections)
   params = jax.tree.map(lambda x: x[0], init_blocks(jax.random.key(0), config, 1))
