@@ -23,6 +23,7 @@ import ml_collections
 import numpy as np
 from absl import logging
 
+from configs import comparison as small
 from configs import default
 from mdtrap_jax import config as configs
 from mdtrap_jax import files
@@ -40,16 +41,6 @@ LEARNING_RATES = (1e-3, 3e-3)
 STEPS = (20, 30, 40, 50)  # of which the longest runs; the others are its marks
 DIVERGENCES = {"cosine": (0.3, 3.0), "softmax": (3.0, 30.0)}  # and the weights of RA
 SVL_WEIGHTS = (0.1, 0.3)
-# What the folders' classes look like, in words that the miniature knows; sorted by folder.
-ISIC = (
-  "speckled red circle", "plain pink circle", "speckled brown circle", "small brown circle",
-  "speckled black circle", "plain brown circle", "plain purple circle",
-)  # fmt: skip
-CROPDISEASE = (
-  "speckled white leaf", "plain green leaf", "dotted yellow leaf", "small green leaf",
-  "dotted brown leaf", "plain black leaf", "large green leaf", "dotted black leaf",
-  "speckled yellow leaf", "speckled brown leaf", "striped green leaf",
-)  # fmt: skip
 
 
 class Choice(NamedTuple):
@@ -87,8 +78,8 @@ ROUNDS: tuple[tuple[int, tuple[Cell, ...]], ...] = (
 
 def data_of(world: str, folders: Mapping[str, str]) -> dict[str, Any]:
   """The fields of `data` that make a world."""
-  if world in ("isic", "cropdisease"):
-    names = {"isic": ISIC, "cropdisease": CROPDISEASE}[world]
+  if world in small.FOLDERS:
+    names = small.FOLDERS[world]
     path = folders.get(world) or f"give --{world}="
     return {"name": "folder", "path": path, "class_names": names, "small_classes": "drop"}
   if world == "digits":

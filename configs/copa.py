@@ -1,11 +1,11 @@
 """Few-shot heads on frozen features: NCC, URL, CoPA, with and without adapters, and the baselines.
 
 `--config=configs/copa.py:METHOD` picks a method: ncc, url, copa, copa_transformer, url_tsa or
-copa_tsa; knn, ridge, logistic, mahalanobis; with the texts of a vision-language model tip_adapter,
-tip_adapter_f, clip_adapter, taskres, lp_plus_plus, clap, prolip; transductive tim, tim_gd,
-laplacian_shot (docs/heads.md says what each is). One run goes through all domains and seeds and
-ends in one table. `None` means: the published value, which depends on the method and for a few data
-sets on the domain.
+copa_tsa; knn, ridge, logistic, mahalanobis; with the texts of a vision-language model zero_shot,
+tip_adapter, tip_adapter_f, clip_adapter, taskres, lp_plus_plus, clap, prolip; transductive tim,
+tim_gd, laplacian_shot (docs/heads.md says what each is). One run goes through all domains and seeds
+and ends in one table. `None` means: the published value, which depends on the method and for a few
+data sets on the domain.
 """
 
 from ml_collections import ConfigDict
@@ -35,6 +35,8 @@ def get_config(method="copa"):
   data.records = ""  # of meta/NAME: Meta-Dataset's records, one subfolder per data set
   data.records_split = "test"  # of meta/NAME: whose classes: train, valid or test
   data.features = ""  # a .npz or folder of features made elsewhere; "": compute them
+  # For methods with texts, where one domain is a folder, NAME=FOLDER.
+  data.class_names = ()  # prompt names of its classes, sorted by folder; (): the folders' own
   # Of methods with texts. None: the model family's; of several, the embeddings are averaged
   data.template = placeholder(object)  # the prompt or a tuple of prompts, {} the class name
 

@@ -23,8 +23,10 @@ def get_config(table="one_shot"):
   sweep.fields = ("data.shots={shots}", "seed={seed}")  # of its config, set as on a command line
   sweep.backbones = ("clip", "pe_core")  # blocks of rows of the table
   sweep.targets = ("isic", "eurosat", "cropdisease", "chestx")  # columns of the table
-  # The others are compared with the first on the episodes that they share.
+  # A method whose config has variants has a row for each: METHOD/VARIANT.
   sweep.methods = ("baseline", "svl_ra")  # rows of the table
+  # The others are compared with each of these on the episodes that they share.
+  sweep.references = ()  # rows; (): the first
   sweep.shots = (1,)  # a table for each
   sweep.seeds = (0,)  # a run for each; the table takes their episodes together
 

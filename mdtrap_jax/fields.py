@@ -313,6 +313,7 @@ HEADS = COMMON | {
   "data.records": path,
   "data.records_split": one_of(lambda: ("train", "valid", "test")),
   "data.features": path,
+  "data.class_names": NAMES,
   "data.template": optional(_template),
   "head.steps": optional(whole(0)),
   "head.learning_rate": optional(real(above=0)),
@@ -363,6 +364,7 @@ SWEEP: dict[str, Rule] = {
   **{f"sweep.{name}": distinct(several(text, "('isic','eurosat')", least=1)) for name in (
     "backbones", "targets", "methods",
   )},
+  "sweep.references": distinct(several(text, "('baseline','svl_ra')")),
   "sweep.shots": distinct(several(whole(1), "(1,5)", least=1)),
   "sweep.seeds": distinct(several(whole(0, MOST), "(0,1)", least=1)),
 }  # fmt: skip

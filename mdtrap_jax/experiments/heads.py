@@ -103,6 +103,13 @@ def check(config: ml_collections.ConfigDict) -> None:
   names = [domain_name(entry) for entry in config.domains]
   if not names or len({_figure(name).casefold() for name in names}) < len(names):
     raise ValueError(f"config.domains={tuple(config.domains)}: give at least one, each once.")
+  folders = sum("=" in entry for entry in config.domains)
+  if config.data.class_names and (folders != 1 or config.data.features):
+    raise ValueError(
+      f"config.data.class_names={tuple(config.data.class_names)}: these name the classes of one "
+      f"folder of images, and config.domains={tuple(config.domains)} has {folders}: give one "
+      "NAME=FOLDER alone, or no class names."
+    )
   _seen(config)  # its names too
   definition = METHODS[config.method]
   needs = definition.needs

@@ -23,6 +23,7 @@ from mdtrap_jax.methods.probes import (
   taskres,
   tim,
   tip_adapter,
+  zero_shot,
 )
 from mdtrap_jax.methods.settings import SEEN, Definition, Domain, Settings
 from mdtrap_jax.models.resnet import ResNet18
@@ -142,6 +143,7 @@ METHODS: dict[str, Definition] = {
   "copa_transformer": Definition("map", _copa_settings(1e-4, 1e-3), make_copa_transformer),
   "url_tsa": Definition("image", _url_tsa_settings, make_url),
   "copa_tsa": Definition("image", _copa_tsa_settings, make_copa),
+  "zero_shot": _probe(zero_shot.probe, zero_shot.SETTINGS, text=True),
   "knn": _probe(knn.probe, knn.SETTINGS),
   "ridge": _probe(ridge.probe, ridge.SETTINGS),
   "logistic": _probe(logistic.probe, logistic.SETTINGS),
