@@ -1,11 +1,11 @@
-"""How long the paper's tables take on machines that nobody has measured yet.
+"""How long the paper's tables take on machines of which one kind has been measured.
 
 `python -m benchmarks.scale` prints the table of `docs/devices.md` for CLIP ViT-B/16: SVL + RA on
 the four targets, 800 episodes at 1 shot and 400 at 5. It follows from operations, the chips' peaks
 and the share of them that a step reaches: on a v5e by its compiler's estimate
-(`benchmarks.accelerator`), on others by assumption. An episode takes as long however many run at
-once, for one fills a chip; compiling, loading and preparing are left out. **Estimates, no
-measurement.**
+(`benchmarks.accelerator`), on other TPUs by assumption, on GPUs as measured on an H200
+(docs/on_gpu_h200.json). An episode takes as long however many run at once, for one fills a chip;
+compiling, loading and preparing are left out.
 """
 
 from __future__ import annotations
@@ -25,7 +25,9 @@ EVALUATIONS = 6  # zero-shot, and after every fifth of the steps
 # Of one episode, 1 shot, bfloat16 on a v5e: BENCHMARKS.md, the kernel's convention included.
 STEP_CYCLES, EVALUATE_CYCLES, STEP_BYTES = 45.1e6, 33.6e6, 1.24 * 2**30
 WEIGHT_BYTES = 0.16 * 2**30  # of the image tower, which all episodes share
-H100_BYTES = 1.4 * 2**30  # of an episode's step there, by XLA's compiler without a card
+# Of one of 49 episodes at once on an H200: a step with the clean images, and classifying.
+H200_STEP, H200_EVALUATE, H200_BYTES = 8.42e-3, 6.56e-3, 1.21 * 2**30
+H200_PEAK = 989e12  # and an H100's
 MEMORY_SHARE = 0.9  # that episodes may fill, as `run.devices` has it
 LOADED = 133 / 2  # images a second by one thread: BENCHMARKS.md, 600×450 JPEG files
 
@@ -64,6 +66,11 @@ def machines() -> dict[str, Machine]:
     share(operations(WAYS * (VIEWS + 1), True), STEP_CYCLES),
     share(operations(WAYS * QUERIES, False), EVALUATE_CYCLES),
   )
+  on_a_card = lambda flop, seconds: flop / (seconds * H200_PEAK)
+  card_shares = (
+    on_a_card(operations(WAYS * (VIEWS + 1), True), H200_STEP),
+    on_a_card(operations(WAYS * QUERIES, False), H200_EVALUATE),
+  )
   own = STEP_BYTES - WEIGHT_BYTES
   tpu = lambda kind, chips, memory: Machine(
     chips, CHIPS[kind].flop_per_second, memory, own, *shares
@@ -74,7 +81,8 @@ def machines() -> dict[str, Machine]:
     "v5e-256": tpu("v5e", 256, 16e9),
     "v6e-8": tpu("v6e", 8, 32e9),
     "v5p-8": tpu("v5p", 4, 95e9),
-    "H100": Machine(1, 989e12, 80e9, H100_BYTES, 0.4, 0.4),
+    "H100": Machine(1, H200_PEAK, 80e9, H200_BYTES, *card_shares),
+    "H200": Machine(1, H200_PEAK, 141e9, H200_BYTES, *card_shares),
   }
 
 
