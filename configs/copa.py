@@ -17,7 +17,7 @@ from . import default
 def get_config(method="copa"):
   config = default.common()
   config.experiment = "heads"
-  config.method = method  # see above
+  default.add_head(config, method)
   config.seed, config.seeds = 41, 5  # the published table is over seeds 41 to 45
   config.episodes = 600
   # Sources (eurosat, isic, digits, …), NAME=FOLDER for a folder with one subfolder of images per
@@ -41,21 +41,6 @@ def get_config(method="copa"):
   data.template = placeholder(object)  # the prompt or a tuple of prompts, {} the class name
 
   config.model.name = "resnet18"  # or any VLM: miniature, hub name, named size, folder or file
-
-  config.head = head = ConfigDict()
-  head.steps = placeholder(int)  # T
-  head.learning_rate = placeholder(float)  # per step
-  # Of CoPA, CLIP-Adapter and TaskRes: added to the gradient; of ridge, logistic and mahalanobis:
-  # the regularizer's weight; of TIM: the support set's weight.
-  head.l2 = placeholder(float)  # how much parameters are held down
-  head.adapter_ratio = placeholder(float)  # learning rate of the adapters, times the head's
-  # Of Tip-Adapter, CLIP-Adapter and TaskRes: the residual's ratio; of TIM: the weight of certainty;
-  # of LaplacianShot: λ.
-  head.alpha = placeholder(float)  # how much is added to what the frozen model says
-  head.beta = placeholder(float)  # sharpness of Tip-Adapter; temperature of TIM
-  head.neighbors = placeholder(int)  # of knn, and of each query in laplacian_shot
-  head.prototypes = placeholder(str)  # of ncc, url, copa: mean, max or sum of a class's features
-  head.distance = placeholder(str)  # of ncc and url: cosine or l2
 
   config.diagnosis = diagnosis = ConfigDict()
   diagnosis.tasks = 0  # tasks of each domain in which the gap is shifted by hand and drawn

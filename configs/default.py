@@ -117,6 +117,25 @@ def common():
   return config
 
 
+def add_head(config, method):
+  """The fields of a method on frozen features, `None` where the published value is meant."""
+  config.method = method  # a head or baseline, of those that docs/heads.md lists
+  config.head = head = ConfigDict()
+  head.steps = placeholder(int)  # T
+  head.learning_rate = placeholder(float)  # per step
+  # Of CoPA, CLIP-Adapter and TaskRes: added to the gradient; of ridge, logistic and mahalanobis:
+  # the regularizer's weight; of TIM: the support set's weight.
+  head.l2 = placeholder(float)  # how much parameters are held down
+  head.adapter_ratio = placeholder(float)  # learning rate of the adapters, times the head's
+  # Of Tip-Adapter, CLIP-Adapter and TaskRes: the residual's ratio; of TIM: the weight of certainty;
+  # of LaplacianShot: λ.
+  head.alpha = placeholder(float)  # how much is added to what the frozen model says
+  head.beta = placeholder(float)  # sharpness of Tip-Adapter; temperature of TIM
+  head.neighbors = placeholder(int)  # of knn, and of each query in laplacian_shot
+  head.prototypes = placeholder(str)  # of ncc, url, copa: mean, max or sum of a class's features
+  head.distance = placeholder(str)  # of ncc and url: cosine or l2
+
+
 def get_config(row="svl_ra"):
   methods = [name for name in row.split(",") if name in METHODS]
   tunes = [name for name in row.split(",") if name in TUNES]
