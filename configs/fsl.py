@@ -4,11 +4,14 @@
       --config.data.shots=4 --config.seeds=3
 
 A model is adapted once for each seed to `shots` images of every class, and classifies the whole
-test split. `DATASET` may also be `world` or `folder`, whose classes are split in half by image.
+test split. `METHOD` is one of fine-tuning, or a head on frozen features (docs/heads.md). `DATASET`
+may also be `world` or `folder`, whose classes are split in half by image.
 `--config.data.path=` is the official release, unpacked, with CoOp's split beside the images
 (`mdtrap prepare fsl/oxford_pets` says where to get what). The prompt is the paper's for all of
 them; a third word, `coop`, takes CoOp's own for the data set.
 """
+
+from ml_collections.config_dict import placeholder
 
 from . import default
 
@@ -30,6 +33,24 @@ COOP_PROMPTS = {
 }
 
 
+def _head(method):
+  """A config of a method on frozen features; it waits for the registry, as other rows need not."""
+  from mdtrap_jax.methods.heads import METHODS as HEADS
+
+  if method not in HEADS:
+    raise ValueError(
+      f"--config=configs/fsl.py:{method},…: no such method; give one of {sorted(default.METHODS)} "
+      f"for fine-tuning, or of {sorted(HEADS)} on frozen features."
+    )
+  config = default.common()
+  config.experiment = "all_way_heads"
+  config.data = default.get_config().data
+  default.add_head(config, method)
+  # None: the authors' own, as 256 of Tip-Adapter-F; steps are then so many epochs
+  config.head.batch_size = placeholder(int)  # images of a step; 0: all
+  return config
+
+
 def get_config(row="svl_ra,oxford_pets"):
   method, _, rest = row.partition(",")
   dataset, _, prompt = rest.partition(",")
@@ -39,8 +60,8 @@ def get_config(row="svl_ra,oxford_pets"):
       f"--config=configs/fsl.py:{row}: give METHOD,DATASET or METHOD,DATASET,coop with a data set "
       f"of {sorted(COOP_PROMPTS)}, or world or folder."
     )
-  config = default.get_config(method)
-  config.experiment = "all_way"
+  tuned = method in default.METHODS or method in default.TUNES
+  config = default.get_config(method) if tuned else _head(method)
   config.episodes = 1  # draws of the support set for each seed
   del config.data.ways, config.data.queries
   if own:
@@ -48,11 +69,14 @@ def get_config(row="svl_ra,oxford_pets"):
   else:
     config.data.name, config.data.domain = "fsl", dataset
     config.data.template = COOP_PROMPTS[dataset] if prompt else PROMPT
+  config.base_to_new = False  # adapt to the first half of the classes, test on both
+  config.transfer = ()  # other data sets to test on, as ("dtd=DIR",)
+  if not tuned:
+    return config
+  config.experiment = "all_way"
   # CLIP-LoRA (Zanella and Ben Ayed, CVPR 2024 workshops), whose loop the reference's is: batches of
   # 32 images, 500 steps for each shot, a random crop and flip of each image in each step.
   config.adapt.batch_size = 32
   config.adapt.steps_per_shot = 500
   config.adapt.augmentation = "crops"  # or "views": the episodes' fixed five
-  config.base_to_new = False  # adapt to the first half of the classes, test on both
-  config.transfer = ()  # other data sets to test on, as ("dtd=DIR",)
   return config

@@ -334,6 +334,14 @@ ALL_WAY = {
   "base_to_new": flag,
   "transfer": distinct(several(_domain, "('dtd=DIR',)")),
 }  # fmt: skip
+_DATA = ("name", "path", "split_file", "class_names", "domain", "template")
+ALL_WAY_HEADS = (
+  {name: rule for name, rule in COMMON.items() if name in ALL_WAY}
+  | {name: FINETUNE[name] for name in map("data.{}".format, _DATA)}
+  | {name: rule for name, rule in HEADS.items() if name == "method" or name.startswith("head.")}
+  | {"head.batch_size": optional(whole(0))}
+  | {name: ALL_WAY[name] for name in ("base_to_new", "transfer")}
+)
 STUDY = FINETUNE | {
   "study.domains": distinct(several(text, "('radiograph','digits')", least=1)),
   "study.severities": distinct(several(real(0, 1), "(0.5,1.0)", least=1)),
@@ -369,8 +377,8 @@ SWEEP: dict[str, Rule] = {
   "sweep.seeds": distinct(several(whole(0, MOST), "(0,1)", least=1)),
 }  # fmt: skip
 KINDS = {
-  "all_way": ALL_WAY, "finetune": FINETUNE, "heads": HEADS, "study": STUDY, "pretrain": PRETRAIN,
-  "sweep": SWEEP,
+  "all_way": ALL_WAY, "all_way_heads": ALL_WAY_HEADS, "finetune": FINETUNE, "heads": HEADS,
+  "study": STUDY, "pretrain": PRETRAIN, "sweep": SWEEP,
 }  # fmt: skip
 
 

@@ -32,6 +32,16 @@ def row_keys(key: jax.Array, rows: int) -> jax.Array:
   return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, jnp.arange(rows))
 
 
+def rows_of_step(key: jax.Array, step: jax.Array, size: int, total: int) -> jax.Array:
+  """`[size] int32`, of `total` rows those of a step, in this epoch's random order.
+
+  What is left of an epoch after its last whole batch is left out: fixed shapes.
+  """
+  per_epoch = total // size
+  order = jax.random.permutation(stream(key, "batches", step // per_epoch), total)
+  return jax.lax.dynamic_slice_in_dim(order, (step % per_epoch) * size, size)
+
+
 def stream(key: jax.Array, name: str, step: jax.Array | int | None = None) -> jax.Array:
   """A key for one use within an episode, and for one step of it.
 

@@ -235,7 +235,7 @@ def test_unknown_rows(row):
     backbones.get_config(row)
 
 
-@pytest.mark.parametrize("name", sorted(config_files.packaged()))
+@pytest.mark.parametrize("name", [*sorted(config_files.packaged()), "fsl:tip_adapter_f,folder"])
 def test_every_field_has_a_rule_and_a_comment(name):
   config = config_files.load(name)
   fields = {field for field, _ in settings.flatten(config) if not field.startswith("variants.")}
@@ -257,7 +257,7 @@ def names_in_the_package():
   return names
 
 
-@pytest.mark.parametrize("name", ["default", "copa", "study", "miniature"])
+@pytest.mark.parametrize("name", ["default", "copa", "study", "miniature", "fsl:ridge,folder"])
 def test_every_field_is_read_somewhere(name):
   """A field whose name is no attribute or keyword anywhere in the package does nothing."""
   unread = [

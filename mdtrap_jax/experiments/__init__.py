@@ -12,7 +12,7 @@ from pathlib import Path
 import ml_collections
 
 from mdtrap_jax import config as configs
-from mdtrap_jax.experiments import all_way, finetune, heads, pretrain, study
+from mdtrap_jax.experiments import all_way, all_way_heads, finetune, heads, pretrain, study
 from mdtrap_jax.methods.heads import METHODS
 from mdtrap_jax.report import all_way as all_way_report
 from mdtrap_jax.report import comparison, summary
@@ -43,7 +43,8 @@ def run_finetune(
 
 def run_all_way(config: ml_collections.ConfigDict, store: Store, track: Track | None = None) -> str:
   """Adapts to all classes of a data set, once a seed, and classifies its whole test split."""
-  finished = run_loop(all_way.experiment(config), store, track=track)
+  kind = all_way_heads if config.experiment == "all_way_heads" else all_way
+  finished = run_loop(kind.experiment(config), store, track=track)
   directory = finished.directories[""]
   lines = [line for _, line in sorted(directory.finished.items())]
   found = summary.write(directory, finished.rate, lines, all_way_report.summarize(lines))
@@ -87,6 +88,7 @@ def run_pretrain(
 
 EXPERIMENTS: dict[str, Callable[[ml_collections.ConfigDict, Store, Track | None], str]] = {
   "all_way": run_all_way,
+  "all_way_heads": run_all_way,
   "finetune": run_finetune,
   "heads": run_heads,
   "pretrain": run_pretrain,

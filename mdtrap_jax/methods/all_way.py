@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from mdtrap_jax.data.crops import random_crops
 from mdtrap_jax.data.task import Task
 from mdtrap_jax.data.views import view_rows
-from mdtrap_jax.keys import episode_key, stream
+from mdtrap_jax.keys import episode_key, rows_of_step, stream
 from mdtrap_jax.methods.finetune import FineTuning, Prepared, StepRows
 from mdtrap_jax.methods.method import AdaptState, Work
 from mdtrap_jax.models.transformer import LARGE
@@ -66,7 +66,7 @@ class AllWay(FineTuning):
     images, labels = prepared.tokens, prepared.batch.labels
     copies = self.views if self.augmentation == "views" else 1
     total = copies * len(images)
-    rows = self._next(prepared.key, step, min(self.batch_size or total, total), total)
+    rows = rows_of_step(prepared.key, step, min(self.batch_size or total, total), total)
     views, numbers = rows // len(images), rows % len(images)
     drawn = images[numbers]
     if self.augmentation == "views":

@@ -18,7 +18,7 @@ import optax
 
 from mdtrap_jax.data.task import Task
 from mdtrap_jax.data.views import make_views, normalize
-from mdtrap_jax.keys import episode_key, row_keys, stream
+from mdtrap_jax.keys import episode_key, row_keys, rows_of_step, stream
 from mdtrap_jax.methods import text_gap
 from mdtrap_jax.methods.method import AdaptState, Embeddings, Evaluation, Work
 from mdtrap_jax.methods.tuning.parameterization import Parameterization, Trained
@@ -352,16 +352,10 @@ class FineTuning:
     clean_tokens = tokens[: prepared.batch.clean_labels.shape[0]] if clean else None
     size, total = self.batch_size, tokens.shape[0]
     if size is not None and size < total:
-      rows = self._next(prepared.key, step, size, total)
+      rows = rows_of_step(prepared.key, step, size, total)
       tokens = tokens[rows]
       batch = batch._replace(labels=batch.labels[rows], views=batch.views[rows])
     return StepRows(tokens, clean_tokens, batch)
-
-  def _next(self, key: jax.Array, step: jax.Array, size: int, total: int) -> jax.Array:
-    """`[size] int32`, of `total` rows those of a step, in this epoch's random order."""
-    per_epoch = total // size  # the reference's last, smaller batch is left out: fixed shapes
-    order = jax.random.permutation(stream(key, "batches", step // per_epoch), total)
-    return jax.lax.dynamic_slice_in_dim(order, (step % per_epoch) * size, size)
 
   def _features(
     self,

@@ -122,18 +122,21 @@ def _probe(
   make: Callable[[Settings], Probe],
   settings: Settings | Callable[[Domain], Settings],
   needs: str = "pooled",
+  *,
+  batch: int = 0,
+  other_classes: bool = False,
   **about: Any,
 ) -> Definition:
-  """The definition of a probe; `about` are further fields of `Definition`."""
+  """The definition of a probe; `about` are fields of `Definition` that `ProbeMethod` has too."""
 
   def make_one(settings: Settings, ways: int, model: ResNet18 | None = None) -> ProbeMethod:
     del model
     probe = make(settings)
-    return ProbeMethod(probe, settings.steps if probe.train else 0, ways, **about)
+    steps = settings.steps if probe.train else 0
+    return ProbeMethod(probe, steps, ways, batch_size=settings.batch_size, **about)
 
-  return Definition(
-    needs, settings if callable(settings) else lambda domain: settings, make_one, **about
-  )
+  published = settings if callable(settings) else lambda domain: settings
+  return Definition(needs, published, make_one, batch=batch, other_classes=other_classes, **about)
 
 
 METHODS: dict[str, Definition] = {
@@ -149,12 +152,21 @@ METHODS: dict[str, Definition] = {
   "logistic": _probe(logistic.probe, logistic.SETTINGS),
   "mahalanobis": _probe(mahalanobis.probe, mahalanobis.SETTINGS),
   "tip_adapter": _probe(tip_adapter.probe, tip_adapter.SETTINGS, text=True),
-  "tip_adapter_f": _probe(tip_adapter.tuned, tip_adapter.SETTINGS_F, text=True),
-  "clip_adapter": _probe(clip_adapter.probe, clip_adapter.settings_of, text=True),
-  "taskres": _probe(taskres.probe, taskres.settings_of, text=True),
+  "tip_adapter_f": _probe(tip_adapter.tuned, tip_adapter.SETTINGS_F, text=True, batch=256),
+  "clip_adapter": _probe(
+    clip_adapter.probe, clip_adapter.settings_of, text=True, batch=32, other_classes=True
+  ),
+  "taskres": _probe(taskres.probe, taskres.settings_of, text=True, batch=256),
   "lp_plus_plus": _probe(lp_plus_plus.probe, lp_plus_plus.SETTINGS, text=True),
-  "clap": _probe(clap.probe, clap.SETTINGS, text=True),
-  "prolip": _probe(prolip.probe, prolip.SETTINGS, "unprojected", text=True, weights=prolip.weights),
+  "clap": _probe(clap.probe, clap.SETTINGS, text=True, batch=256),
+  "prolip": _probe(
+    prolip.probe,
+    prolip.SETTINGS,
+    "unprojected",
+    text=True,
+    weights=prolip.weights,
+    other_classes=True,
+  ),
   "tim": _probe(tim.alternating, tim.SETTINGS, transductive=True),
   "tim_gd": _probe(tim.descent, tim.SETTINGS_GD, transductive=True),
   "laplacian_shot": _probe(laplacian_shot.probe, laplacian_shot.SETTINGS, transductive=True),

@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import optax
 
 from mdtrap_jax.data.task import Task
-from mdtrap_jax.keys import episode_key
+from mdtrap_jax.keys import episode_key, rows_of_step
 from mdtrap_jax.methods import ncc
 from mdtrap_jax.methods.head import CPU_BYTES, CPU_COPIES
 from mdtrap_jax.methods.method import AdaptState, Evaluation, Work
@@ -32,21 +32,17 @@ Memory = Mapping[str, jax.Array]  # what else logits need of the support set, li
 
 
 class Support(NamedTuple):
-  """A task as a probe sees it."""
+  """A task as a probe sees it; in a step on a minibatch, the rows are those of the step."""
 
   features: jax.Array  # [N, D]; zeros where a row is padding
   labels: jax.Array  # [N] int32; negative for padding
   member: jax.Array  # [N, C], 1 where the row is of the class; all 0 for padding
+  counts: jax.Array  # [C], rows of each class in the whole support set
   text: jax.Array | None  # [C, D], the classes' embeddings; None where the probe needs none
   weights: Any  # those of the frozen model that the probe trains, or None
   query: jax.Array | None  # [Q, D], zeros for padding; of transductive probes alone
   is_query: jax.Array | None  # [Q] bool, False for padding
   key: jax.Array  # typed key of a random start
-
-  @property
-  def counts(self) -> jax.Array:
-    """Rows of each class, `[C]`."""
-    return self.member.sum(0)
 
   @property
   def present(self) -> jax.Array:
@@ -55,7 +51,7 @@ class Support(NamedTuple):
 
   @property
   def size(self) -> jax.Array:
-    """Rows that are not padding, `[]`, at least 1."""
+    """Rows here that are not padding, `[]`, at least 1."""
     return jnp.maximum(self.member.sum(), 1)
 
 
@@ -131,6 +127,8 @@ class ProbeMethod:
     text: whether the probe needs the classes' embeddings.
     transductive: whether it sees all queries of a task.
     weights: picks those of the frozen model that it trains.
+    batch_size: rows of a step, in a new random order each epoch, of tasks that have more and no
+      padding; 0: all.
   """
 
   probe: Probe
@@ -139,6 +137,7 @@ class ProbeMethod:
   text: bool = False
   transductive: bool = False
   weights: Callable[[Any], Any] | None = None
+  batch_size: int = 0
   logit_scale: float = 1.0  # of what `evaluate` gives: these are logits already
 
   @property
@@ -191,10 +190,12 @@ class ProbeMethod:
       )
     zeros = lambda rows, labels: jnp.where((labels >= 0)[:, None], rows, 0)
     query = (zeros(task.query, task.query_labels), task.query_labels >= 0)
+    member = ncc.membership(task.support_labels, self.ways, task.support.dtype)
     return Support(
       zeros(task.support, task.support_labels),
       task.support_labels,
-      ncc.membership(task.support_labels, self.ways, task.support.dtype),
+      member,
+      member.sum(0),
       task.text.astype(task.support.dtype) if self.text else None,
       params if self.weights else None,
       *(query if self.transductive else (None, None)),
@@ -204,6 +205,11 @@ class ProbeMethod:
   def step(self, params: Any, prepared: Prepared, state: AdaptState, t: jax.Array) -> AdaptState:
     """One step of the probe's training."""
     support = self._support(params, prepared.task)
+    if self.batch_size and self.batch_size < (total := len(support.labels)):
+      rows = rows_of_step(support.key, t, self.batch_size, total)
+      support = support._replace(
+        features=support.features[rows], labels=support.labels[rows], member=support.member[rows]
+      )
     new, training, loss = self.probe.train.step(
       state.params, state.opt_state["training"], prepared.memory, support, t
     )

@@ -40,6 +40,8 @@ class Settings(NamedTuple):
   alpha: float = 1.0  # how much is added to what the frozen model says
   beta: float = 1.0  # how sharp a similarity between images is
   neighbors: int = 1  # images that are looked at
+  batch_size: int = 0  # of a probe: rows of a step, where a task has more; 0: all
+  per_epoch: int = 1  # steps that go once through the support set
 
 
 class Domain(NamedTuple):
@@ -61,3 +63,5 @@ class Definition(NamedTuple):
   text: bool = False  # whether it needs embeddings of the classes' names
   transductive: bool = False  # whether all queries of a task are classified together
   weights: Callable[[Any], Any] | None = None  # those of the frozen model that it trains
+  batch: int = 0  # its authors' batches of all classes of a data set; 0: all images at once
+  other_classes: bool = False  # whether it tells classes apart that it never saw, by their texts

@@ -18,21 +18,7 @@ from mdtrap_jax.report.classification import wilson
 from mdtrap_jax.run import loop
 from mdtrap_jax.run.lines import read_episodes
 from mdtrap_jax.run.stop import PreemptedError
-from tests.data.folders import write_image
-
-NAMES = ("ant", "bee", "cat", "dog", "elk")
-RNG = np.random.default_rng(0)
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-  """Five classes of eight images, each with a tint of its own."""
-  root = tmp_path_factory.mktemp("photos")
-  for name, tint in zip(NAMES, RNG.integers(0, 120, (len(NAMES), 3)), strict=True):
-    for n in range(8):
-      pixels = (RNG.integers(0, 130, (20, 20, 3)) + tint).astype(np.uint8)
-      write_image(root / name / f"{n}.png", pixels)
-  return root
+from tests.experiments.conftest import NAMES
 
 
 def make_config(folder, row="svl_ra,folder", **fields):

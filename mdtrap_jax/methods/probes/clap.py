@@ -38,7 +38,7 @@ def probe(settings: Settings) -> Probe:
     held = (memory["multipliers"] * moved).sum() / jnp.maximum(support.present.sum(), 1)
     return cross_entropy(logits(params, memory, support.features), support) + held
 
-  optimizer = optax.sgd(warm_cosine(settings.learning_rate, settings.steps), MOMENTUM)
+  optimizer = optax.sgd(warm_cosine(settings), MOMENTUM)
   return within_span(
     Probe(
       init=lambda support: {"prototypes": support.text},

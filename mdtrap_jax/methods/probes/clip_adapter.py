@@ -45,6 +45,6 @@ def probe(settings: Settings) -> Probe:
 
   optimizer = optax.chain(
     optax.add_decayed_weights(settings.l2),
-    optax.sgd(warm_cosine(settings.learning_rate, settings.steps), MOMENTUM),
+    optax.sgd(warm_cosine(settings), MOMENTUM),
   )
   return Probe(init, logits, lambda support: {"text": support.text}, descend(loss, optimizer))

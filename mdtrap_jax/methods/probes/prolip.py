@@ -53,7 +53,7 @@ def probe(settings: Settings) -> Probe:
     return zero_shot(images, memory["text"], settings.logit_scale)
 
   def loss(params, memory, support):
-    shots = support.size / jnp.maximum(support.present.sum(), 1)
+    shots = support.counts.sum() / jnp.maximum(support.present.sum(), 1)
     moved = ((params["kernel"] - support.weights["kernel"]) ** 2).sum()
     return cross_entropy(logits(params, memory, support.features), support) + moved / shots
 

@@ -32,7 +32,7 @@ def probe(settings: Settings) -> Probe:
 
   optimizer = optax.chain(
     optax.add_decayed_weights(settings.l2),
-    optax.adam(warm_cosine(settings.learning_rate, settings.steps)),
+    optax.adam(warm_cosine(settings)),
   )
   return Probe(
     init=lambda support: {"residual": jnp.zeros_like(support.text)},
