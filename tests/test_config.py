@@ -41,7 +41,7 @@ def refused(config, **fields):
     (
       "experiment",
       ["tune", None, 5],
-      "choose one of all_way, all_way_heads, finetune, heads, study, pretrain",
+      "choose one of all_way, all_way_heads, finetune, heads",
     ),
     ("seed", [-1, 2**31, 2**40, 2**63, 0.5, "a", True, None], "a whole number from 0"),
     ("seeds", [0, -1, 1.5], "a whole number from 1"),

@@ -54,7 +54,15 @@ CLASSES = {
     texture=scenes.TEXTURES,
     color=("red", "orange", "yellow", "green", "blue", "purple", "brown", "white"),
   ),
+  # A hundred, for what is adapted to all classes of a data set. No color is lost on a background.
+  "satellite_100": _classes(
+    color=("red", "blue", "purple", "pink", "black"),
+    shape=("square", "triangle", "star", "cross", "ring"),
+    background=("gray", "wooden", "grassy", "sandy"),
+  ),
 }  # fmt: skip
+# Domains that are a look of another name, with finer classes.
+_LOOK_OF = {"satellite_100": "satellite"}
 
 
 def _stack(rows: list[scenes.Attributes]) -> scenes.Attributes:
@@ -100,7 +108,7 @@ class WorldSource:
     """Makes the source; nothing is rendered yet.
 
     Args:
-      domain: one of `domains.LOOKS`; "source" gives held-out scenes of the source look.
+      domain: one of `CLASSES`; "source" gives held-out scenes of the source look.
       severity: 0 (the source's look) to 1.
       images_per_class: number of images of each class.
       seed: of the scenes; any seed differs from pretraining's scenes.
@@ -108,7 +116,10 @@ class WorldSource:
     Raises:
       ValueError: If an argument is out of range, or the source domain is given a severity.
     """
-    domains.check(domain, severity)
+    if domain not in CLASSES:
+      raise ValueError(f"{domain=} is not in the generated world; choose from {sorted(CLASSES)}.")
+    self._look = _LOOK_OF.get(domain, domain)
+    domains.check(self._look, severity)
     if domain == "source" and severity > 0:
       raise ValueError(f"{severity=} has no meaning for the source domain; leave it 0.")
     if images_per_class < 1:
@@ -158,7 +169,7 @@ class WorldSource:
         rows = np.minimum(np.arange(BLOCK) + number * BLOCK, len(self) - 1)
         wanted = jax.tree.map(lambda leaf: leaf[rows], self._wanted)
         batch = _scenes_of(self.seed, _EVALUATION, wanted, self.labels[rows], self._copies[rows])
-        images = np.asarray(domains.render_batch(batch, self.domain, self.severity))
+        images = np.asarray(domains.render_batch(batch, self._look, self.severity))
         self._blocks[number] = images, jax.tree.map(np.asarray, batch.attributes)
       return self._blocks[number]
 

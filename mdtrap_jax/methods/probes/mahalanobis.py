@@ -7,6 +7,7 @@ here it is zero.
 
 from __future__ import annotations
 
+import jax
 import jax.numpy as jnp
 
 from mdtrap_jax.methods import ncc
@@ -27,13 +28,13 @@ def probe(settings: Settings) -> Probe:
 
   def memory(support):
     rows, width = support.features.shape
-    features, spread = support.features, _spreads(support)
+    features = support.features
     means = ncc.prototypes(features, support.labels, support.member.shape[1])
     if rows < width:
+      spread = _spreads(support)
       inner = beta * jnp.eye(rows)[None] + spread @ (features @ features.T)[None]
       return {"means": means, "rows": features, "inner": jnp.linalg.solve(inner, spread)}
-    covariances = jnp.einsum("nd,cnm,me->cde", features, spread, features)
-    return {"means": means, "precision": jnp.linalg.inv(covariances + beta * jnp.eye(width)[None])}
+    return {"means": means, "precision": _precisions(support, beta)}
 
   def logits(params, memory, rows):
     del params
@@ -47,6 +48,24 @@ def probe(settings: Settings) -> Probe:
     return -(plain - ((away @ memory["inner"]) * away).sum(-1).T) / beta
 
   return Probe(lambda support: {}, logits, memory=memory)
+
+
+def _precisions(support: Support, beta: float) -> jax.Array:
+  """`Q_k⁻¹ [C, D, D]`, a class at a time: each looks at all rows."""
+  features, present = support.features, support.member.sum(1)
+
+  def covariance(own):  # [N], 1 for a row that counts
+    count = own.sum()
+    away = own[:, None] * (features - (own @ features / jnp.maximum(count, 1))[None])
+    return away.T @ away / jnp.maximum(count - 1, 1)
+
+  whole, beyond = covariance(present), beta * jnp.eye(features.shape[1], dtype=features.dtype)
+
+  def precision(own):
+    share = own.sum() / (own.sum() + 1)
+    return jnp.linalg.inv(share * covariance(own) + (1 - share) * whole + beyond)
+
+  return jax.lax.map(precision, support.member.T)
 
 
 def _spreads(support: Support):
