@@ -24,6 +24,18 @@ def use_cpu_cores() -> None:
   asked = "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", "")
   if not asked and jax.config.jax_num_cpu_devices < 1:
     jax.config.update("jax_num_cpu_devices", cpu_cores())
+    spare_threads(cpu_cores())
+
+
+def spare_threads(devices: int) -> None:
+  """Gives XLA's thread pool on CPUs more threads than devices; before JAX computes anything.
+
+  XLA splits LAPACK's routines on a batch (a Cholesky factor, a QR, eigenvalues) over the pool that
+  the devices themselves compute in, and waits there: with as many devices as threads they may all
+  wait for a thread, for ever (jaxlib 0.10.2).
+  """
+  if not {"NPROC", "PJRT_NPROC"} & os.environ.keys():
+    os.environ["PJRT_NPROC"] = str(2 * devices)
 
 
 def cpu_cores() -> int:

@@ -1,5 +1,7 @@
 """Cores and memory, on a host and in a container."""
 
+import os
+
 import jax
 
 from mdtrap_jax.run import devices
@@ -11,8 +13,13 @@ def test_every_core_is_a_device_unless_somebody_said_how_many(monkeypatch):
   devices.use_cpu_cores()  # these tests set the number by XLA's flag
   assert not asked
   monkeypatch.delenv("XLA_FLAGS")
+  monkeypatch.setenv("PJRT_NPROC", "3")
   devices.use_cpu_cores()
   assert asked == [("jax_num_cpu_devices", devices.cpu_cores())]
+  assert os.environ["PJRT_NPROC"] == "3"
+  monkeypatch.delenv("PJRT_NPROC")
+  devices.use_cpu_cores()
+  assert int(os.environ["PJRT_NPROC"]) > devices.cpu_cores()  # else LAPACK's batches may wait
 
 
 def test_a_container_may_use_less_than_its_host(monkeypatch, tmp_path):
