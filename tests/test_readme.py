@@ -80,7 +80,11 @@ def test_commands_were_found():
 
 @pytest.mark.parametrize("page", PAGES)
 def test_fields_in_a_sentence_exist(page):
-  known = {field for name in ("default", "copa", "fsl", "study") for field in fields_of(name)}
+  known = {
+    field
+    for name in ("default", "copa", "fsl", "fsl:ridge,folder", "study")
+    for field in fields_of(name)
+  }
   named = re.findall(r"(?:--config\.|`config\.)([a-z_0-9.]*[a-z_0-9])", PAGES[page])
   named += re.findall(r"`((?:data|adapt|model|lora|optimizer)\.[a-z_]+)`", PAGES[page])
   own = ("json", "objective.spread", "data.shot")  # a file; a term and a mistake of the pages'

@@ -46,12 +46,13 @@ class ByHand:
     self.config = config = finetune.settled(config)
     self.parts, self.exams = open_parts(config)
     self.model, self.params = finetune.load_model(config)
+    self.encode = jax.jit(self.model.encode_image)
 
   def features(self, source, rows):
     size = self.model.image.image_size
     pixels = np.stack([images.resize(source.image(int(row)), size) for row in rows])
     pixels = normalize(pixels, self.model.image_mean, self.model.image_std)
-    return np.asarray(self.model.encode_image(self.params, pixels))
+    return np.concatenate([self.encode(self.params, image[None]) for image in pixels])
 
   def text(self, source):
     template = self.config.data.template
