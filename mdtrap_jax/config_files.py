@@ -168,16 +168,27 @@ def purpose(path: Path) -> str:
 def fields(config: str, overrides: Iterable[tuple[str, str]] = ()) -> list[tuple[str, Any, str]]:
   """Every field of a config: dotted name, value and what its comment says.
 
-  Comments stand behind the line that sets a field or above it, in the file itself or in
-  `default.py`. Takes and raises what `load` does.
+  Comments stand behind the line that sets a field or above it, in the file itself or in those of
+  the library's that it imports. Takes and raises what `load` does.
   """
   path, _ = find(config)
-  comments = _comments(folder() / "default.py") | _comments(path)
+  comments = {}
+  for source in (folder() / "default.py", *_imported(path), path):
+    comments |= _comments(source)
   config = load(config, overrides)
   rows = dict(settings.flatten(config))
   if "variants" in config and not config.variants:
     rows["variants"] = {}
   return [(name, value, _comment(comments, name)) for name, value in rows.items()]
+
+
+def _imported(path: Path) -> list[Path]:
+  """The library's configs that a file is made from, by `from . import NAME` or `from configs …`."""
+  known, names = packaged(), []
+  for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    if isinstance(node, ast.ImportFrom) and (node.module == "configs" or node.level):
+      names += [alias.name for alias in node.names]
+  return [known[name] for name in names if name in known]
 
 
 def _comment(comments: dict[str, str], name: str) -> str:

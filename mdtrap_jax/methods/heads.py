@@ -146,7 +146,7 @@ METHODS: dict[str, Definition] = {
   "copa_transformer": Definition("map", _copa_settings(1e-4, 1e-3), make_copa_transformer),
   "url_tsa": Definition("image", _url_tsa_settings, make_url),
   "copa_tsa": Definition("image", _copa_tsa_settings, make_copa),
-  "zero_shot": _probe(zero_shot.probe, zero_shot.SETTINGS, text=True),
+  "zero_shot": _probe(zero_shot.probe, zero_shot.SETTINGS, text=True, other_classes=True),
   "knn": _probe(knn.probe, knn.SETTINGS),
   "ridge": _probe(ridge.probe, ridge.SETTINGS),
   "logistic": _probe(logistic.probe, logistic.SETTINGS),

@@ -148,7 +148,7 @@ def test_what_compares_test_images_with_one_another_is_refused(name, folder, tmp
     (
       "ridge",
       {"base_to_new": True},
-      "knows the classes of its support.*clip_adapter or prolip",
+      "knows the classes of its support.*or clip_adapter or prolip",
     ),
     ("tip_adapter", {"transfer": ("dtd=x",)}, "knows the classes of its support set"),
     ("copa", {"head.distance": "l2"}, "CoPA's loss is one of cosines"),
