@@ -26,14 +26,13 @@ def get_config(part="all"):
   config = ConfigDict()
   config.experiment = "sweep"
   config.sweep = sweep = ConfigDict()
-  # See configs/sweep_paper.py for what each is.
-  sweep.config = f"comparison:{{method}},{{target}},{images}"
-  sweep.fields = ("data.shots={shots}", "seed={seed}")
-  sweep.backbones = ("miniature",)
-  sweep.targets = comparison.TARGETS
-  sweep.methods = PARTS[name]
+  sweep.config = f"comparison:{{method}},{{target}},{images}"  # a cell
+  sweep.fields = ("data.shots={shots}", "seed={seed}")  # of each cell
+  sweep.backbones = ("miniature",)  # blocks of rows
+  sweep.targets = comparison.TARGETS  # columns
+  sweep.methods = PARTS[name]  # rows
   # Which rows the others are compared with; (): the first.
   sweep.references = tuple(r for r in ("zero_shot", "lora/vlm") if r.split("/")[0] in PARTS[name])
-  sweep.shots = (1, 5)
-  sweep.seeds = (1,)
+  sweep.shots = (1, 5)  # images of each class
+  sweep.seeds = (1,)  # of the episodes
   return config
