@@ -110,6 +110,7 @@ def make_method(
     fifths=tuple(adapt.evaluate_at),
     augmentation=adapt.augmentation,
     evaluated=config.model.batch_size,
+    patches=chain.needs_patches(objective),
   )
 
 

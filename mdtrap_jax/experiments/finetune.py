@@ -256,6 +256,7 @@ def make_method(
     chunk=adapt.chunk or None,
     fifths=tuple(adapt.evaluate_at),
     diagnose=adapt.diagnose,
+    patches=chain.needs_patches(objective),
     terms=chain.make_terms(objective, **sizes),
   )
 

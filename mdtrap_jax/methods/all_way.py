@@ -74,9 +74,8 @@ class AllWay(FineTuning):
     else:
       changed = random_crops(stream(prepared.key, "views", step), drawn)
     batch = Batch(labels[numbers], views, labels[numbers], numbers)
-    return StepRows(
-      self._embed(params, changed), self._embed(params, drawn) if clean else None, batch
-    )
+    embed = lambda pixels: self._embed(params, pixels, self.patches)
+    return StepRows(embed(changed), embed(drawn) if clean else None, batch)
 
   def _query_cosines(self, params, prepared, trained, text):
     pixels = prepared.query_tokens

@@ -72,6 +72,7 @@ class FineTuning:
       and one more forward pass; the result is the same but for rounding.
     fifths: of the steps, after which the queries are classified.
     diagnose: whether each evaluation has the extras of `methods.text_gap.diagnose`.
+    patches: whether steps give patch tokens too, for terms that need them.
     terms: of the objective, each by itself, for looking at them one by one.
   """
 
@@ -85,6 +86,7 @@ class FineTuning:
   chunk: int | None = None
   fifths: tuple[int, ...] = (1, 2, 3, 4, 5)
   diagnose: bool = False
+  patches: bool = False
   terms: Mapping[str, optax.GradientTransformationExtraArgs] = dataclasses.field(
     default_factory=dict
   )
@@ -160,7 +162,7 @@ class FineTuning:
   ) -> tuple[Prepared, AdaptState]:
     """`prepare` from normalized images: `views [V, M, S, S, 3]`, `query [C·Q, S, S, 3]`."""
     num_views, clean = views.shape[:2]
-    embed = lambda images: self.parameterization.embed_image(self.model, params, images)
+    embed = functools.partial(self.parameterization.embed_image, self.model, params)
     batch = Batch(
       labels=jnp.tile(labels, num_views),
       views=jnp.repeat(jnp.arange(num_views, dtype=jnp.int32), clean),
@@ -168,7 +170,7 @@ class FineTuning:
     )
     prepared = Prepared(
       key=key,
-      tokens=embed(views.reshape(num_views * clean, *views.shape[2:])),
+      tokens=embed(views.reshape(num_views * clean, *views.shape[2:]), patches=self.patches),
       batch=batch,
       query_tokens=embed(query),
       query_labels=query_labels,
@@ -273,11 +275,11 @@ class FineTuning:
     """`[B, C]` between images, uint8 `[B, S, S, 3]`, and texts `[C, D]`."""
     return self.cosines(params, self._embed(params, pixels), trained, text)
 
-  def _embed(self, params, pixels):
+  def _embed(self, params, pixels, patches=False):
     """What never changes of uint8 images `[B, S, S, 3]`: tokens, or embeddings."""
     dtype = params["image"]["stem"]["position"].dtype
     images = normalize(pixels, self.model.image_mean, self.model.image_std, dtype)
-    return self.parameterization.embed_image(self.model, params, images)
+    return self.parameterization.embed_image(self.model, params, images, patches)
 
   def _query_cosines(self, params, prepared, trained, text):
     return self.cosines(params, prepared.query_tokens, trained, text)
@@ -370,17 +372,19 @@ class FineTuning:
     image_key, text_key = jax.random.split(dropout)
     if rows.clean is not None:  # the clean images again: dropout masks of their own
       tokens = jnp.concatenate([tokens, rows.clean])
-    if "image" in self.parameterization.encoders:
+    if "image" in self.parameterization.encoders or self.patches:
       encode = functools.partial(self.parameterization.encode_image, self.model, params)
       tokens = in_chunks(
-        lambda rows, keys: encode(rows, trained, keys),
+        lambda rows, keys: encode(rows, trained, keys, self.patches),
         self.chunk,
         tokens,
         row_keys(image_key, len(tokens)),
       )
-    image = _float32(tokens)
+    image, patches = jax.tree.map(_float32, tokens if self.patches else (tokens, None))
+    views = lambda x: None if x is None else x[:count]
+    clean = lambda x: None if x is None or rows.clean is None else x[count:]
     text = self._text(params, prepared, trained, text_key)
-    return Features(image[:count], None if rows.clean is None else image[count:], text)
+    return Features(views(image), clean(image), text, views(patches), clean(patches))
 
   def _text(self, params, prepared, trained, key):
     """`[C, D]`, recomputed where the text encoder is trained."""

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 
-def in_chunks(fn: Callable[..., jax.Array], size: int | None, *rows: jax.Array) -> jax.Array:
-  """`fn(*rows)`, a function of rows `[N, ...]`, evaluated for `size` of them at a time.
+def in_chunks(fn: Callable[..., Any], size: int | None, *rows: jax.Array) -> Any:
+  """`fn(*rows)`, arrays of rows from rows `[N, ...]`, evaluated for `size` of them at a time.
 
   The backward pass evaluates each chunk again instead of keeping what it computed.
   """
@@ -19,4 +20,4 @@ def in_chunks(fn: Callable[..., jax.Array], size: int | None, *rows: jax.Array) 
   index = jnp.arange(-(-count // size) * size).reshape(-1, size) % count  # the last is filled up
   chunks = jax.tree.map(lambda leaf: leaf[index], rows)
   out = jax.lax.map(lambda chunk: jax.checkpoint(fn)(*chunk), chunks)
-  return out.reshape(-1, *out.shape[2:])[:count]
+  return jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:])[:count], out)

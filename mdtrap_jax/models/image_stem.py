@@ -64,9 +64,14 @@ class ImageConfig:
     return self.image_size // self.patch_size
 
   @property
+  def patches(self) -> int:
+    """`P`, row by row; they stand behind the class token, where there is one."""
+    return self.grid**2
+
+  @property
   def tokens(self) -> int:
     """Sequence length `S`."""
-    return self.grid**2 + self.class_token
+    return self.patches + self.class_token
 
   @property
   def block(self) -> BlockConfig:
@@ -154,9 +159,16 @@ class ImageStem(nn.Module):
   def pool(self, tokens: jax.Array) -> jax.Array:
     """Maps the last block's tokens `[B, S, width]` to embeddings `[B, D]`, not normalized."""
     if self.config.pool == "class":
-      pooled = self.post_norm(tokens[:, 0])
-    else:
-      pooled = self.attention_pool(self.post_norm(tokens))
+      return self._project(self.post_norm(tokens[:, 0]))
+    return self._project(self.attention_pool(self.post_norm(tokens)))
+
+  def pool_with_patches(self, tokens: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """`pool`, and beside it the patches after the last norm, `[B, P, width]`; see `patches`."""
+    normed = self.post_norm(tokens)
+    pooled = normed[:, 0] if self.config.pool == "class" else self.attention_pool(normed)
+    return self._project(pooled), normed[:, self.config.tokens - self.config.patches :]
+
+  def _project(self, pooled: jax.Array) -> jax.Array:
     return self.projection(pooled) if self.config.projection else pooled
 
   def __call__(self, images: jax.Array) -> jax.Array:

@@ -124,7 +124,8 @@ class VisionLanguageModel:
     start: int | None = None,
     norm: bool = False,
     prompts: Prompts | None = None,
-  ) -> jax.Array:
+    patches: bool = False,
+  ) -> jax.Array | tuple[jax.Array, jax.Array]:
     """Embeddings `[B, D]` (not normalized) from the tokens of `embed_image`.
 
     Args:
@@ -137,6 +138,8 @@ class VisionLanguageModel:
       start: the first block to run, where `lora` does not say it.
       norm: whether the norm before the first block is still to come.
       prompts: learned tokens after the image's own, which are not pooled.
+      patches: whether the image's patch tokens `[B, P, width]` come along, all of them after the
+        norm that follows the last block, without the class token; then a pair is returned.
     """
     encoder, count = params["image"], tokens.shape[1]
     stem = lambda *arguments, method: ImageStem(self.image).apply(
@@ -161,7 +164,7 @@ class VisionLanguageModel:
       prompts=deeper,
       at=count,
     )
-    return stem(tokens[:, :count], method="pool")
+    return stem(tokens[:, :count], method="pool_with_patches" if patches else "pool")
 
   def encode_image(self, params: Params, images: jax.Array, **adapted) -> jax.Array:
     """Embeddings `[B, D]` (not normalized) of normalized images `[B, H, W, 3]`."""

@@ -85,6 +85,11 @@ def make_phases(config: Mapping[str, Mapping[str, Any]], steps: int) -> tuple[Ph
   )
 
 
+def needs_patches(config: Mapping[str, Mapping[str, Any]]) -> bool:
+  """Whether any term that is on asks for patch tokens."""
+  return any(TERMS[name].patches for name in enabled_terms(config))
+
+
 def make_terms(
   config: Mapping[str, Mapping[str, Any]],
   *,

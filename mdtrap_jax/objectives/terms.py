@@ -29,6 +29,10 @@ class Features(NamedTuple):
   image: jax.Array  # [N, D] float32, support views: view-major, then class, then shot
   clean: jax.Array | None  # [M, D] float32, clean images; None while no term needs them
   text: jax.Array  # [C, D] float32
+  # [N, P, W] and [M, P, W] float32, the patch tokens of the same images, row by row, after the
+  # encoder's last norm and without a class token; None while no term needs them
+  patches: jax.Array | None = None
+  clean_patches: jax.Array | None = None
 
 
 class Batch(NamedTuple):
@@ -294,6 +298,7 @@ class Term(NamedTuple):
   make: Callable[..., optax.GradientTransformationExtraArgs]  # (context, weight, **options)
   clean: bool = False  # the clean pass, `Features.clean`
   all_views: bool = False  # all N views in every step, so that no batches of them can be drawn
+  patches: bool = False  # patch tokens, `Features.patches`, and of the clean pass where it runs
   # what takes its place in minibatches of a large support, where it needs all views otherwise
   minibatch: Callable[..., optax.GradientTransformationExtraArgs] | None = None
 
@@ -309,6 +314,7 @@ def register(
   *,
   clean: bool = False,
   all_views: bool = False,
+  patches: bool = False,
   minibatch: Callable[..., optax.GradientTransformationExtraArgs] | None = None,
 ) -> None:
   """Makes a term known by name, for `config.objective.NAME`.
@@ -320,12 +326,13 @@ def register(
     make: `(context, weight, **options)` to a transform, such as `make_term` returns.
     clean: whether it needs the clean pass.
     all_views: whether it needs all views in every step.
+    patches: whether it needs patch tokens.
     minibatch: what is made instead where a step sees a part of a large support, if it does.
 
   Raises:
     ValueError: the name is that of a term of the papers.
   """
-  term = Term(make, clean, all_views, minibatch)
+  term = Term(make, clean, all_views, patches, minibatch)
   if name in _PAPERS and _TERMS.get(name, term) != term:
     raise ValueError(f"there is a term {name!r} already: register yours under another name.")
   _TERMS[name] = term

@@ -48,17 +48,17 @@ class Lora(Parameterization):
     starts = params.get("lora", {})
     return {name: _started(own, starts.get(name)) for name, own in factors.items()}
 
-  def embed_image(self, model, params, images):
+  def embed_image(self, model, params, images, patches=False):
     """Everything below the first adapted block."""
     if "image" not in self.encoders:
-      return super().embed_image(model, params, images)
+      return super().embed_image(model, params, images, patches)
     return model.embed_image(params, images, self.config)
 
-  def encode_image(self, model, params, tokens, trained, key=None):
+  def encode_image(self, model, params, tokens, trained, key=None, patches=False):
     """The adapted blocks and what lies above and between them."""
     if "image" not in self.encoders:
-      return tokens
-    return model.encode_image_tokens(params, tokens, self.config, trained, key)
+      return super().encode_image(model, params, tokens, trained, key, patches)
+    return model.encode_image_tokens(params, tokens, self.config, trained, key, patches=patches)
 
   def encode_text(self, model, params, token_ids, trained, key=None, chunk=None):
     """The adapted text encoder; with dropout all rows at once, as it is drawn for all."""

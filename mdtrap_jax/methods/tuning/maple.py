@@ -71,11 +71,12 @@ class Maple(Parameterization):
       "bias": maps(keys[4], keys[5], image),
     }
 
-  def embed_image(self, model, params, images):
+  def embed_image(self, model, params, images, patches=False):
     """The patch embedding."""
+    del patches
     return model.embed_image(params, images)
 
-  def encode_image(self, model, params, tokens, trained, key=None):
+  def encode_image(self, model, params, tokens, trained, key=None, patches=False):
     """The whole encoder; the learned tokens stand after an image's own and are not pooled."""
     del key
     prompts = None
@@ -83,7 +84,7 @@ class Maple(Parameterization):
       kernel, bias = trained["kernel"], trained["bias"][:, None]
       first = trained["context"] @ kernel[0] + bias[0]
       prompts = Prompts(first, trained["deeper"] @ kernel[1:] + bias[1:])
-    return model.encode_image_tokens(params, tokens, prompts=prompts)
+    return model.encode_image_tokens(params, tokens, prompts=prompts, patches=patches)
 
   def encode_text(self, model, params, token_ids, trained, key=None, chunk=None):
     """The text encoder on the learned tokens and the class names."""

@@ -75,11 +75,16 @@ class Parameterization:
     """
     raise NotImplementedError
 
-  def embed_image(self, model: VisionLanguageModel, params: Params, images: jax.Array) -> jax.Array:
+  def embed_image(
+    self, model: VisionLanguageModel, params: Params, images: jax.Array, patches: bool = False
+  ) -> jax.Array:
     """What stays the same of normalized images `[B, H, W, 3]`: tokens `[B, S, W]`.
 
-    Where the image encoder is fixed, that is all of it: embeddings `[B, D]`.
+    Where the image encoder is fixed, that is all of it: embeddings `[B, D]`, or with `patches`,
+    which `encode_image` is then asked for, the last block's tokens.
     """
+    if patches:
+      return model.embed_image(params, images, stop=model.image.depth)
     return model.encode_image(params, images)
 
   def encode_image(
@@ -89,7 +94,8 @@ class Parameterization:
     tokens: jax.Array,
     trained: Trained | None,
     key: jax.Array | None = None,
-  ) -> jax.Array:
+    patches: bool = False,
+  ) -> jax.Array | tuple[jax.Array, jax.Array]:
     """Embeddings `[B, D]`, not normalized.
 
     Args:
@@ -98,9 +104,13 @@ class Parameterization:
       tokens: from `embed_image`.
       trained: the episode's own, or `None` for the pretrained model.
       key: typed key of dropout, or one for each row, `[B]`; consumed. `None` for none.
+      patches: whether patch tokens `[B, P, W]` come along, as a pair with the embeddings; see
+        `VisionLanguageModel.encode_image_tokens`.
     """
-    del model, params, trained, key
-    return tokens
+    del trained, key
+    if tokens.ndim == 2:
+      return tokens
+    return model.encode_image_tokens(params, tokens, start=model.image.depth, patches=patches)
 
   def encode_text(
     self,

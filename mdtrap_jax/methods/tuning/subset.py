@@ -56,20 +56,20 @@ class Subset(Parameterization):
     del key, token_ids
     return {name: self._chosen(model, name, params[name]) for name in self.encoders}
 
-  def embed_image(self, model, params, images):
+  def embed_image(self, model, params, images, patches=False):
     """Everything below the first trained vector."""
     if "image" not in self.encoders:
-      return super().embed_image(model, params, images)
+      return super().embed_image(model, params, images, patches)
     return model.embed_image(params, images, stop=self._first(model), norm=self.position != "all")
 
-  def encode_image(self, model, params, tokens, trained, key=None):
+  def encode_image(self, model, params, tokens, trained, key=None, patches=False):
     """What lies above."""
-    del key
     if "image" not in self.encoders:
-      return tokens
+      return super().encode_image(model, params, tokens, trained, key, patches)
     weights = params if trained is None else self._with(model, params, trained)
     whole = self.position == "all"
-    return model.encode_image_tokens(weights, tokens, start=self._first(model), norm=whole)
+    start = self._first(model)
+    return model.encode_image_tokens(weights, tokens, start=start, norm=whole, patches=patches)
 
   def encode_text(self, model, params, token_ids, trained, key=None, chunk=None):
     """The whole text encoder with the trained vectors."""
