@@ -104,7 +104,7 @@ def measure(divergence: str, options: argparse.Namespace) -> dict[float, dict[st
 
 def prompt_cosines() -> dict[str, float]:
   """Mean cosine of two classes' texts among all classes of a world, as they are."""
-  from benchmarks.trap import CROPDISEASE, ISIC
+  from configs.comparison import CROPDISEASE, ISIC
   from mdtrap_jax.data.sources import make_source
 
   config = finetune.settled(make_config(data_of("satellite", {}), Choice(1e-3, 5), {}))
