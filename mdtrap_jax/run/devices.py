@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+from threadpoolctl import threadpool_limits
 
 MEMORY_SHARE = 0.9  # of a device's memory that a batch of tasks may fill
 CONTAINER = Path("/sys/fs/cgroup")  # what a container may use of its host, on Linux
@@ -24,18 +25,22 @@ def use_cpu_cores() -> None:
   asked = "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", "")
   if not asked and jax.config.jax_num_cpu_devices < 1:
     jax.config.update("jax_num_cpu_devices", cpu_cores())
-    spare_threads(cpu_cores())
+    _settle_threads(cpu_cores())
 
 
-def spare_threads(devices: int) -> None:
-  """Gives XLA's thread pool on CPUs more threads than devices; before JAX computes anything.
+def _settle_threads(cores: int) -> None:
+  """Of LAPACK's routines (a Cholesky factor, a QR, eigenvalues), where every core is a device.
 
-  XLA splits LAPACK's routines on a batch (a Cholesky factor, a QR, eigenvalues) over the pool that
-  the devices themselves compute in, and waits there: with as many devices as threads they may all
-  wait for a thread, for ever (jaxlib 0.10.2).
+  XLA splits a batch of them over the pool in which the devices themselves compute, and waits there:
+  with no more threads than devices all may wait for one, for ever (jaxlib 0.10.2). And scipy's
+  OpenBLAS, which has the routines, takes all cores for each: a QR of 30 rows, 0.1 ms by one thread,
+  took 10 beside another device's.
   """
   if not {"NPROC", "PJRT_NPROC"} & os.environ.keys():
-    os.environ["PJRT_NPROC"] = str(2 * devices)
+    os.environ["PJRT_NPROC"] = str(2 * cores)
+  if "OPENBLAS_NUM_THREADS" not in os.environ:
+    os.environ["OPENBLAS_NUM_THREADS"] = "1"  # read when it is loaded, at the first such routine
+    threadpool_limits(1, user_api="blas")  # if it already is
 
 
 def cpu_cores() -> int:
