@@ -100,8 +100,9 @@ def compare(name: str, seconds: float) -> dict[str, Any]:
     logits = LOOPS[name](to_torch(one))
     return (logits.argmax(1) == labels).float().mean().item()
 
+  alike = abs(loop() - ours()[0])  # both compiled and warm
   if name != "clip_adapter":
-    np.testing.assert_allclose(loop(), ours()[0], atol=0.03)
+    np.testing.assert_array_less(alike, 0.03)
   timings = take_turns({"ours": (ours, count), "loop": (loop, 1)}, seconds)
   times = {side: statistics.median(t.seconds for t in rows) for side, rows in timings.items()}
   busy = {

@@ -22,22 +22,23 @@ def use_cpu_cores() -> None:
   `place` decides. A number of devices that somebody asked for, by JAX's setting or XLA's flag,
   stays as it is, and accelerators do.
   """
-  asked = "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", "")
-  if not asked and jax.config.jax_num_cpu_devices < 1:
+  if "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", ""):
+    return
+  if jax.config.jax_num_cpu_devices < 1:
     jax.config.update("jax_num_cpu_devices", cpu_cores())
-    _settle_threads(cpu_cores())
+  _settle_threads(max(cpu_cores(), jax.config.jax_num_cpu_devices))
 
 
-def _settle_threads(cores: int) -> None:
-  """Of LAPACK's routines (a Cholesky factor, a QR, eigenvalues), where every core is a device.
+def _settle_threads(devices: int) -> None:
+  """Of LAPACK's routines (a Cholesky factor, a QR, eigenvalues), where cores are devices.
 
   XLA splits a batch of them over the pool in which the devices themselves compute, and waits there:
   with no more threads than devices all may wait for one, for ever (jaxlib 0.10.2). And scipy's
   OpenBLAS, which has the routines, takes all cores for each: a QR of 30 rows, 0.1 ms by one thread,
-  took 10 beside another device's.
+  took 10 on two busy cores.
   """
   if not {"NPROC", "PJRT_NPROC"} & os.environ.keys():
-    os.environ["PJRT_NPROC"] = str(2 * cores)
+    os.environ["PJRT_NPROC"] = str(2 * devices)
   if "OPENBLAS_NUM_THREADS" not in os.environ:
     os.environ["OPENBLAS_NUM_THREADS"] = "1"  # read when it is loaded, at the first such routine
     threadpool_limits(1, user_api="blas")  # if it already is

@@ -14,18 +14,17 @@ def test_every_core_is_a_device_unless_somebody_said_how_many(monkeypatch):
   assert not asked
   monkeypatch.delenv("XLA_FLAGS")
   monkeypatch.setenv("PJRT_NPROC", "3")
-  monkeypatch.setenv("OPENBLAS_NUM_THREADS", "1")
-  devices.use_cpu_cores()
-  assert asked == [("jax_num_cpu_devices", devices.cpu_cores())]
-  assert os.environ["PJRT_NPROC"] == "3"
-  monkeypatch.delenv("PJRT_NPROC")
-  devices.use_cpu_cores()
-  assert int(os.environ["PJRT_NPROC"]) > devices.cpu_cores()  # else LAPACK's batches may wait
-  monkeypatch.delenv("OPENBLAS_NUM_THREADS")
+  monkeypatch.setenv("OPENBLAS_NUM_THREADS", "3")
   limited = []
   monkeypatch.setattr(devices, "threadpool_limits", lambda *given, **which: limited.append(given))
   devices.use_cpu_cores()
+  assert asked == [("jax_num_cpu_devices", devices.cpu_cores())]
+  assert (limited, os.environ["PJRT_NPROC"]) == ([], "3")
+  monkeypatch.delenv("PJRT_NPROC")
+  monkeypatch.delenv("OPENBLAS_NUM_THREADS")
+  devices.use_cpu_cores()
   assert (limited, os.environ["OPENBLAS_NUM_THREADS"]) == ([(1,)], "1")
+  assert int(os.environ["PJRT_NPROC"]) > devices.cpu_cores()
 
 
 def test_a_container_may_use_less_than_its_host(monkeypatch, tmp_path):
