@@ -170,6 +170,7 @@ def main() -> None:
   print(json.dumps(result["cosines_of_prompts"], indent=2), flush=True)
   if options.prompts:
     return
+  options.out.mkdir(parents=True, exist_ok=True)  # now, and not after minutes of work
   means = {
     divergence: {
       spread: {name: mean_and_ci(values) for name, values in own.items()}

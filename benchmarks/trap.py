@@ -296,6 +296,7 @@ def tabulate(work: Path, out: Path) -> None:
          accuracy_of(own, "ncc_accuracy_before").mean, accuracy_of(own, "ncc_accuracy_after").mean,
          accuracy_of(own, "gap_after").mean, *shift[:2], *mean_and_ci(moved)[:2])
       )  # fmt: skip
+  out.mkdir(parents=True, exist_ok=True)
   files.write(out / "trap.csv", tables.csv(header, rows))
   files.write(out / "trap_search.csv", (work / "search.csv").read_bytes())
   if drawn:
@@ -315,7 +316,7 @@ def main() -> None:
   parser.add_argument("--block", type=int, default=20, help="episodes between looks at the clock")
   parser.add_argument("--at-once", type=int, default=0, help="episodes on a device; 0: automatic")
   parser.add_argument("--dtype", default="auto", help="of the model")
-  parser.add_argument("--out", type=Path, default=Path("docs"))
+  parser.add_argument("--out", type=Path, default=Path("docs"), help="of `table`: a folder")
   options = parser.parse_args()
   logging.set_verbosity(logging.WARNING)
   if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
