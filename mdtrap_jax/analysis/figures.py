@@ -97,6 +97,7 @@ def plot_gradients(paths: Sequence[Path], name: str, analysis: Analysis) -> None
       right.text(0.5, 0.6, "one term alone", ha="center", transform=right.transAxes)
     for ax in (left, right):
       ax.set_xlabel("step")
+      ax.xaxis.get_major_locator().set_params(integer=True)
       if ax.get_legend_handles_labels()[0]:
         ax.legend(frameon=False)
     _title(figure, name, analysis)
