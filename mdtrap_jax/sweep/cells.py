@@ -62,12 +62,8 @@ def load(config: str, fields: Sequence[tuple[str, str]] = ()) -> list[Cell]:
   Raises:
     OSError, ValueError: no such config, a field that cannot be right, or cells of one name.
   """
-  own = [(name, text) for name, text in fields if name.startswith(_SECTION)]
+  sweep = _given(config, fields)
   every = tuple((name, text) for name, text in fields if not name.startswith(_SECTION))
-  given = settings.resolve(config_files.load(config, own))
-  if given.experiment != "sweep":
-    raise ValueError(f"{config} is one run and no sweep: mdtrap run --config={config}")
-  sweep = given.sweep
   axes = itertools.product(sweep.shots, sweep.backbones, sweep.targets, sweep.seeds, sweep.methods)
   cells = []
   for shots, backbone, target, seed, method in axes:
@@ -86,6 +82,31 @@ def load(config: str, fields: Sequence[tuple[str, str]] = ()) -> list[Cell]:
         raise ValueError(f"config.{_SECTION}: a run keeps files named {name}: name it otherwise.")
     cells.append(cell)
   return cells
+
+
+def references(config: str, fields: Sequence[tuple[str, str]] = ()) -> tuple[str, ...]:
+  """The rows of the sweep's table that the others are compared with; takes what `load` does.
+
+  Raises:
+    OSError, ValueError: as `load`, or a row of no method of the sweep.
+  """
+  sweep = _given(config, fields)
+  for name in sweep.references:
+    if name.partition("/")[0] not in sweep.methods:
+      raise ValueError(
+        f"--config.{_SECTION}references: {name!r} is no row; name METHOD or METHOD/VARIANT of "
+        f"--config.{_SECTION}methods={tuple(sweep.methods)}, or none for the first."
+      )
+  return tuple(sweep.references)
+
+
+def _given(config: str, fields: Sequence[tuple[str, str]]) -> ml_collections.ConfigDict:
+  """What a sweep's config says of the sweep itself."""
+  own = [(name, text) for name, text in fields if name.startswith(_SECTION)]
+  given = settings.resolve(config_files.load(config, own))
+  if given.experiment != "sweep":
+    raise ValueError(f"{config} is one run and no sweep: mdtrap run --config={config}")
+  return given.sweep
 
 
 def _filled(text: str, field: str, names: dict[str, object]) -> str:

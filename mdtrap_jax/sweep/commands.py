@@ -36,17 +36,18 @@ def sweep(options: argparse.Namespace) -> int:
   from mdtrap_jax.sweep import place as places
 
   cells = cell_lists.load(options.config, options.fields)
+  references = cell_lists.references(options.config, options.fields)
   if options.status or options.table:
     place = places.found(options.workdir)
     if options.status:
       print(state.table(place, cells))
     else:
-      print(table.FORMATS[options.table](table.entries(place.runs(), cells)))
+      print(table.FORMATS[options.table](table.entries(place.runs(), cells, references)))
     return 0
   mine = cell_lists.part(cells, options.part) if options.part else cells
   place = places.claimed(options.workdir)
   failed = launch.run(mine, place)
-  found = table.entries(place.runs(), cells)
+  found = table.entries(place.runs(), cells, references)
   print(f"{table.format_markdown(found)}\nwritten to {table.write(place, found)}", flush=True)
   if failed:
     some = f"{len(failed)} of {len(mine)} cells failed: {', '.join(failed)}"

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,19 +21,27 @@ SUFFIXES = {"markdown": "md", "csv": "csv", "latex": "tex"}
 _NONE = Accuracy(math.nan, math.nan, 0)
 
 
+class Row(NamedTuple):
+  """The runs that a row of a table is made of."""
+
+  method: str
+  variant: str  # of its config's; "" without
+  name: str  # METHOD or METHOD/VARIANT
+
+
 class Entry(NamedTuple):
-  """A place in a table: a setting's runs of all seeds and variants together."""
+  """A place in a table: a setting's runs of all seeds together."""
 
   shots: int
   backbone: str
-  method: str
+  method: str  # the row's name, and whether the method is transductive
   target: str
   episodes: int  # finished, over all seeds
   wanted: int
   failed: int  # of those finished
   accuracy: Accuracy
   zero_shot: Accuracy
-  difference: Accuracy | None  # to the first method, on common episodes; None for that itself
+  differences: Mapping[str, Accuracy]  # to each reference but itself, on common episodes
   published: Published | None
   reproduces: bool  # whether the runs' configs are the published one's, and all is finished
 
@@ -42,67 +51,89 @@ class Entry(NamedTuple):
     return published.agrees(self.published, 100 * self.accuracy.mean) if self.reproduces else None
 
 
-def entries(root: Path, cells: Sequence[Cell]) -> list[Entry]:
+def entries(root: Path, cells: Sequence[Cell], references: Sequence[str] = ()) -> list[Entry]:
   """All places of the tables, each target's and then the average over them, row by row.
 
   Args:
     root: from which to read the runs, of `place.runs()`.
     cells: of the sweep.
+    references: names of the rows that the others are compared with; the first row if none.
 
   Raises:
     OSError, ValueError: a file of a run is damaged.
   """
-  settings_of = lambda cell: (cell.shots, cell.backbone, cell.method)
+  rows, found = _rows(cells), []
+  references = [row for row in rows if row.name in references] if references else rows[:1]
   targets = list(dict.fromkeys(cell.target for cell in cells))
-  first = cells[0].method
-  found = []
-  for shots, backbone, method in dict.fromkeys(map(settings_of, cells)):
-    row = []
-    for target in targets:
-      own, theirs = (
-        [c for c in cells if settings_of(c) == (shots, backbone, name) and c.target == target]
-        for name in (method, first)
-      )
-      row.append(_entry(root, own, theirs if method != first else None))
-    found += row
-    if len(row) > 1:
-      found.append(_average(row))
+  for setting in dict.fromkeys((cell.shots, cell.backbone) for cell in cells):
+    own = [cell for cell in cells if (cell.shots, cell.backbone) == setting]
+    columns = [
+      _column(root, [cell for cell in own if cell.target == target], rows, references)
+      for target in targets
+    ]
+    for row in zip(*columns, strict=True):
+      found += row
+      if len(row) > 1:
+        found.append(_average(row))
   return found
 
 
-def _entry(root: Path, cells: Sequence[Cell], first: Sequence[Cell] | None) -> Entry:
-  lines, accuracies = _read(root, cells)
-  cell = cells[0]
-  row = published.accuracy(cell.backbone, cell.target, cell.method, cell.shots)
-  paths = [root / cell.name for cell in cells]
-  found = row and [v for v in agreement.verdicts(paths) if v.published == row and v.complete]
+def _rows(cells: Sequence[Cell]) -> list[Row]:
+  """One for each method, or for each variant of its config."""
+  rows = []
+  for method in dict.fromkeys(cell.method for cell in cells):
+    configs = (_resolved(cell) for cell in cells if cell.method == method)
+    config = next(filter(None, configs), None)
+    for variant in settings.variants(config) if config else ("",):
+      rows.append(Row(method, variant, f"{method}/{variant}" if variant else method))
+  return rows
+
+
+def _column(
+  root: Path, cells: Sequence[Cell], rows: Sequence[Row], references: Sequence[Row]
+) -> list[Entry]:
+  """The entries of one target, of all rows."""
+  of = lambda row: [cell for cell in cells if cell.method == row.method]
+  theirs = {row.name: _read(root, of(row), row.variant)[1] for row in references}
+  return [_entry(root, of(row), row, theirs) for row in rows]
+
+
+def _entry(
+  root: Path, cells: Sequence[Cell], row: Row, references: Mapping[str, Mapping[Hashable, float]]
+) -> Entry:
+  lines, accuracies = _read(root, cells, row.variant)
+  cell, configs = cells[0], [config for config in map(_resolved, cells) if config]
+  known = published.accuracy(cell.backbone, cell.target, row.name, cell.shots)
+  paths = [root / cell.name / row.variant for cell in cells]
+  found = known and [v for v in agreement.verdicts(paths) if v.published == known and v.complete]
+  transductive = any(config.get("method") in comparison.TRANSDUCTIVE for config in configs)
   return Entry(
     shots=cell.shots,
     backbone=cell.backbone,
-    method=cell.method,
+    method=f"{row.name} (transductive)" if transductive else row.name,
     target=cell.target,
     episodes=len(lines),
-    wanted=sum(wanted_episodes(config) for config in map(_resolved, cells) if config),
+    wanted=sum(map(wanted_episodes, configs)),
     failed=sum(line["status"] != "ok" for line in lines),
     accuracy=accuracy_of(lines),
     zero_shot=accuracy_of(lines, "zero_shot_accuracy"),
-    difference=None if first is None else paired(_read(root, first)[1], accuracies),
-    published=row,
+    differences={
+      name: paired(theirs, accuracies) for name, theirs in references.items() if name != row.name
+    },
+    published=known,
     reproduces=bool(found) and len(found) == len(cells),
   )
 
 
-def _read(root: Path, cells: Sequence[Cell]):
-  """Lines of all runs, and the accuracies by what makes two episodes the same."""
+def _read(root: Path, cells: Sequence[Cell], variant: str):
+  """Lines of a row's runs, and the accuracies by what makes two episodes the same."""
   lines, accuracies = [], {}
   for cell in cells:
-    config = _resolved(cell)
-    for name in settings.variants(config) if config else ():
-      folder = root / cell.name / name
-      if (folder / "episodes.jsonl").is_file():
-        own = read_episodes(folder)
-        lines += own
-        accuracies |= comparison.by_identity(read_object(folder / "config.json"), own)
+    folder = root / cell.name / variant
+    if (folder / "episodes.jsonl").is_file():
+      own = read_episodes(folder)
+      lines += own
+      accuracies |= comparison.by_identity(read_object(folder / "config.json"), own)
   return lines, accuracies
 
 
@@ -131,7 +162,9 @@ def _average(row: Sequence[Entry]) -> Entry:
     failed=sum(entry.failed for entry in row),
     accuracy=mean([entry.accuracy for entry in row]),
     zero_shot=mean([entry.zero_shot for entry in row]),
-    difference=entry.difference and mean([entry.difference for entry in row]),
+    differences={
+      name: mean([entry.differences[name] for entry in row]) for name in entry.differences
+    },
     published=published.accuracy(entry.backbone, AVERAGE, entry.method, entry.shots)
     if complete
     else None,
@@ -140,36 +173,50 @@ def _average(row: Sequence[Entry]) -> Entry:
 
 
 def format_markdown(found: Sequence[Entry]) -> str:
-  """A table for each number of shots, in Markdown."""
-  parts = []
-  for shots, header, rows in _tables(found):
-    parts.append(f"{shots}-shot accuracy in %\n\n{tables.markdown(header, rows)}")
+  """Tables for each number of shots, in Markdown."""
+  parts = (f"{title}\n\n{tables.markdown(header, rows)}" for title, header, rows in _tables(found))
   return "\n\n".join(parts)
 
 
 def format_latex(found: Sequence[Entry]) -> str:
   """The same for a paper, with the package booktabs."""
-  parts = []
-  for shots, header, rows in _tables(found):
-    parts.append(f"% {shots}-shot accuracy in %\n{tables.latex(header, rows)}")
+  parts = (f"% {title}\n{tables.latex(header, rows)}" for title, header, rows in _tables(found))
   return "\n\n".join(parts)
 
 
-def _tables(found: Sequence[Entry]):
-  """Shots, header and rows of each: what was measured, the paper's, the paired difference."""
+def _tables(found: Sequence[Entry]) -> Iterator[tuple[str, Sequence[str], Sequence[Sequence[str]]]]:
+  """Title, header and rows: what was measured beside the paper's, then the paired differences."""
   for shots in dict.fromkeys(entry.shots for entry in found):
     own = [entry for entry in found if entry.shots == shots]
     targets = list(dict.fromkeys(entry.target for entry in own))
-    first, rows = own[0].method, []
-    for backbone, method in dict.fromkeys((entry.backbone, entry.method) for entry in own):
-      row = [entry for entry in own if (entry.backbone, entry.method) == (backbone, method)]
-      rows.append((backbone, method, "measured", *map(_measured, row)))
+    settings_of = lambda entry: (entry.backbone, entry.method)
+    rows = [
+      [entry for entry in own if settings_of(entry) == setting]
+      for setting in dict.fromkeys(map(settings_of, own))
+    ]
+    printed = any(entry.published for entry in own)
+    lines = []
+    for row in rows:
+      whose = ("measured",) if printed else ()
+      lines.append((*settings_of(row[0]), *whose, *map(_measured, row)))
       if any(entry.published for entry in row):
-        rows.append((backbone, method, "paper", *map(_paper, row)))
-      if row[0].difference is not None:
-        points = (entry.difference.points(sign="+") for entry in row)
-        rows.append((backbone, method, f"minus {first}", *points))
-    yield shots, ("backbone", "method", "", *targets), rows
+        lines.append((*settings_of(row[0]), "paper", *map(_paper, row)))
+    header = ("backbone", "method", *(("",) if printed else ()), *targets)
+    yield f"{shots}-shot accuracy in %", header, lines
+    for name in _references(own):
+      lines = [
+        (*settings_of(row[0]), *(entry.differences[name].points(sign="+") for entry in row))
+        for row in rows
+        if name in row[0].differences
+      ]
+      title = f"{shots}-shot accuracy minus that of {name} on the same episodes, in points"
+      yield title, ("backbone", "method", *targets), lines
+
+
+def _references(found: Sequence[Entry]) -> list[str]:
+  """Names of the rows that others are compared with; a row is not compared with itself."""
+  longest_first = sorted(found, key=lambda entry: -len(entry.differences))
+  return list(dict.fromkeys(name for entry in longest_first for name in entry.differences))
 
 
 def _measured(entry: Entry) -> str:
@@ -186,17 +233,20 @@ def _paper(entry: Entry) -> str:
 
 def format_csv(found: Sequence[Entry]) -> str:
   """One line a place, for a spreadsheet: fractions, not percent; empty where there is none."""
+  names = _references(found)
   header = (
     "shots", "backbone", "method", "target", "episodes", "wanted", "failed", "accuracy_mean",
-    "accuracy_ci95", "zero_shot_mean", "zero_shot_ci95", "difference_mean", "difference_ci95",
-    "common_episodes", "paper", "tolerance", "agrees",
+    "accuracy_ci95", "zero_shot_mean", "zero_shot_ci95",
+    *(f"minus_{name}_{what}" for name in names for what in ("mean", "ci95", "episodes")),
+    "paper", "tolerance", "agrees",
   )  # fmt: skip
   share = lambda points: None if points is None else round(points / 100, 6)
   rows = []
   for entry in found:
     row = entry.published
+    differences = (entry.differences.get(name, [None] * 3) for name in names)
     rows.append((
-      *entry[:7], *entry.accuracy[:2], *entry.zero_shot[:2], *(entry.difference or [None] * 3),
+      *entry[:7], *entry.accuracy[:2], *entry.zero_shot[:2], *itertools.chain(*differences),
       row and share(row.value), row and share(row.tolerance),
       None if entry.agrees is None else ("no", "yes")[entry.agrees],
     ))  # fmt: skip
