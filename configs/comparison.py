@@ -32,7 +32,7 @@ TARGETS = (*WORLDS, "digits", *FOLDERS)
 # By cost: what lies below the upper half is computed once an episode.
 _ADAPTERS = {"lora.position": "half-up", "optimizer.learning_rate": 1e-3, "adapt.steps": 20}
 _STEPS = {"adapt.steps": 20}
-# What is trained: a row of `default.TUNES`, and what differs from it here.
+# What is trained in the miniature: a row of `default.TUNES`, and what differs from it here.
 TUNED = {
   "lora": ("lora", _ADAPTERS),
   "lora_mlp": ("lora", {**_ADAPTERS, "lora.projections": ("q", "k", "v", "out", "fc1", "fc2")}),
@@ -40,8 +40,9 @@ TUNED = {
   "pissa": ("pissa", _ADAPTERS),
   "layernorm": ("layernorm", _STEPS),
   "bias": ("bias", _STEPS),
-  "coop": ("coop", {}),
-  # The miniature's text encoder has three blocks. As many steps as for CoOp.
+  # 16 tokens, CoOp's default, are all that its text encoder reads; 4 is their other setting.
+  "coop": ("coop", {"coop.tokens": 4}),
+  # The text encoder has three blocks. As many steps as for CoOp.
   "maple": ("maple", {"maple.depth": 3, "adapt.steps_per_shot": 50}),
 }
 
