@@ -44,9 +44,13 @@ ZERO_SHOT = "zero_shot"
 
 
 def head_names() -> tuple[str, ...]:
-  """Heads on frozen features that an image encoder of a vision-language model has."""
+  """Heads on frozen features that an image encoder of a vision-language model has.
+
+  Without zero-shot, for which a classifier computes no features of the support set.
+  """
   kinds = ("pooled", "unprojected")
-  return tuple(name for name, found in heads.METHODS.items() if found.needs in kinds)
+  found = heads.METHODS.items()
+  return tuple(name for name, own in found if own.needs in kinds and name != ZERO_SHOT)
 
 
 def has_text(method: str) -> bool:

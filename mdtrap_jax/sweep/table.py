@@ -207,7 +207,7 @@ def _tables(found: Sequence[Entry]) -> Iterator[tuple[str, Sequence[str], Sequen
       lines = [
         (*settings_of(row[0]), *(entry.differences[name].points(sign="+") for entry in row))
         for row in rows
-        if name in row[0].differences
+        if any(entry.differences[name].episodes for entry in row if name in entry.differences)
       ]
       title = f"{shots}-shot accuracy minus that of {name} on the same episodes, in points"
       yield title, ("backbone", "method", *targets), lines

@@ -113,7 +113,16 @@ def test_entries_open_their_source(tmp_path):
   subset = open_domain(config, "meta/birds")
   assert (subset.class_names, subset.align_corners) == (("bird 4",), True)
   config.data.classes = ()
-  assert open_domain(config, f"x={write_folder(tmp_path / 'x')}").class_names == ("a", "b")
+  folder = f"x={write_folder(tmp_path / 'x')}"
+  assert open_domain(config, folder).class_names == ("a", "b")
+  config.data.class_names, config.domains = ("red circle", "blue star"), (folder,)
+  config.model.name = "miniature"
+  heads.check(config)
+  assert open_domain(config, folder).class_names == ("red circle", "blue star")
+  for domains in ((folder, f"y{folder}"), ("digits",)):
+    config.domains = domains
+    with pytest.raises(ValueError, match="give one NAME=FOLDER alone, or no class names"):
+      heads.check(config)
   for entry, message in (
     ("world", "name a look"),
     ("world/moon", "moon"),

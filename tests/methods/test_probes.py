@@ -341,6 +341,14 @@ def test_what_starts_at_zero_shot_starts_there():
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-3)
 
 
+def test_zero_shot_sees_texts_alone():
+  expected = SCALE * unit(task().query) @ unit(task().text).T
+  logits = [run("zero_shot", own=task(shots))[2] for shots in (SHOTS, 1)]
+  np.testing.assert_allclose(logits, [expected, SCALE * unit(task(1).query) @ unit(task(1).text).T])
+  other = task()._replace(support=-task().support)  # whatever the support set shows
+  np.testing.assert_array_equal(run("zero_shot", own=other)[2], logits[0])
+
+
 def test_a_method_with_texts_says_that_there_are_none():
   method = make_method("tip_adapter", ways=WAYS)
   with pytest.raises(ValueError, match="texts of their classes, and these tasks have none"):
@@ -351,6 +359,7 @@ def test_a_method_with_texts_says_that_there_are_none():
 @pytest.mark.parametrize(
   ("name", "settings"),
   [
+    ("zero_shot", dict(steps=0)),
     ("knn", dict(steps=0, neighbors=1)),
     ("ridge", dict(steps=0, l2=1.0)),  # λ from which R2-D2 starts
     ("logistic", dict(l2=1.0)),  # C = 1

@@ -30,9 +30,9 @@ def heads_sweep(folder, features="features.npz"):
   return path
 
 
-def fabricate(workdir, cell, accuracies, complete=True):
+def fabricate(workdir, cell, accuracies, complete=True, variant=""):
   """Files of one run of a cell, with these accuracies in %; episode i of all runs is the same."""
-  folder = workdir / cell.name
+  folder = workdir / cell.name / variant
   folder.mkdir(parents=True)
   config = json.loads(settings.to_json(cell.resolve()))
   content = {"class_names": ["a"], "content": {"a": [9, cell.target]}}

@@ -5,6 +5,13 @@ from pathlib import Path
 
 import pytest
 
+from configs import comparison, sweep_comparison
+from mdtrap_jax import checkpoints, config_files
+from mdtrap_jax import config as settings
+from mdtrap_jax.data.sources import make_source
+from mdtrap_jax.experiments import finetune, heads
+from mdtrap_jax.methods.heads import METHODS
+from mdtrap_jax.methods.tuning.choices import make_parameterization
 from mdtrap_jax.sweep import cells as cell_lists
 from mdtrap_jax.sweep import place as places
 from tests.sweep.fabricated import heads_sweep
@@ -49,6 +56,52 @@ def test_parts_share_all_cells():
   for text in ("0/3", "4/3", "1", "a/b", "1/0", "-1/3"):
     with pytest.raises(ValueError, match="I/N"):
       cell_lists.part(cells, text)
+
+
+def test_every_cell_of_the_comparison_can_run(tmp_path):
+  cells = cell_lists.load(f"sweep_comparison:all,{tmp_path}")
+  assert len({cell.name for cell in cells}) == len(cells) == 26 * 5 * 2
+  model, _ = checkpoints.load("miniature")
+  seen = set()
+  for cell in cells:
+    if cell.shots > 1 and cell.target != "digits":
+      continue  # their configs differ in the shots alone
+    config, seen = cell.resolve(), seen | {cell.method}
+    assert (config.seed, config.seeds, config.episodes, config.data.ways) == (1, 1, 100, 5)
+    if cell.method not in comparison.TUNED:
+      heads.check(config)
+      continue
+    finetune.check(finetune.settled(config), settings.variants(config))
+    classes = config.data.classes or config.data.class_names
+    if cell.target == "satellite":
+      classes = make_source(config.data).class_names  # the longest names
+    if classes:
+      tuned = make_parameterization(config)
+      tokens = tuned.token_ids(model, classes, "a photo of a {}.")
+      assert len({tuple(row) for row in tokens.tolist()}) == len(classes)
+  assert seen == {*sweep_comparison.HEADS, *comparison.TUNED}
+  # Whatever classifies pooled features is in it.
+  known = {name for name, found in METHODS.items() if found.needs in ("pooled", "unprojected")}
+  assert set(sweep_comparison.HEADS) == known
+
+
+def test_parts_of_the_comparison():
+  for part, references in (("heads", ("zero_shot",)), ("tuned", ("lora/vlm",)),
+                           ("all", ("zero_shot", "lora/vlm"))):  # fmt: skip
+    assert cell_lists.references(f"sweep_comparison:{part}") == references
+  with pytest.raises(ValueError, match="'lora/vlm' is no row; name METHOD or METHOD/VARIANT"):
+    cell_lists.references("sweep_comparison", [("sweep.methods", "('zero_shot',)")])
+  (cell,) = cell_lists.load(
+    "sweep_comparison:heads,{odd}",
+    [("sweep.methods", "('ncc',)"), ("sweep.targets", "('isic',)"), ("sweep.shots", "(1,)")],
+  )
+  assert cell.resolve().domains == ("isic={odd}/isic",)
+  for config, message in (
+    ("sweep_comparison:some", "give PART"),
+    ("comparison:lora,mnist", "TARGET"),
+  ):
+    with pytest.raises(ValueError, match=message):
+      config_files.load(config)
 
 
 @pytest.mark.parametrize(

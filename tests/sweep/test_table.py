@@ -32,12 +32,13 @@ def sweep(tmp_path_factory):
 
 
 def test_markdown(sweep):
-  lines = table.format_markdown(table.entries(*sweep)).splitlines()
-  assert lines[0] == "1-shot accuracy in %"
-  cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[2:]]
-  assert cells[0][:2] == ["backbone", "method"]
-  assert cells[0][3:] == ["isic", "eurosat", "cropdisease", "chestx", "average"]
-  assert cells[2:] == [
+  accuracies, differences = parsed(table.format_markdown(table.entries(*sweep)))
+  title, head, *cells = accuracies
+  assert (title, head) == (
+    "1-shot accuracy in %",
+    ["backbone", "method", "", "isic", "eurosat", "cropdisease", "chestx", "average"],
+  )
+  assert cells == [
     ["clip", "baseline", "measured", "36.40 ± 0.03", "82.00 ± 0.14", "85.00 ± 0.07", "21.00 ± 0.07",
      "56.10 ± 0.04"],
     ["clip", "baseline", "paper", "36.40 agrees", "81.72 agrees", "84.62 agrees", "21.86 differs",
@@ -46,14 +47,29 @@ def test_markdown(sweep):
      "59.75 ± 0.03"],
     ["clip", "svl_ra", "paper", "38.12 agrees", "85.02 differs", "87.20 agrees", "22.68 agrees",
      "58.26 differs"],
-    ["clip", "svl_ra", "minus baseline", "+1.60 ± 0.03", "+9.00 ± 0.07", "+2.00 ± 0.00",
-     "+2.00 ± 0.00", "+3.65 ± 0.02"],
     ["pe_core", "baseline", "measured", "41.00 ± – (1/800)", "–", "–", "–", "– (1/3200)"],
     ["pe_core", "baseline", "paper", "40.89", "84.49", "91.75", "22.02", "59.78"],
     ["pe_core", "svl_ra", "measured", *["–"] * 5],
     ["pe_core", "svl_ra", "paper", "45.01", "86.83", "93.03", "23.66", "62.14"],
-    ["pe_core", "svl_ra", "minus baseline", *["–"] * 5],
   ]  # fmt: skip
+  title, head, *cells = differences
+  assert title == "1-shot accuracy minus that of baseline on the same episodes, in points"
+  assert head == ["backbone", "method", "isic", "eurosat", "cropdisease", "chestx", "average"]
+  assert cells == [
+    ["clip", "svl_ra", "+1.60 ± 0.03", "+9.00 ± 0.07", "+2.00 ± 0.00", "+2.00 ± 0.00",
+     "+3.65 ± 0.02"],
+  ]  # fmt: skip
+
+
+def parsed(text):
+  """Title and rows of each table, without the rule."""
+  parts = []
+  for line in filter(None, text.splitlines()):
+    if not line.startswith("|"):
+      parts.append([line])
+    elif not line.startswith("| -"):
+      parts[-1].append([cell.strip() for cell in line.strip("|").split("|")])
+  return parts
 
 
 def test_csv(sweep):
@@ -67,13 +83,13 @@ def test_csv(sweep):
     "0",
   )
   numbers = {name: float(row[name]) for name in (
-    "accuracy_mean", "accuracy_ci95", "zero_shot_mean", "difference_mean", "paper", "tolerance",
+    "accuracy_mean", "accuracy_ci95", "zero_shot_mean", "minus_baseline_mean", "paper", "tolerance",
   )}  # fmt: skip
   assert numbers == pytest.approx({
     "accuracy_mean": 0.91, "accuracy_ci95": 1.96 * 0.01 / math.sqrt(800), "zero_shot_mean": 0.2,
-    "difference_mean": 0.09, "paper": 0.8502, "tolerance": 0.01,
+    "minus_baseline_mean": 0.09, "paper": 0.8502, "tolerance": 0.01,
   })  # fmt: skip
-  assert (row["common_episodes"], row["agrees"]) == ("800", "no")
+  assert (row["minus_baseline_episodes"], row["agrees"]) == ("800", "no")
   half = next(r for r in rows if (r["backbone"], r["target"]) == ("pe_core", "isic"))
   assert (half["episodes"], half["wanted"], half["agrees"], half["accuracy_ci95"]) == (
     "1", "800", "", "",
@@ -92,7 +108,8 @@ def test_latex(sweep):
   )
   body = "\n".join(lines)
   assert not set("±–") & set(body)
-  assert body.count("&") == 7 * 11  # ten rows and the head
+  assert body.count("&") == 7 * 9 + 6 * 2  # eight rows and one, with their heads
+  assert body.count(r"\begin{tabular}") == 2
 
 
 def test_seeds_are_taken_together(tmp_path):
@@ -105,6 +122,55 @@ def test_seeds_are_taken_together(tmp_path):
   assert [entry.target for entry in found] == ["isic"] * 4  # of one target there is no average
   assert (found[0].episodes, found[0].wanted) == (4, 4)
   assert found[0].accuracy.mean == pytest.approx(0.45)
+
+
+VARIANTS = """
+from configs import comparison, sweep_paper
+def get_config(row=""):
+  if row:
+    return comparison.get_config(row)
+  config = sweep_paper.get_config()
+  config.sweep.config, config.sweep.references = "FILE:{method},{target}", ("ncc", "lora/vlm")
+  config.sweep.backbones, config.sweep.targets = ("toy",), ("digits",)
+  config.sweep.methods = ("ncc", "tim", "lora")
+  return config
+"""
+
+
+def test_a_row_for_each_variant_and_differences_to_named_rows(tmp_path):
+  path = tmp_path / "sweep.py"
+  path.write_text(VARIANTS.replace("FILE", str(path)))
+  cells = cell_lists.load(str(path), [("episodes", "2")])
+  ncc, tim, lora = cells
+  fabricate(tmp_path, ncc, (50, 60))
+  fabricate(tmp_path, tim, (60, 90))
+  for variant, accuracies in (("vlm", (40, 44)), ("svl_ra", (50, 46))):
+    fabricate(tmp_path, lora, accuracies, variant=variant)
+  references = cell_lists.references(str(path))
+  accuracies, first, second = parsed(
+    table.format_markdown(table.entries(tmp_path, cells, references))
+  )
+  assert accuracies[1:] == [
+    ["backbone", "method", "digits"],
+    ["toy", "ncc", "55.00 ± 6.93"],
+    ["toy", "tim (transductive)", "75.00 ± 20.79"],
+    ["toy", "lora/vlm", "42.00 ± 2.77"],
+    ["toy", "lora/svl_ra", "48.00 ± 2.77"],
+  ]
+  assert [row[1:] for row in first[2:]] == [
+    ["tim (transductive)", "+20.00 ± 13.86"],
+    ["lora/vlm", "-13.00 ± 4.16"],
+    ["lora/svl_ra", "-7.00 ± 9.70"],
+  ]
+  assert [row[1:] for row in second[2:]] == [
+    ["ncc", "+13.00 ± 4.16"],
+    ["tim (transductive)", "+33.00 ± 18.02"],
+    ["lora/svl_ra", "+6.00 ± 5.54"],
+  ]
+  rows = csv.DictReader(io.StringIO(table.format_csv(table.entries(tmp_path, cells, references))))
+  row = list(rows)[-1]
+  assert (row["method"], row["minus_lora/vlm_episodes"]) == ("lora/svl_ra", "2")
+  assert float(row["minus_ncc_mean"]) == pytest.approx(-0.07)
 
 
 def test_the_files(sweep, tmp_path):
