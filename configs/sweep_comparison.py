@@ -1,7 +1,7 @@
 """All methods on five targets with the miniature: `mdtrap sweep sweep_comparison[:PART[,IMAGES]]`.
 
 PART is heads, tuned or all; IMAGES is the folder that holds the class folders of isic and
-cropdisease. docs/comparison.md has the table.
+cropdisease. docs/tables.md has the table.
 """
 
 from ml_collections import ConfigDict

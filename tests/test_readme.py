@@ -82,7 +82,7 @@ def test_commands_were_found():
 def test_fields_in_a_sentence_exist(page):
   known = {
     field
-    for name in ("default", "copa", "fsl", "fsl:ridge,folder", "study")
+    for name in ("default", "copa", "fsl", "fsl:ridge,folder", "study", "sweep_paper")
     for field in fields_of(name)
   }
   named = re.findall(r"(?:--config\.|`config\.)([a-z_0-9.]*[a-z_0-9])", PAGES[page])

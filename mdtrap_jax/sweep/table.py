@@ -189,7 +189,8 @@ def _tables(found: Sequence[Entry]) -> Iterator[tuple[str, Sequence[str], Sequen
   for shots in dict.fromkeys(entry.shots for entry in found):
     own = [entry for entry in found if entry.shots == shots]
     targets = list(dict.fromkeys(entry.target for entry in own))
-    settings_of = lambda entry: (entry.backbone, entry.method)
+    names = ("backbone", "method") if len({entry.backbone for entry in own}) > 1 else ("method",)
+    settings_of = lambda entry, names=names: tuple(getattr(entry, name) for name in names)
     rows = [
       [entry for entry in own if settings_of(entry) == setting]
       for setting in dict.fromkeys(map(settings_of, own))
@@ -201,7 +202,7 @@ def _tables(found: Sequence[Entry]) -> Iterator[tuple[str, Sequence[str], Sequen
       lines.append((*settings_of(row[0]), *whose, *map(_measured, row)))
       if any(entry.published for entry in row):
         lines.append((*settings_of(row[0]), "paper", *map(_paper, row)))
-    header = ("backbone", "method", *(("",) if printed else ()), *targets)
+    header = (*names, *(("",) if printed else ()), *targets)
     yield f"{shots}-shot accuracy in %", header, lines
     for name in _references(own):
       lines = [
@@ -210,7 +211,7 @@ def _tables(found: Sequence[Entry]) -> Iterator[tuple[str, Sequence[str], Sequen
         if any(entry.differences[name].episodes for entry in row if name in entry.differences)
       ]
       title = f"{shots}-shot accuracy minus that of {name} on the same episodes, in points"
-      yield title, ("backbone", "method", *targets), lines
+      yield title, (*names, *targets), lines
 
 
 def _references(found: Sequence[Entry]) -> list[str]:
