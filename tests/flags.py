@@ -9,6 +9,7 @@ DEVICES = "--xla_force_host_platform_device_count"
 FAST = {
   "--xla_backend_optimization_level": "0",  # without LLVM's optimizations
   "--xla_cpu_use_fusion_emitters": "false",  # what these emit takes LLVM twice as long
+  "--xla_cpu_parallel_codegen_split_count": "1",  # small programs are not cut into 32 modules
 }
 
 

@@ -49,10 +49,11 @@ def test_zero_shot_on_held_out_source_scenes(loaded):
 
 
 @pytest.mark.parametrize("domain", sorted(set(LOOKS) - {"source"}))
-def test_zero_shot_falls_with_severity(loaded, domain):
+def test_zero_shot_falls_with_severity(loaded, domain, monkeypatch):
   """The same scenes at each severity; a rise must be within the 95 % intervals of both."""
+  monkeypatch.setattr(zero_shot, "BATCH", 4 * 42)  # 42 classes: none is encoded twice
   table = [
-    accuracy(loaded, WorldSource(domain, severity, images_per_class=7), 6)
+    accuracy(loaded, WorldSource(domain, severity, images_per_class=4), 3)
     for severity in (0.0, 0.5, 1.0)
   ]
   for milder, harder in zip(table, table[1:], strict=False):
