@@ -15,8 +15,10 @@ from tqdm import tqdm
 
 from mdtrap_jax import buckets, files
 from mdtrap_jax.classifier import evaluation, folds, predictions, saved
-from mdtrap_jax.classifier import task as own_images
+from mdtrap_jax.classifier.choices import ZERO_SHOT, has_text
 from mdtrap_jax.classifier.estimator import FewShotClassifier
+from mdtrap_jax.classifier.forecast import forecast, measured_flops
+from mdtrap_jax.classifier.task import Setting
 from mdtrap_jax.data import labeled
 from mdtrap_jax.data import read_labeled as reading
 from mdtrap_jax.data.labeled import Labeled
@@ -155,20 +157,20 @@ def _labeled(data: str, table: str | None, part: str = "train") -> Labeled:
   return reading.read_csv(_home(table), root)
 
 
-def _describe(own: FewShotClassifier, data: Labeled, setting: own_images.Setting) -> None:
+def _describe(own: FewShotClassifier, data: Labeled, setting: Setting) -> None:
   """Prints what was understood."""
   import jax
 
   counts = labeled.counts_of(data.labels)
   names = own.names_of(np.array(list(counts)))
-  template = setting.config.data.template if own_images.has_text(own.method) else None
+  template = setting.config.data.template if has_text(own.method) else None
   prompts = (
     [None] * len(names)
     if template is None
     else make_prompts(names, template if isinstance(template, str) else template[0])
   )
   method = setting.method(len(data.labels), len(names))
-  steps = 0 if own.method == own_images.ZERO_SHOT else method.steps
+  steps = 0 if own.method == ZERO_SHOT else method.steps
   print(f"{data.name}: {len(data.labels)} images of {len(counts)} classes")
   for (label, count), name, prompt in list(zip(counts.items(), names, prompts, strict=True))[
     :_SHOWN
@@ -198,10 +200,10 @@ def _describe(own: FewShotClassifier, data: Labeled, setting: own_images.Setting
   sys.stdout.flush()
 
 
-def _expectation(setting: own_images.Setting, rows: int) -> str | None:
+def _expectation(setting: Setting, rows: int) -> str | None:
   """How long a CPU will take, where that is worth saying, and what takes less."""
-  flops = own_images.measured_flops() * _SHARE
-  found = own_images.forecast(setting, rows, flops)
+  flops = measured_flops() * _SHARE
+  found = forecast(setting, rows, flops)
   if found.adapting < _LONG:
     return None
   line = f"about {_duration(found.adapting)} on this CPU ({flops / 1e9:.0f} GFLOP/s)"

@@ -7,8 +7,9 @@ from typing import Any
 
 import numpy as np
 
+from mdtrap_jax.classifier.choices import ZERO_SHOT, has_text
 from mdtrap_jax.classifier.estimator import FewShotClassifier
-from mdtrap_jax.classifier.task import ZERO_SHOT, Setting, has_text
+from mdtrap_jax.classifier.task import Setting
 from mdtrap_jax.data.labeled import Labeled
 
 

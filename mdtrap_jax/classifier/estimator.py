@@ -16,6 +16,7 @@ import numpy as np
 from mdtrap_jax import files
 from mdtrap_jax.classifier import saved
 from mdtrap_jax.classifier import task as own_images
+from mdtrap_jax.classifier.choices import head_names, make_config
 from mdtrap_jax.data import labeled
 from mdtrap_jax.data.folder_source import FolderSource
 from mdtrap_jax.data.images import UnreadableImageError
@@ -127,7 +128,7 @@ class FewShotClassifier:
         f"{data.name}: {found} ({listed(map(str, classes), 3)}); 2 to {MOST_CLASSES} are needed."
       )
     names = self.names_of(classes)
-    settings = own_images.make_config(
+    settings = make_config(
       self.model,
       self.method,
       counts.tolist(),
@@ -139,7 +140,7 @@ class FewShotClassifier:
 
   def _fields(self) -> dict[str, Any]:
     """The config's fields that were set here."""
-    head = self.method in own_images.head_names()
+    head = self.method in head_names()
     steps, rate = (
       ("head.steps", "head.learning_rate") if head else ("adapt.steps", "optimizer.learning_rate")
     )

@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 
 from mdtrap_jax.classifier import described, folds
+from mdtrap_jax.classifier.choices import ZERO_SHOT
 from mdtrap_jax.classifier.estimator import FewShotClassifier
-from mdtrap_jax.classifier.task import ZERO_SHOT, Fitted, Setting
+from mdtrap_jax.classifier.task import Fitted, Setting
 from mdtrap_jax.data import labeled
 from mdtrap_jax.data.labeled import Labeled
 from mdtrap_jax.data.read_labeled import read_labeled

@@ -23,6 +23,7 @@ from mdtrap_jax.checkpoints.formats.arrays import read_json
 from mdtrap_jax.checkpoints.formats.safetensors_file import open_safetensors
 from mdtrap_jax.checkpoints.layouts import huggingface
 from mdtrap_jax.classifier import task as own_images
+from mdtrap_jax.classifier.choices import ZERO_SHOT, has_text
 from mdtrap_jax.classifier.task import Fitted, Setting
 from mdtrap_jax.methods.tuning import parameterization
 from mdtrap_jax.report import classification
@@ -92,7 +93,7 @@ def write(
       "mean": list(model.image_mean),
       "std": list(model.image_std),
     },
-    "templates": _templates(config) if own_images.has_text(setting.method_name) else None,
+    "templates": _templates(config) if has_text(setting.method_name) else None,
     "logit_scale": setting.scale,
     "config": config.to_dict(),
     **about,
@@ -239,7 +240,7 @@ def read(path: str | os.PathLike[str], model: str | None = None) -> Saved:
   }
   if setting.head:
     params = part("head.")
-  elif method == own_images.ZERO_SHOT:
+  elif method == ZERO_SHOT:
     params = {}
   else:
     params = setting.parameterization.load(folder, setting.model, len(stored["anchors"]))

@@ -1,4 +1,4 @@
-"""One task of a user's own images: from a method's name to its config, its arrays and its answers.
+"""One task of a user's own images: from a method and its config to arrays and answers.
 
 It is the episodes' own method on a single task: `FineTuning` or `HeadMethod` with the config that a
 run would have. Legend: `N` labeled images, `C` classes, `D` width.
@@ -8,10 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import importlib
 import json
-import math
-import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -20,8 +17,9 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
-from mdtrap_jax import checkpoints, config_files
+from mdtrap_jax import checkpoints
 from mdtrap_jax import config as configs
+from mdtrap_jax.classifier.choices import ZERO_SHOT, has_text, head_names
 from mdtrap_jax.data.images import decoding_of
 from mdtrap_jax.data.labeled import Preprocessing
 from mdtrap_jax.data.prompts import Prompts
@@ -38,83 +36,6 @@ from mdtrap_jax.methods.tuning.choices import make_parameterization
 from mdtrap_jax.methods.tuning.parameterization import Parameterization
 from mdtrap_jax.models.vlm import VisionLanguageModel
 from mdtrap_jax.run.memory import Adapted, adapt
-
-MOST_SHOTS = 16  # the papers' largest setting: more images of a class do not mean more steps
-ZERO_SHOT = "zero_shot"
-
-
-def head_names() -> tuple[str, ...]:
-  """Heads on frozen features that an image encoder of a vision-language model has.
-
-  Without zero-shot, for which a classifier computes no features of the support set.
-  """
-  kinds = ("pooled", "unprojected")
-  found = heads.METHODS.items()
-  return tuple(name for name, own in found if own.needs in kinds and name != ZERO_SHOT)
-
-
-def has_text(method: str) -> bool:
-  """Whether a method takes the classes' prompts."""
-  return method not in head_names() or heads.METHODS[method].text
-
-
-def method_names() -> tuple[str, ...]:
-  """Every method that adapts one task of one's own images."""
-  config_files.load("default")  # makes `configs` importable, from a wheel too
-  return (ZERO_SHOT, *head_names(), *importlib.import_module("configs.default").METHODS)
-
-
-def make_config(
-  model: str,
-  method: str,
-  counts: Sequence[int],
-  *,
-  seed: int = 0,
-  template: str | Sequence[str] | None = None,
-  fields: Mapping[str, Any] | None = None,
-) -> ml_collections.ConfigDict:
-  """The config of a run whose episodes are like this task.
-
-  Args:
-    model: as `config.model.name`.
-    method: of `method_names()`.
-    counts: `[C]`, images of each class. Steps go by their mean, up to `MOST_SHOTS`.
-    seed: of views, draws and start.
-    template: of prompts; the model family's if `None`.
-    fields: dotted fields of the config with other values; of a head, `head.steps` and the like.
-
-  Raises:
-    ValueError: no such method or field, or a value that cannot be right.
-  """
-  if method not in method_names():
-    raise ValueError(f"method={method!r}: choose one of {', '.join(method_names())}.")
-  head = method in head_names()
-  fields = dict(fields or {})
-  tune = (
-    fields.pop("tune", "lora") if not head else "lora"
-  )  # with the hyper-parameters of its own paper
-  base = f"copa:{method}" if head else f"default:{'vlm' if method == ZERO_SHOT else method},{tune}"
-  config = config_files.load(base)
-  shots = min(math.ceil(sum(counts) / len(counts)), MOST_SHOTS)
-  values: dict[str, Any] = {
-    "model.name": model,
-    "seed": seed,
-    "data.ways": len(counts),
-    "data.shots": shots,
-  }
-  if has_text(method):
-    values["data.template"] = tuple(template) if isinstance(template, list) else template
-  # Its short schedule is the demonstration's.
-  if not head and model == "miniature" and tune == "lora":
-    demo = config_files.load("demo")
-    values["adapt.steps"] = demo.adapt.steps
-    values["optimizer.learning_rate"] = demo.optimizer.learning_rate
-  known = dict(configs.flatten(config))
-  for field, value in {**values, **fields}.items():
-    if field not in known:
-      raise ValueError(f"config field {field!r}: {base} has no such field.")
-    configs.put(config, field, value)
-  return finetune.settled(config) if has_text(method) else configs.resolve(config)
 
 
 class Fitted(NamedTuple):
@@ -393,46 +314,3 @@ def _classify(method, params, anchors, memory, rows):
 def _text_cosines(method, model, weights, params, anchors, pixels):
   del model  # the method's
   return method.pixel_cosines(weights, pixels, params or None, anchors)  # zero-shot trains nothing
-
-
-class Forecast(NamedTuple):
-  """Seconds on this machine."""
-
-  adapting: float
-  encoding: float  # of the images once: what methods on frozen features take
-
-
-def forecast(setting: Setting, rows: int, flops: float) -> Forecast:
-  """Of adapting a task of `rows` images, roughly: six FLOP for each weight, token and view.
-
-  Args:
-    setting: whose method adapts.
-    rows: `N`.
-    flops: that this machine does in a second.
-  """
-  weights = {
-    name: sum(leaf.size for leaf in jax.tree.leaves(setting.params[name]["blocks"]))
-    for name in ("image", "text")
-  }
-  encoding = 2.0 * weights["image"] * setting.model.image.tokens * rows / flops
-  if setting.head or setting.method_name == ZERO_SHOT:
-    return Forecast(encoding, encoding)
-  method = setting.method(rows, 2)
-  views = rows * method.views if method.batch_size is None else method.batch_size
-  clean = sum(phase.stop - phase.start for phase in method.phases if phase.clean)
-  tokens = {"image": (views * method.steps + rows * clean) * setting.model.image.tokens}  # of all
-  if "text" in method.parameterization.encoders:
-    tokens["text"] = method.steps * setting.prompts.token_ids.size
-  trained = 6.0 * sum(weights[name] * count for name, count in tokens.items())
-  return Forecast(trained / flops + (1 + len(method.marks)) * encoding, encoding)
-
-
-def measured_flops() -> float:
-  """What this machine does in a second, by the products of an encoder; takes a fraction of one."""
-  a, b = jnp.ones((1024, 768)), jnp.ones((768, 3072))
-  product = jax.jit(jnp.matmul)
-  product(a, b).block_until_ready()
-  start = time.perf_counter()
-  for _ in range(4):
-    product(a, b).block_until_ready()
-  return 4 * 2.0 * a.shape[0] * a.shape[1] * b.shape[1] / (time.perf_counter() - start)

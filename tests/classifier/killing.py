@@ -14,8 +14,9 @@ import numpy as np
 
 from mdtrap_jax import models
 from mdtrap_jax.classifier import saved, task
+from mdtrap_jax.classifier.choices import make_config
 
-CONFIG = task.make_config("clip-tiny", "ncc", [1, 1], fields={"model.random_weights": True})
+CONFIG = make_config("clip-tiny", "ncc", [1, 1], fields={"model.random_weights": True})
 SETTING = task.Setting(CONFIG, "ncc", models.build("clip-tiny"), None, None, 10.0)
 ABOUT = {"classes": ["a", "b"], "class_names": ["a", "b"], "counts": [1, 1], "losses": {},
          "accuracy_at": {}, "parameters": {}}  # fmt: skip

@@ -5,7 +5,9 @@ import numpy as np
 import pytest
 
 from mdtrap_jax.classifier import task as own_images
-from mdtrap_jax.classifier.task import make_config
+from mdtrap_jax.classifier.choices import head_names, make_config, method_names
+from mdtrap_jax.classifier.forecast import forecast, measured_flops
+from mdtrap_jax.experiments import finetune
 
 TINY = {"model.random_weights": True, "lora.rank": 2}
 
@@ -28,18 +30,16 @@ def test_settings_are_those_of_the_method():
   assert (own.adapt.steps, own.data.template) == (50, ("a {}", "{}"))
   head = make_config("miniature", "copa", (9, 9), fields={"head.l2": 0.5})
   assert (head.experiment, head.head.l2, head.head.steps) == ("heads", 0.5, None)
-  assert {"zero_shot", "ncc", "url", "copa", "vlm", "svl", "svl_ra"} <= set(
-    own_images.method_names()
-  )
+  assert {"zero_shot", "ncc", "url", "copa", "vlm", "svl", "svl_ra"} <= set(method_names())
 
 
 def test_every_method_of_the_registry():
   """Of three classes, one of which has a single image; only built, not run."""
-  model = own_images.finetune.load_model(make_config("clip-tiny", "vlm", (1, 2, 4), fields=TINY))[0]
-  for name in own_images.method_names():
+  model = finetune.load_model(make_config("clip-tiny", "vlm", (1, 2, 4), fields=TINY))[0]
+  for name in method_names():
     fields = {"model.random_weights": True}
     config = make_config("clip-tiny", name, (1, 2, 4), fields=fields)
-    head = name in own_images.head_names()
+    head = name in head_names()
     scale = {"logit_scale": np.float32(2)}
     setting = own_images.Setting(config, name, model, scale, None if head else (), 10.0)
     steps = {"ncc": 0, "url": 40, "copa": 50}.get(name) if head else config.adapt.steps
@@ -48,21 +48,21 @@ def test_every_method_of_the_registry():
 
 def test_how_long_it_takes():
   config = make_config("clip-tiny", "svl_ra", (5, 5), fields={**TINY, "adapt.steps": 10})
-  model, params = own_images.finetune.load_model(config)
+  model, params = finetune.load_model(config)
   setting = own_images.Setting(config, "svl_ra", model, params, (), 10.0)
-  found = own_images.forecast(setting, 10, 1e9)
+  found = forecast(setting, 10, 1e9)
   weights = sum(leaf.size for leaf in jax.tree.leaves(params["image"]["blocks"]))
   once = 2 * weights * model.image.tokens * 10 / 1e9
   assert found.encoding == pytest.approx(once)
   # Ten steps of five views, six of them with the clean pass, three times a forward pass; and six
   # evaluations.
   assert found.adapting == pytest.approx(once * (3 * (10 * 5 + 6) + 6))
-  assert own_images.measured_flops() > 1e8
+  assert measured_flops() > 1e8
 
 
 def test_a_method_has_the_rows_of_the_task():
   config = make_config("clip-tiny", "svl_ra", (3, 1, 4), fields=TINY)
-  model, params = own_images.finetune.load_model(config)
+  model, params = finetune.load_model(config)
   setting = own_images.Setting(config, "svl_ra", model, params, (), 30.0)
   method = setting.method(8, 3)
   lora = method.parameterization.config
