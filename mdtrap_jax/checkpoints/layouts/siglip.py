@@ -20,7 +20,7 @@ from mdtrap_jax.checkpoints.rules import (
   split_first,
   split_last,
 )
-from mdtrap_jax.models.families.siglip import SIGLIP_MODELS
+from mdtrap_jax.models.families.siglip import SIGLIP_MODELS, image_config, text_config
 from mdtrap_jax.models.image_stem import ImageConfig
 from mdtrap_jax.models.text_stem import TextConfig
 
@@ -143,32 +143,31 @@ def describe_hf(checkpoint: Checkpoint) -> Description:
     raise _naflex(checkpoint)
   config = checkpoint.require_config("siglip")
   vision = merged_config(config, "vision_config", HF_VISION_DEFAULTS)
-  text = merged_config(config, "text_config", HF_TEXT_DEFAULTS)
+  words = merged_config(config, "text_config", HF_TEXT_DEFAULTS)
   if not vision["vision_use_head"]:
     raise ValueError(f"{checkpoint.source} has no pooling head, so no image embeddings.")
-  width, mlp_width = vision["hidden_size"], vision["intermediate_size"]
-  image_config = _image_config(
+  image = image_config(
     vision["image_size"],
     vision["patch_size"],
-    width,
+    vision["hidden_size"],
     vision["num_hidden_layers"],
     vision["num_attention_heads"],
-    mlp_width,
+    vision["intermediate_size"],
     activation(vision["hidden_act"]),
     vision["layer_norm_eps"],
   )
-  text_config = _text_config(
-    text["max_position_embeddings"],
-    text["vocab_size"],
-    text["hidden_size"],
-    text["num_hidden_layers"],
-    text["num_attention_heads"],
-    text["intermediate_size"],
-    text.get("projection_size") or text["hidden_size"],
-    activation(text["hidden_act"]),
-    text["layer_norm_eps"],
+  text = text_config(
+    words["max_position_embeddings"],
+    words["vocab_size"],
+    words["hidden_size"],
+    words["num_hidden_layers"],
+    words["num_attention_heads"],
+    words["intermediate_size"],
+    words.get("projection_size") or words["hidden_size"],
+    activation(words["hidden_act"]),
+    words["layer_norm_eps"],
   )
-  return _description(image_config, text_config)
+  return _description(image, text)
 
 
 def describe_big_vision(checkpoint: Checkpoint) -> Description:
@@ -190,17 +189,15 @@ def describe_big_vision(checkpoint: Checkpoint) -> Description:
     for m in SIGLIP_MODELS.values()
     if (m.image.width, m.image.patch_size, m.image.grid) == (width, patch, grid)
   )
-  image = _image_config(
+  image = image_config(
     next(published, grid * patch),
     patch,
     width,
     image_depth,
     image_heads,
     image_mlp,
-    "gelu_tanh",
-    1e-6,
   )
-  text = _text_config(
+  text = text_config(
     shape("txt.pos_embedding")[1],
     vocabulary_size,
     text_width,
@@ -208,8 +205,6 @@ def describe_big_vision(checkpoint: Checkpoint) -> Description:
     text_heads,
     text_mlp,
     shape("txt.head.kernel")[1],
-    "gelu_tanh",
-    1e-6,
   )
   return _description(image, text)
 
@@ -223,46 +218,6 @@ def _block_sizes(checkpoint: Checkpoint, block: str) -> tuple[int, int, int]:
   else:
     depth = checkpoint.shape(f"{block}.{query}")[0]
   return (depth, checkpoint.shape(f"{block}.{query}")[-2], checkpoint.shape(f"{block}.{dense}")[-1])
-
-
-def _image_config(image_size, patch, width, depth, heads, mlp_width, act, eps) -> ImageConfig:
-  return ImageConfig(
-    image_size=image_size,
-    patch_size=patch,
-    width=width,
-    depth=depth,
-    heads=heads,
-    mlp_width=mlp_width,
-    embed_dim=width,
-    activation=act,
-    epsilon=eps,
-    patch_bias=True,
-    class_token=False,
-    pre_norm=False,
-    pool="attention",
-    pool_heads=heads,
-    pool_mlp_width=mlp_width,
-    projection=False,
-  )
-
-
-def _text_config(
-  context_length, vocabulary_size, width, depth, heads, mlp_width, embed_dim, act, eps
-) -> TextConfig:
-  return TextConfig(
-    context_length=context_length,
-    vocabulary_size=vocabulary_size,
-    width=width,
-    depth=depth,
-    heads=heads,
-    mlp_width=mlp_width,
-    embed_dim=embed_dim,
-    activation=act,
-    epsilon=eps,
-    causal=False,
-    pool="last",
-    projection_bias=True,
-  )
 
 
 def _description(image: ImageConfig, text: TextConfig) -> Description:

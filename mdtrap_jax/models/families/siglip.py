@@ -14,8 +14,17 @@ _SIZES = {  # width, depth, heads, MLP width
 }
 
 
-def _image(size: str, patch_size: int, image_size: int) -> ImageConfig:
-  width, depth, heads, mlp_width = _SIZES[size]
+def image_config(
+  image_size: int,
+  patch_size: int,
+  width: int,
+  depth: int,
+  heads: int,
+  mlp_width: int,
+  activation: str = "gelu_tanh",
+  epsilon: float = 1e-6,
+) -> ImageConfig:
+  """An image encoder of the family."""
   return ImageConfig(
     image_size=image_size,
     patch_size=patch_size,
@@ -24,8 +33,8 @@ def _image(size: str, patch_size: int, image_size: int) -> ImageConfig:
     heads=heads,
     mlp_width=mlp_width,
     embed_dim=width,
-    activation="gelu_tanh",
-    epsilon=1e-6,
+    activation=activation,
+    epsilon=epsilon,
     patch_bias=True,
     class_token=False,
     pre_norm=False,
@@ -36,9 +45,18 @@ def _image(size: str, patch_size: int, image_size: int) -> ImageConfig:
   )
 
 
-def _text(size: str, vocabulary_size: int, context_length: int) -> TextConfig:
-  # The giant image encoder has the text encoder of so400m beside it.
-  width, depth, heads, mlp_width = _SIZES["so400m" if size == "giant-opt" else size]
+def text_config(
+  context_length: int,
+  vocabulary_size: int,
+  width: int,
+  depth: int,
+  heads: int,
+  mlp_width: int,
+  embed_dim: int,
+  activation: str = "gelu_tanh",
+  epsilon: float = 1e-6,
+) -> TextConfig:
+  """A text encoder of the family."""
   return TextConfig(
     context_length=context_length,
     vocabulary_size=vocabulary_size,
@@ -46,9 +64,9 @@ def _text(size: str, vocabulary_size: int, context_length: int) -> TextConfig:
     depth=depth,
     heads=heads,
     mlp_width=mlp_width,
-    embed_dim=_SIZES[size][0],
-    activation="gelu_tanh",
-    epsilon=1e-6,
+    embed_dim=embed_dim,
+    activation=activation,
+    epsilon=epsilon,
     causal=False,
     pool="last",
     projection_bias=True,
@@ -66,10 +84,12 @@ def _entry(
   suffix: str = "",
 ) -> Specification:
   hub = f"google/{family}-{size}-patch{patch_size}-{image_size}{suffix}"
+  # The giant image encoder has the text encoder of so400m beside it.
+  beside = _SIZES["so400m" if size == "giant-opt" else size]
   return Specification(
     family,
-    _image(size, patch_size, image_size),
-    _text(size, vocabulary_size, context_length),
+    image_config(image_size, patch_size, *_SIZES[size]),
+    text_config(context_length, vocabulary_size, *beside, embed_dim=_SIZES[size][0]),
     hub,
     published_total=total,
   )
