@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 
 import numpy as np
 import pytest
@@ -83,6 +84,32 @@ def test_a_kill_between_record_and_line(features, whole, tmp_path, monkeypatch):
   assert names(tmp_path) == {"predictions.part"}
   run(features, tmp_path, **KEPT)
   assert (tmp_path / "predictions.npz").read_bytes() == (whole / "predictions.npz").read_bytes()
+
+
+@pytest.mark.parametrize("error", [OSError(28, "No space left"), KeyboardInterrupt()])
+def test_a_full_disk_or_a_signal_in_the_middle_of_a_record_leaves_what_was_there(
+  tmp_path, monkeypatch, error
+):
+  write, log = os.write, predictions.Log(tmp_path)
+  records = [
+    predictions.Record(n, "", ["a", "b"], [n], ["file"], [0], 1.0, *np.ones((2, 1, 2), np.float32))
+    for n in range(2)
+  ]
+
+  def fail(descriptor, content):
+    if content.startswith(begun):
+      return write(descriptor, content[:7])
+    raise error
+
+  log.append(records[:1])
+  before, begun = (tmp_path / "predictions.part").read_bytes(), predictions._pack(records[1])
+  with monkeypatch.context() as patch:
+    patch.setattr(os, "write", fail)
+    with pytest.raises(type(error)):
+      log.append(records[1:])
+  assert (tmp_path / "predictions.part").read_bytes() == before
+  log.append(records[1:])  # as the same process may
+  assert sorted(predictions.gather(tmp_path)) == [0, 1]
 
 
 def test_more_episodes_later(features, tmp_path):  # noqa: F811
