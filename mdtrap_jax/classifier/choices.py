@@ -19,9 +19,13 @@ ZERO_SHOT = "zero_shot"
 
 
 def head_names() -> tuple[str, ...]:
-  """Heads on frozen features that an image encoder of a vision-language model has."""
+  """Heads on frozen features that an image encoder of a vision-language model has.
+
+  Zero-shot, a head of runs, is not adapted here at all.
+  """
   kinds = ("pooled", "unprojected")
-  return tuple(name for name, found in heads.METHODS.items() if found.needs in kinds)
+  found = (name for name, method in heads.METHODS.items() if method.needs in kinds)
+  return tuple(name for name in found if name != ZERO_SHOT)
 
 
 def has_text(method: str) -> bool:
