@@ -13,8 +13,8 @@ from PIL import Image
 from configs import copa
 from mdtrap_jax import FewShotClassifier, evaluate
 from mdtrap_jax.classifier import saved
-from mdtrap_jax.classifier.choices import head_names
 from mdtrap_jax.classifier.estimator import softmax
+from mdtrap_jax.classifier.choices import head_names
 from mdtrap_jax.data.folder_source import FolderSource
 from mdtrap_jax.run.lines import read_episodes
 from mdtrap_jax.run.predictions import gather
@@ -66,8 +66,7 @@ def episode(folder, row):
 
 
 def test_it_is_the_episode(folder, tmp_path):
-  config = small_config(data__path=str(folder), predictions=True, **EPISODE)
-  run_finetune(config, tmp_path, devices=1)
+  run_finetune(small_config(data__path=str(folder), predictions=True, **EPISODE), tmp_path)
   (row,) = read_episodes(tmp_path)
   support, labels, query, query_labels, names = episode(folder, row)
   own = classifier(class_names=names).fit(support, labels)
