@@ -13,8 +13,8 @@ from PIL import Image
 from configs import copa
 from mdtrap_jax import FewShotClassifier, evaluate
 from mdtrap_jax.classifier import saved
-from mdtrap_jax.classifier.estimator import softmax
 from mdtrap_jax.classifier.choices import head_names
+from mdtrap_jax.classifier.estimator import softmax
 from mdtrap_jax.data.folder_source import FolderSource
 from mdtrap_jax.run.lines import read_episodes
 from mdtrap_jax.run.predictions import gather
