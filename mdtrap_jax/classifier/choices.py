@@ -21,11 +21,11 @@ ZERO_SHOT = "zero_shot"
 def head_names() -> tuple[str, ...]:
   """Heads on frozen features that an image encoder of a vision-language model has.
 
-  Zero-shot, a head of runs, is not adapted here at all.
+  Without zero-shot, for which a classifier computes no features of the support set.
   """
   kinds = ("pooled", "unprojected")
-  found = (name for name, method in heads.METHODS.items() if method.needs in kinds)
-  return tuple(name for name in found if name != ZERO_SHOT)
+  found = heads.METHODS.items()
+  return tuple(name for name, own in found if own.needs in kinds and name != ZERO_SHOT)
 
 
 def has_text(method: str) -> bool:
