@@ -29,8 +29,14 @@ def random_factors(config, depth=DEPTH):
   return factors._replace(b=0.2 * jax.random.normal(jax.random.key(3), factors.b.shape))
 
 
-@pytest.mark.parametrize("position", ["all", "mid", "top3", (0,), (1, 2, 5)])
-@pytest.mark.parametrize("projections", [("q", "k", "v"), ("v",), ("q", "v", "out"), ("out",)])
+plain = jax.jit(lambda blocks: run_blocks(blocks, TOKENS, BLOCK))
+
+
+@pytest.mark.parametrize(
+  ("position", "projections"),
+  [(position, ("q", "v", "out")) for position in ("all", "mid", "top3", (0,), (1, 2, 5))]
+  + [((1, 2, 5), projections) for projections in (("q", "k", "v"), ("v",), ("out",))],
+)
 def test_factored_equals_merged(position, projections):
   config = LoraConfig(rank=2, dropout=0.0, projections=projections, position=position)
   factors = random_factors(config)
@@ -48,7 +54,7 @@ def test_factored_equals_merged(position, projections):
       "out": attention["out"] | {"kernel": jnp.asarray(out)},
     }
   }
-  np.testing.assert_allclose(ours, run_blocks(merged, TOKENS, BLOCK), rtol=1e-4, atol=1e-4)
+  np.testing.assert_allclose(ours, plain(merged), rtol=1e-4, atol=1e-4)
 
 
 def test_fresh_factors_change_nothing_and_have_the_stated_range():
