@@ -116,7 +116,13 @@ class Projections(nn.Module):
     bias = self.param("bias", nn.initializers.zeros, shape[1:]).astype(x.dtype)
     kernel = kernel.reshape(shape[0], -1)
     row = lambda weight: weight.astype(x.dtype).reshape((1,) * (x.ndim - 1) + (-1,))
-    product = joined_product(x, adapter[0], kernel, adapter[1]) if adapter else x @ kernel
+    if adapter:
+      low, b = adapter
+      if scale is None:
+        return joined_product(x, low, kernel, b, bias.reshape(-1))
+      product = joined_product(x, low, kernel, b, jnp.zeros_like(b[0]))
+    else:
+      product = x @ kernel
     return (product if scale is None else product * row(scale)) + row(bias)
 
 
@@ -185,11 +191,15 @@ class Attention(nn.Module):
     return rows.pack(attention(*jnp.split(qkv[:, : rows.tokens], 3, axis=-1), heads, causal))
 
   def merge(
-    self, x: jax.Array, factors: LoraFactors | None = None, key: jax.Array | None = None
+    self,
+    x: jax.Array,
+    factors: LoraFactors | None = None,
+    key: jax.Array | None = None,
+    rows: Rows | None = None,
   ) -> jax.Array:
-    """The output projection of what the heads have attended to, `[B, S, W]`."""
+    """The output projection of what the heads have attended to, `[B, S, W]` or packed by `rows`."""
     last = factors.rows(slice(-1, None)) if "out" in self._adapted(factors) else None
-    return adapted_linear(self.out, x, "out", last, self.lora, key, self.rows)
+    return adapted_linear(self.out, x, "out", last, self.lora, key, rows)
 
   def _adapted(self, factors):
     return () if factors is None else self.lora.attention

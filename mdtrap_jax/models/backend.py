@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from mdtrap_jax.models import cudnn_attention
 
 HALF = (jnp.bfloat16, jnp.float16)
+SMALL_BLOCKS = 4  # of a small encoder to a turn of the loop on a CPU
 
 
 def platform() -> str:
@@ -50,3 +51,18 @@ def attention_form(dtype: jnp.dtype, head_dim: int) -> str:
     return "heads"
   fused = _is_gpu() and dtype in HALF
   return "cudnn" if fused and cudnn_attention.works(head_dim, jnp.dtype(dtype)) else "library"
+
+
+def blocks_at_once(count: int, large: bool, split: bool) -> int:
+  """How many of `count` blocks run in one turn of a loop over them.
+
+  On a TPU all: what the backward pass needs then stays where it is computed, where a loop copies
+  it to a stack and back, an eighth of a step. Compiling takes as many times longer. Where weights are
+  `split` between devices, one: they are put together block by block. A CPU, which has no use
+  for either, one of a `large` encoder.
+  """
+  if split:
+    return 1
+  if platform() == "tpu":
+    return count
+  return 1 if large else min(SMALL_BLOCKS, count)

@@ -234,8 +234,10 @@ def lora_packed(
 
 
 @jax.custom_vjp
-def joined_product(x: jax.Array, low: jax.Array, kernel: jax.Array, b: jax.Array) -> jax.Array:
-  """`x @ kernel + low @ b` as one product, so that the sum is never read and written again.
+def joined_product(
+  x: jax.Array, low: jax.Array, kernel: jax.Array, b: jax.Array, bias: jax.Array
+) -> jax.Array:
+  """`x @ kernel + low @ b + bias` as one product: the sum is never read and written again.
 
   For a TPU, where that halves the time of the projections. An episode has a copy of the kernel
   meanwhile, of one block: an eighth of what its activations take there.
@@ -243,24 +245,26 @@ def joined_product(x: jax.Array, low: jax.Array, kernel: jax.Array, b: jax.Array
   Args:
     x: `[R, W]`.
     low: `[R, r]`.
-    kernel: `[W, n]`; its gradient costs nothing where it is not asked for.
+    kernel: `[W, n]`; its gradient, as that of the bias, costs nothing where it is not asked for.
     b: `[r, n]`.
+    bias: `[n]`.
 
   Returns:
     `[R, n]`.
   """
-  return jnp.concatenate([x, low], -1) @ jnp.concatenate([kernel, b])
+  ones = jnp.ones((len(x), 1), x.dtype)
+  return jnp.concatenate([x, low, ones], -1) @ jnp.concatenate([kernel, b, bias[None]])
 
 
-def _joined_forward(x, low, kernel, b):
-  return joined_product(x, low, kernel, b), (x, low, kernel, b)
+def _joined_forward(x, low, kernel, b, bias):
+  return joined_product(x, low, kernel, b, bias), (x, low, kernel, b)
 
 
 def _joined_backward(residuals, cotangent):
   x, low, kernel, b = residuals
   back = cotangent @ jnp.concatenate([kernel, b]).T
   of_x, of_low = jnp.split(back, [x.shape[-1]], axis=-1)
-  return of_x, of_low, x.T @ cotangent, low.T @ cotangent
+  return of_x, of_low, x.T @ cotangent, low.T @ cotangent, cotangent.sum(0)
 
 
 joined_product.defvjp(_joined_forward, _joined_backward)

@@ -22,15 +22,13 @@ from mdtrap_jax.models.dora import relative_magnitudes
 from mdtrap_jax.models.layers import BlockConfig, LayerNorm, Linear, activate
 from mdtrap_jax.models.lora import LoraConfig, LoraFactors
 
-# Encoders whose tokens have at least so many elements an episode save memory: blocks run one to
-# a turn of the loop, and the backward pass keeps what is named in KEPT and computes the rest
-# again, attention too. At ViT-B/16 on a CPU that takes a third of the memory and no longer.
+# Encoders whose tokens have at least so many elements an episode save memory: the backward pass
+# keeps what is named in KEPT and computes the rest again, attention too. At ViT-B/16 on a CPU that takes a third of the memory and no longer.
 # Smaller ones, such as the miniature, would become a third slower. Where weights are split
 # between devices, all encoders do: what is put together for a block must not be kept.
 LARGE = 2**20
 KEPT = ("projected", "attended", "low", "slope", "statistics")
 TILE = 8  # rows of a TPU's tile
-UNROLL = 4  # blocks to a turn of the loop in small encoders
 
 
 class Mlp(nn.Module):
@@ -58,13 +56,15 @@ class Block(nn.Module):
   """`x + attention(norm(x))`, then `x + mlp(norm(x))`.
 
   With `frugal` the backward pass keeps the inputs of its three parts and what is named in
-  `KEPT`, and computes the rest again.
+  `KEPT`, and computes the rest again. With `first`, only so many of an image's leading tokens go
+  on once all have been attended to.
   """
 
   config: BlockConfig
   lora: LoraConfig | None = None
   frugal: bool = False
   rows: Rows | None = None
+  first: int | None = None
 
   def setup(self):
     """Declares the parameters, which the three parts share out between them."""
@@ -72,7 +72,7 @@ class Block(nn.Module):
     self.norm1 = LayerNorm(epsilon=config.epsilon)
     self.attention = Attention(config, self.lora, self.rows)
     self.norm2 = LayerNorm(epsilon=config.epsilon)
-    self.mlp = Mlp(config.mlp_width, config.activation, self.lora, self.rows)
+    self.mlp = Mlp(config.mlp_width, config.activation, self.lora, self._rows_after)
 
   def __call__(
     self, x: jax.Array, factors: LoraFactors | None = None, key: jax.Array | None = None
@@ -88,9 +88,24 @@ class Block(nn.Module):
       # cuDNN's kernel keeps no more than its result.
       attend = attend if self.attention.form(x.dtype) == "cudnn" else again(attend)
     projected = checkpoint_name(project(self, x, factors, key), "projected")
-    x = x + self.attention.merge(attend(self, *projected), factors, key)
+    x, attended = self._go_on(x), self._go_on(attend(self, *projected))
+    x = x + self.attention.merge(attended, factors, key, self._rows_after)
     x = checkpoint_name(x, "attended")
     return x + feed(self, x, factors, key)
+
+  @property
+  def _rows_after(self) -> Rows | None:
+    """How what goes on is packed."""
+    packed = self.rows is not None and self.first is not None
+    return Rows(self.first, self.first) if packed else self.rows
+
+  def _go_on(self, x):
+    """The tokens that do."""
+    if self.first is None:
+      return x
+    if self.rows is None:
+      return x[:, : self.first]
+    return self.rows.images(x)[:, : self.first].reshape(-1, x.shape[-1])
 
 
 def init_blocks(key: jax.Array, config: BlockConfig, depth: int) -> Any:
@@ -114,6 +129,7 @@ def run_blocks(
   key: jax.Array | None = None,
   prompts: jax.Array | None = None,
   at: int = 0,
+  first: int | None = None,
 ) -> jax.Array:
   """Runs blocks `start … stop-1`.
 
@@ -132,9 +148,11 @@ def run_blocks(
       number. `None` for none.
     prompts: `[J, n, W]`, which blocks `1 … J` see in place of their tokens `at … at+n-1`.
     at: where those are; static.
+    first: how many of the leading tokens are wanted, all when `None`; static. Of the last block
+      only attention's inputs are computed for the others.
 
   Returns:
-    tokens `[B, S, W]`.
+    tokens `[B, S, W]`, or `[B, first, W]`.
   """
   depth = jax.tree.leaves(params)[0].shape[0]
   stop = depth if stop is None else stop
@@ -155,7 +173,7 @@ def run_blocks(
     if prompt is not None:
       x = put_tokens(x, prompt, at) if rows is None else rows.put(x, prompt, at)
     # A pass without gradients keeps nothing either way.
-    module = Block(config, lora, frugal=large and not split, rows=rows)
+    module = Block(config, lora, large and not split, rows, wanted)
 
     def apply(params, x, factors, key):
       params = sharding.whole(params)
@@ -165,22 +183,23 @@ def run_blocks(
       apply = jax.checkpoint(apply, policy=keep, prevent_cse=False)
     return apply(block_params, x, block_factors, block_key), None
 
-  kinds = lambda number: (number in adapted, number in prompted)
-  for (is_adapted, is_prompted), run in itertools.groupby(range(start, stop), key=kinds):
-    run = list(run)
+  # The last block, if that drops tokens. Split weights are not cut up: that would copy them.
+  cut = range(stop - 1, stop if first is not None and not split else 0)
+  kinds = lambda number: (number in adapted, number in prompted, number in cut)
+  for (is_adapted, is_prompted, is_cut), run in itertools.groupby(range(start, stop), key=kinds):
+    run, wanted = list(run), first if is_cut else None
     block_params = _take(params, run[0], len(run), depth)
     block_factors = block_prompts = None
     if is_adapted:
       block_factors = _take(factors, adapted.index(run[0]), len(run), len(adapted))
     if is_prompted:
       block_prompts = _take(prompts, prompted.index(run[0]), len(run), len(prompted))
-    x, _ = jax.lax.scan(
-      step,
-      x,
-      (block_params, block_factors, block_prompts, jnp.asarray(run)),
-      unroll=1 if large else min(UNROLL, len(run)),
-    )
-  return x if rows is None else rows.unpack(x)
+    blocks = (block_params, block_factors, block_prompts, jnp.asarray(run))
+    if is_cut:  # alone, for the loop's tokens are as many as before
+      x, _ = step(x, jax.tree.map(lambda leaf: leaf[0], blocks))
+      return x if rows is None else x.reshape(-1, first, x.shape[-1])
+    x, _ = jax.lax.scan(step, x, blocks, unroll=backend.blocks_at_once(len(run), large, split))
+  return (x if rows is None else rows.unpack(x))[:, :first]
 
 
 def _take(tree: Any, start: int, count: int, depth: int) -> Any:

@@ -163,6 +163,7 @@ class VisionLanguageModel:
       key=key,
       prompts=deeper,
       at=count,
+      first=1 if self.image.pool == "class" else None,
     )
     return stem(tokens[:, :count], method="pool_with_patches" if patches else "pool")
 
