@@ -9,19 +9,19 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from mdtrap_jax.keys import fold
-from mdtrap_jax.models import backend
+from mdtrap_jax.keys import fold, row_keys
+from mdtrap_jax.models import backend, fused_attention, fused_norm
 from mdtrap_jax.models.cudnn_attention import cudnn_attention
 from mdtrap_jax.models.dora import relative_columns
-from mdtrap_jax.models.fused_attention import fits, fused_attention
-from mdtrap_jax.models.layers import BlockConfig, Linear
+from mdtrap_jax.models.fused_norm import Form, norm_and_input, norm_with_low, norm_with_low_plain
+from mdtrap_jax.models.layers import BlockConfig, LayerNorm, Linear, normalize
 from mdtrap_jax.models.lora import (
   PROJECTIONS,
   LoraConfig,
   LoraFactors,
   joined_product,
   lora_deltas,
-  lora_packed,
+  side_by_side,
 )
 from mdtrap_jax.models.rope import rotate
 
@@ -103,26 +103,25 @@ class Projections(nn.Module):
 
   @nn.compact
   def __call__(
-    self, x: jax.Array, *adapter: jax.Array, scale: jax.Array | None = None
+    self, x: jax.Array, b: jax.Array | None = None, scale: jax.Array | None = None
   ) -> jax.Array:
     """Maps `[..., W]` to `[..., 3·W]`: an axis of 3 would ruin a TPU's tiles.
 
-    With the two factors of `lora_packed` their product is part of the result; `scale [3·W]` is a
-    factor on it all but the bias.
+    With `b [L, 3·W]` of `side_by_side` it maps `[R, W + L]` of `norm_with_low`; `scale [3·W]` is
+    a factor on the result all but the bias.
     """
-    shape = (x.shape[-1], 3, self.width)
+    shape = (x.shape[-1] - (0 if b is None else len(b)), 3, self.width)
     normal = nn.initializers.lecun_normal(in_axis=0, out_axis=(1, 2))
     kernel = self.param("kernel", normal, shape).astype(x.dtype)
     bias = self.param("bias", nn.initializers.zeros, shape[1:]).astype(x.dtype)
     kernel = kernel.reshape(shape[0], -1)
     row = lambda weight: weight.astype(x.dtype).reshape((1,) * (x.ndim - 1) + (-1,))
-    if adapter:
-      low, b = adapter
-      if scale is None:
-        return joined_product(x, low, kernel, b, bias.reshape(-1))
-      product = joined_product(x, low, kernel, b, jnp.zeros_like(b[0]))
-    else:
+    if b is None:
       product = x @ kernel
+    elif scale is None:
+      return joined_product(x, kernel, b.at[-1].set(bias.reshape(-1)))  # times the ones in `x`
+    else:
+      product = joined_product(x, kernel, b)
     return (product if scale is None else product * row(scale)) + row(bias)
 
 
@@ -147,21 +146,9 @@ class Attention(nn.Module):
   def project(
     self, x: jax.Array, factors: LoraFactors | None = None, key: jax.Array | None = None
   ) -> list[jax.Array]:
-    """Queries, keys and values of `[B, S, W]`, each of its shape; packed, one `[R, 3·W]`."""
+    """Queries, keys and values of `[B, S, W]`, each of its shape."""
     rope = self.config.rope
-    inner = [PROJECTIONS.index(name) for name in self._adapted(factors) if name != "out"]
-    own = factors and factors.rows(slice(len(inner)))
-    scale = relative_columns(own.magnitude, inner, 3) if inner else None
-    if self.rows is not None:
-      adapter = ()
-      if inner:
-        low, b = lora_packed(self.rows.images(x), own, self.lora, key, inner, 3)
-        adapter = (low.reshape(len(x), -1), b)
-      qkv = self.qkv(x, *adapter, scale=scale)
-      if rope is not None:
-        turned, value = jnp.split(self.rows.images(qkv), [2 * self.config.width], axis=-1)
-        qkv = jnp.concatenate([rotate(turned, rope), value], -1).reshape(qkv.shape)
-      return [qkv]
+    inner, own, scale = self._inner(factors)
     # The gradient of `split` is one concatenation; that of three slices is a sum of paddings.
     projected = jnp.split(self.qkv(x, scale=scale), 3, axis=-1)
     if inner:
@@ -170,6 +157,34 @@ class Attention(nn.Module):
     if rope is not None:
       projected[:2] = (rotate(part, rope) for part in projected[:2])
     return projected
+
+  def project_packed(
+    self,
+    norm: LayerNorm,
+    x: jax.Array,
+    factors: LoraFactors | None = None,
+    key: jax.Array | None = None,
+  ) -> tuple[jax.Array, jax.Array]:
+    """Queries, keys and values `[R, 3·W]` of what `norm` makes of packed `[R, W]`; and that."""
+    rope = self.config.rope
+    inner, own, scale = self._inner(factors)
+    if not inner:
+      normal, x = norm_packed(norm, x, self.rows)
+      qkv = self.qkv(normal)
+    else:
+      a, b = side_by_side(own, self.lora, x.dtype, inner, 3, backend.lanes())
+      images = self.rows.images(x)
+      rate = 0.0 if key is None else self.lora.dropout
+      if key is None:
+        key = row_keys(jax.random.key(0), len(images))
+      if rate:
+        b = b / (1.0 - rate)  # what is kept makes up for what is not
+      joined, images = norm(images, functools.partial(with_low, a=a, keys=key, rate=rate))
+      qkv, x = self.qkv(joined.reshape(len(x), -1), b, scale), images.reshape(x.shape)
+    if rope is not None:
+      turned, value = jnp.split(self.rows.images(qkv), [2 * self.config.width], axis=-1)
+      qkv = jnp.concatenate([rotate(turned, rope), value], -1).reshape(qkv.shape)
+    return qkv, x
 
   def form(self, dtype: jnp.dtype) -> str:
     """By which form it attends."""
@@ -184,9 +199,9 @@ class Attention(nn.Module):
     if self.form(qkv.dtype) == "cudnn":
       out = cudnn_attention(*jnp.split(qkv, 3, axis=-1), heads, causal, rows.tokens)
       return out.reshape(-1, self.config.width)
-    if qkv.dtype == jnp.bfloat16 and fits(rows.filled, self.config.width):
+    if qkv.dtype == jnp.bfloat16 and fused_attention.fits(rows.filled, self.config.width):
       interpret = backend.platform() != "tpu"
-      out = fused_attention(qkv, rows.tokens, heads, causal, interpret)
+      out = fused_attention.fused_attention(qkv, rows.tokens, heads, causal, interpret)
       return out.reshape(-1, self.config.width)
     return rows.pack(attention(*jnp.split(qkv[:, : rows.tokens], 3, axis=-1), heads, causal))
 
@@ -203,6 +218,45 @@ class Attention(nn.Module):
 
   def _adapted(self, factors):
     return () if factors is None else self.lora.attention
+
+  def _inner(self, factors):
+    """Which of queries, keys and values are adapted, by what, and DoRA's factor on all columns."""
+    inner = [PROJECTIONS.index(name) for name in self._adapted(factors) if name != "out"]
+    own = factors and factors.rows(slice(len(inner)))
+    return inner, own, relative_columns(own.magnitude, inner, 3) if inner else None
+
+
+def norm_packed(norm: LayerNorm, x: jax.Array, rows: Rows) -> tuple[jax.Array, jax.Array]:
+  """`norm` of packed `[R, W]`, and `x` itself for the residual connection."""
+
+  def form(epsilon, x, scale, bias):
+    if not fused(x, rows):
+      return normalize(epsilon, x, scale, bias), x
+    return norm_and_input(Form(epsilon, 0.0, backend.platform() != "tpu"), x, scale, bias)
+
+  return norm(x, form)
+
+
+def with_low(
+  epsilon: float,
+  x: jax.Array,
+  scale: jax.Array,
+  bias: jax.Array,
+  *,
+  a: jax.Array,
+  keys: jax.Array,
+  rate: float,
+) -> tuple[jax.Array, jax.Array]:
+  """`norm_with_low` of `[B, S, W]`, in the form that serves its precision."""
+  form = Form(epsilon, rate, backend.platform() != "tpu")
+  if fused(x, Rows(x.shape[1], x.shape[1])):
+    return norm_with_low(form, x, scale, bias, a, keys)
+  return norm_with_low_plain(form, x, scale, bias, a, keys), x
+
+
+def fused(x: jax.Array, rows: Rows) -> bool:
+  """Whether layer norms of packed tokens are kernels."""
+  return backend.fuses_norms(x.dtype) and fused_norm.fits(rows.filled, x.shape[-1])
 
 
 def adapted_linear(

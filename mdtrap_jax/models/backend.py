@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from mdtrap_jax.models import cudnn_attention
 
 HALF = (jnp.bfloat16, jnp.float16)
-SMALL_BLOCKS = 4  # of a small encoder to a turn of the loop on a CPU
+SMALL_BLOCKS = 4  # of a small encoder to a turn of the loop, but on a TPU
 
 
 def platform() -> str:
@@ -53,13 +53,23 @@ def attention_form(dtype: jnp.dtype, head_dim: int) -> str:
   return "cudnn" if fused and cudnn_attention.works(head_dim, jnp.dtype(dtype)) else "library"
 
 
+def lanes() -> int:
+  """What the inner axis of a product should be a multiple of: a TPU's tile; a GPU's 16 bytes."""
+  return 8 if _is_gpu() else 128
+
+
+def fuses_norms(dtype: jnp.dtype) -> bool:
+  """Whether layer norms of packed rows are a TPU's kernels, as `fused_norm` has them."""
+  return dtype == jnp.bfloat16 and not _is_gpu()
+
+
 def blocks_at_once(count: int, large: bool, split: bool) -> int:
   """How many of `count` blocks run in one turn of a loop over them.
 
   On a TPU all: what the backward pass needs then stays where it is computed, where a loop copies
-  it to a stack and back, an eighth of a step. Compiling takes as many times longer. Where weights are
-  `split` between devices, one: they are put together block by block. A CPU, which has no use
-  for either, one of a `large` encoder.
+  it to a stack and back, a sixth of a step. Compiling takes as many times longer. Where weights
+  are `split` between devices, one: they are put together block by block. Elsewhere, where that
+  gains nothing, one of a `large` encoder.
   """
   if split:
     return 1

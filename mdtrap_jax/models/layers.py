@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -61,11 +63,11 @@ class LayerNorm(nn.Module):
   epsilon: float = 1e-6
 
   @nn.compact
-  def __call__(self, x: jax.Array) -> jax.Array:
-    """Normalizes the last axis of `x [..., W]`."""
+  def __call__(self, x: jax.Array, form: Callable[..., Any] | None = None) -> Any:
+    """Normalizes the last axis of `x [..., W]`; `form` is called in place of `normalize`."""
     scale = self.param("scale", nn.initializers.ones, x.shape[-1:])
     bias = self.param("bias", nn.initializers.zeros, x.shape[-1:])
-    return normalize(self.epsilon, x, scale, bias)
+    return (normalize if form is None else form)(self.epsilon, x, scale, bias)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))

@@ -23,11 +23,23 @@ def keep_masks(keys: jax.Array, shape: tuple[int, int], rate: float, count: int)
   Returns:
     `count` arrays `[B, S, W] bool`.
   """
-  bits = next((b for b in range(1, 17) if (rate * 2**b).is_integer()), 32)
   first, second = (jax.random.key_data(keys)[:, half].reshape(-1, 1, 1) for half in (0, -1))
-  row, column = (jax.lax.broadcasted_iota(jnp.uint32, (1, *shape), axis) for axis in (1, 2))
+  return draw(first, second, (1, *shape), rate, count)
+
+
+def draw(
+  first: jax.Array, second: jax.Array, shape: tuple[int, ...], rate: float, count: int
+) -> list[jax.Array]:
+  """The masks `shape = (..., S, W)` of keys that are given as two words each, which broadcast."""
+  bits = next((b for b in range(1, 17) if (rate * 2**b).is_integer()), 32)
+  first, second = (word.astype(jnp.uint32) for word in (first, second))
+  axes = (len(shape) - 2, len(shape) - 1)
+  # Kernels for TPUs count in int32.
+  row, column = (
+    jax.lax.broadcasted_iota(jnp.int32, shape, axis).astype(jnp.uint32) for axis in axes
+  )
   # The position, rows and columns counted together, times an odd number.
-  position = row * jnp.uint32(0x9E3779B9 * shape[1] % 2**32) + column * jnp.uint32(0x9E3779B9)
+  position = row * jnp.uint32(0x9E3779B9 * shape[-1] % 2**32) + column * jnp.uint32(0x9E3779B9)
   masks, per_word = [], 32 // bits
   for mask in range(count):
     used = bits * (mask % per_word)

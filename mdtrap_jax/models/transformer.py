@@ -17,13 +17,21 @@ from jax.ad_checkpoint import checkpoint_name
 
 from mdtrap_jax.keys import fold, row_keys
 from mdtrap_jax.models import backend, sharding
-from mdtrap_jax.models.attention import Attention, Rows, adapted_linear, put_tokens
+from mdtrap_jax.models.attention import (
+  Attention,
+  Rows,
+  adapted_linear,
+  fused,
+  norm_packed,
+  put_tokens,
+)
 from mdtrap_jax.models.dora import relative_magnitudes
 from mdtrap_jax.models.layers import BlockConfig, LayerNorm, Linear, activate
 from mdtrap_jax.models.lora import LoraConfig, LoraFactors
 
 # Encoders whose tokens have at least so many elements an episode save memory: the backward pass
-# keeps what is named in KEPT and computes the rest again, attention too. At ViT-B/16 on a CPU that takes a third of the memory and no longer.
+# keeps what is named in KEPT and computes the rest again, attention too. At ViT-B/16 on a CPU that
+# takes a third of the memory and no longer.
 # Smaller ones, such as the miniature, would become a third slower. Where weights are split
 # between devices, all encoders do: what is put together for a block must not be kept.
 LARGE = 2**20
@@ -78,20 +86,38 @@ class Block(nn.Module):
     self, x: jax.Array, factors: LoraFactors | None = None, key: jax.Array | None = None
   ) -> jax.Array:
     """Maps `[B, S, W]`, or packed `[R, W]`, to its shape; `factors` are this block's own."""
-    project = lambda block, x, f, k: block.attention.project(block.norm1(x), f, k)
-    attend = lambda block, *projected: block.attention.attend(*projected)
-    feed = lambda block, x, f, k: block.mlp(block.norm2(x), f, k)
+    project, attend, feed = type(self)._project, type(self)._attend, type(self)._feed
     if self.frugal:
       policy = jax.checkpoint_policies.save_only_these_names(*KEPT)
       again = functools.partial(nn.remat, policy=policy, prevent_cse=False)
-      project, feed = again(project), again(feed)
-      # cuDNN's kernel keeps no more than its result.
+      feed = again(feed)
+      # cuDNN's kernel keeps no more than its result, and a norm's its input.
       attend = attend if self.attention.form(x.dtype) == "cudnn" else again(attend)
-    projected = checkpoint_name(project(self, x, factors, key), "projected")
+      if self.rows is None or not fused(x, self.rows):
+        project = again(project)
+    projected, x = project(self, x, factors, key)
+    projected = checkpoint_name(projected, "projected")
     x, attended = self._go_on(x), self._go_on(attend(self, *projected))
     x = x + self.attention.merge(attended, factors, key, self._rows_after)
     x = checkpoint_name(x, "attended")
-    return x + feed(self, x, factors, key)
+    return feed(self, x, factors, key)
+
+  def _project(self, x, factors, key):
+    """What attention compares, and `x`: packed, both come of one operation."""
+    if self.rows is None:
+      return self.attention.project(self.norm1(x), factors, key), x
+    qkv, x = self.attention.project_packed(self.norm1, x, factors, key)
+    return [qkv], x
+
+  def _attend(self, *projected):
+    return self.attention.attend(*projected)
+
+  def _feed(self, x, factors, key):
+    """`x + mlp(norm(x))`."""
+    if self.rows is None:
+      return x + self.mlp(self.norm2(x), factors, key)
+    normal, x = norm_packed(self.norm2, x, self._rows_after)
+    return x + self.mlp(normal, factors, key)
 
   @property
   def _rows_after(self) -> Rows | None:
@@ -187,7 +213,8 @@ def run_blocks(
   cut = range(stop - 1, stop if first is not None and not split else 0)
   kinds = lambda number: (number in adapted, number in prompted, number in cut)
   for (is_adapted, is_prompted, is_cut), run in itertools.groupby(range(start, stop), key=kinds):
-    run, wanted = list(run), first if is_cut else None
+    run = list(run)
+    wanted = first if is_cut else None
     block_params = _take(params, run[0], len(run), depth)
     block_factors = block_prompts = None
     if is_adapted:

@@ -163,7 +163,7 @@ class VisionLanguageModel:
       key=key,
       prompts=deeper,
       at=count,
-      first=1 if self.image.pool == "class" else None,
+      first=1 if self.image.pool == "class" and not patches else None,
     )
     return stem(tokens[:, :count], method="pool_with_patches" if patches else "pool")
 
