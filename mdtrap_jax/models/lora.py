@@ -242,8 +242,8 @@ def side_by_side(
 def joined_product(joined: jax.Array, kernel: jax.Array, b: jax.Array) -> jax.Array:
   """`joined @ [kernel; b]`, so that no sum is ever read and written again.
 
-  Where rows are packed; on a TPU that halves the time of the projections. An episode has a copy of the kernel
-  meanwhile, of one block: an eighth of what its activations take there.
+  Where rows are packed; on a TPU that halves the time of the projections. An episode has a copy
+  of the kernel meanwhile, of one block: an eighth of what its activations take there.
 
   Args:
     joined: `[R, W + L]`.
