@@ -9,11 +9,11 @@ from benchmarks import scale
 
 def test_an_episode_takes_the_cycles_that_the_compiler_estimates():
   v5e = scale.machines()["v5e-1"]
-  cycles = 150 * 45.1e6 + 100 * 45.1e6 * 25 / 30 + 6 * 33.6e6
+  cycles = 150 * 29.0e6 + 100 * 29.0e6 * 25 / 30 + 6 * 29.0e6
   assert scale.episode_seconds(v5e, 1, 250) == pytest.approx(cycles / 1.5e9, rel=1e-6)
-  five = 750 * 5 * 45.1e6 + 500 * 5 * 45.1e6 * 25 / 30 + 6 * 33.6e6
+  five = 750 * 5 * 29.0e6 + 500 * 5 * 29.0e6 * 25 / 30 + 6 * 29.0e6
   assert scale.episode_seconds(v5e, 5, 1250) == pytest.approx(five / 1.5e9, rel=1e-6)
-  short = 75 * 45.1e6 + 50 * 45.1e6 * 25 / 30 + 6 * 33.6e6  # ChestX
+  short = 75 * 29.0e6 + 50 * 29.0e6 * 25 / 30 + 6 * 29.0e6  # ChestX
   hours = 800 * (3 * cycles + short) / 1.5e9 / 3600
   assert scale.estimate(v5e, 1).hours == pytest.approx(hours, rel=1e-6)
 
@@ -29,7 +29,7 @@ def test_chips_share_the_episodes_and_a_rest_costs_a_whole_turn():
 
 def test_memory_bounds_the_episodes_at_once():
   v5e = scale.machines()["v5e-1"]
-  assert scale.estimate(v5e, 1).at_once == 12  # (14.4e9 - 0.16 GiB) / 1.08 GiB = 12.3
+  assert scale.estimate(v5e, 1).at_once == 11  # (14.4e9 - 0.16 GiB) / 1.19 GiB = 11.1
   assert scale.estimate(v5e, 5).at_once == 2
 
 
