@@ -1,5 +1,7 @@
 """Which form is traced, and that the forms agree."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,7 +13,7 @@ from mdtrap_jax.models import backend, cudnn_attention
 from mdtrap_jax.models.attention import Attention, attention
 from mdtrap_jax.models.lora import LoraConfig, init_factors
 from mdtrap_jax.models.rope import Rope
-from mdtrap_jax.models.transformer import Block, BlockConfig, Rows, init_blocks
+from mdtrap_jax.models.transformer import Block, BlockConfig, Rows, init_blocks, run_blocks
 
 WIDTH, ROWS = 16, Rows(tokens=5, filled=8)
 
@@ -101,4 +103,31 @@ def test_packed_rows_give_what_images_do(projections, device, dtype, monkeypatch
     lambda a, b: np.testing.assert_allclose(a, b, atol=10 * tolerance, rtol=tolerance),
     packed_gradients,
     gradients,
+  )
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_tokens_that_nobody_wants_are_left_out_of_the_last_block(packed, monkeypatch):
+  monkeypatch.setattr(backend, "packs_rows", lambda dtype: packed)
+  config = BlockConfig(WIDTH, 2, 24)
+  lora = LoraConfig(rank=2, projections=("q", "v", "out", "fc2"))
+  params = init_blocks(jax.random.key(0), config, 2)
+  factors = init_factors(jax.random.key(1), lora, 2, WIDTH, 24)
+  factors = jax.tree.map(lambda leaf: leaf + 0.1, factors)
+  x = jax.random.normal(jax.random.key(2), (3, ROWS.tokens, WIDTH))
+
+  @functools.partial(jax.jit, static_argnums=1)
+  def gradient(factors, first):
+    def loss(factors):
+      out = run_blocks(
+        params, x, config, lora=lora, factors=factors, key=jax.random.key(3), first=first
+      )[:, :2]
+      return jnp.sum(jnp.sin(out)), out
+
+    return jax.grad(loss, has_aux=True)(factors)
+
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4),
+    gradient(factors, 2),
+    gradient(factors, None),
   )
