@@ -66,7 +66,8 @@ def episode(folder, row):
 
 
 def test_it_is_the_episode(folder, tmp_path):
-  run_finetune(small_config(data__path=str(folder), predictions=True, **EPISODE), tmp_path)
+  config = small_config(data__path=str(folder), predictions=True, **EPISODE)
+  run_finetune(config, tmp_path, devices=1)
   (row,) = read_episodes(tmp_path)
   support, labels, query, query_labels, names = episode(folder, row)
   own = classifier(class_names=names).fit(support, labels)
