@@ -199,7 +199,8 @@ class Attention(nn.Module):
     if self.form(qkv.dtype) == "cudnn":
       out = cudnn_attention(*jnp.split(qkv, 3, axis=-1), heads, causal, rows.tokens)
       return out.reshape(-1, self.config.width)
-    if qkv.dtype == jnp.bfloat16 and fused_attention.fits(rows.filled, self.config.width):
+    one_kernel = qkv.dtype == jnp.bfloat16 and not backend.is_gpu()
+    if one_kernel and fused_attention.fits(rows.filled, self.config.width):
       interpret = backend.platform() != "tpu"
       out = fused_attention.fused_attention(qkv, rows.tokens, heads, causal, interpret)
       return out.reshape(-1, self.config.width)

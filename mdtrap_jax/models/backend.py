@@ -33,10 +33,11 @@ def packs_rows(dtype: jnp.dtype) -> bool:
   want an even number of tokens, and XLA fills and cuts around each of their calls otherwise. A
   CPU has no tiles to fill.
   """
-  return platform() == "tpu" or (_is_gpu() and dtype in HALF)
+  return platform() == "tpu" or (is_gpu() and dtype in HALF)
 
 
-def _is_gpu() -> bool:
+def is_gpu() -> bool:
+  """Whether the program being traced is for a GPU."""
   return platform() in ("gpu", "cuda")
 
 
@@ -49,18 +50,18 @@ def attention_form(dtype: jnp.dtype, head_dim: int) -> str:
   """
   if dtype == jnp.float64 or (dtype != jnp.bfloat16 and platform() == "cpu"):
     return "heads"
-  fused = _is_gpu() and dtype in HALF
+  fused = is_gpu() and dtype in HALF
   return "cudnn" if fused and cudnn_attention.works(head_dim, jnp.dtype(dtype)) else "library"
 
 
 def lanes() -> int:
   """What the inner axis of a product should be a multiple of: a TPU's tile; a GPU's 16 bytes."""
-  return 8 if _is_gpu() else 128
+  return 8 if is_gpu() else 128
 
 
 def fuses_norms(dtype: jnp.dtype) -> bool:
   """Whether layer norms of packed rows are a TPU's kernels, as `fused_norm` has them."""
-  return dtype == jnp.bfloat16 and not _is_gpu()
+  return dtype == jnp.bfloat16 and not is_gpu()
 
 
 def blocks_at_once(count: int, large: bool, split: bool) -> int:

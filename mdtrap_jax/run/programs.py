@@ -48,12 +48,9 @@ def over_tasks(
     mesh: from `task_mesh`.
     mapped: for each positional argument, whether it has a leading task axis `[E, ...]`;
       the others are shared by all tasks. `E` is a multiple of the number of devices.
-    donate: arguments whose memory the result may take over; ignored on CPUs. There NumPy's views
-      of an array are its memory itself, and with views taken for a snapshot, on starved cores,
-      steps came out wrong in the first variant (jaxlib 0.10.2).
+    donate: arguments whose memory the result may take over.
   """
   batched = jax.vmap(fn, in_axes=tuple(0 if m else None for m in mapped))
-  donate = () if mesh.devices.flat[0].platform == "cpu" else donate
   tasks = PartitionSpec(mesh.axis_names)
 
   # `shard_map` and not sharding propagation: no collective can creep in between tasks.

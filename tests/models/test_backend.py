@@ -9,7 +9,7 @@ import pytest
 from jax.sharding import AbstractDevice, AbstractMesh
 
 from mdtrap_jax.keys import row_keys
-from mdtrap_jax.models import backend, cudnn_attention
+from mdtrap_jax.models import backend, cudnn_attention, fused_attention
 from mdtrap_jax.models.attention import Attention, attention
 from mdtrap_jax.models.lora import LoraConfig, init_factors
 from mdtrap_jax.models.rope import Rope
@@ -44,6 +44,16 @@ def test_a_gpu_fuses_attention_where_its_cudnn_can(monkeypatch):
     packed = [backend.packs_rows(jnp.dtype(dtype)) for dtype in ("float32", "bfloat16")]
   assert forms == ["heads", "library", "cudnn", "cudnn"]
   assert packed == [False, True]
+
+
+def test_a_gpu_without_cudnn_attends_by_the_library(monkeypatch):
+  monkeypatch.setattr(fused_attention, "fused_attention", None)  # the kernel for TPUs
+  card = AbstractDevice("NVIDIA H200", num_cores=None, platform="gpu")
+  layer = Attention(BlockConfig(WIDTH, 2, 24), rows=ROWS)
+  qkv = jax.ShapeDtypeStruct((3 * ROWS.filled, 3 * WIDTH), jnp.bfloat16)
+  attend = lambda qkv: layer.apply({}, qkv, method="attend")
+  with jax.sharding.use_abstract_mesh(AbstractMesh((1,), ("x",), abstract_device=card)):
+    assert jax.eval_shape(attend, qkv).shape == (3 * ROWS.filled, WIDTH)
 
 
 def test_without_cudnn_one_line_says_so(monkeypatch, caplog):
