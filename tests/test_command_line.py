@@ -28,7 +28,7 @@ def say(capsys, *arguments):
   ("arguments", "code", "message"),
   [
     (["--config=configs/demos.py"], 1, "no such file. Did you mean demo?"),
-    (["--config=nowhere/at/all.py"], 1, "With the library come backbones, chestx, copa,"),
+    (["--config=nowhere/at/all.py"], 1, "With the library come backbones, chestx, com"),
     (["--config=demo.py:baseline"], 1, "demo.py has no methods; leave :baseline away"),
     (["--config=chestx:svlra"], 1, "svlra: no such method; give one of"),
     (["--config=configs"], 1, "--config=configs: there is no such file"),
