@@ -34,17 +34,19 @@ def attention(q: jax.Array, k: jax.Array, v: jax.Array, heads: int, causal: bool
     k: `[B, T, W]`.
     v: `[B, T, W]`.
     heads: number of heads; divides `W`.
-    causal: a position sees itself and earlier ones only.
+    causal: a position sees itself and earlier ones only; queries are those of the last `S`.
 
   Returns:
     `[B, S, W]`.
   """
   form = backend.attention_form(q.dtype, q.shape[-1] // heads)
-  if form == "cudnn":
+  if form == "cudnn" and q.shape == k.shape:
     return cudnn_attention(q, k, v, heads, causal, q.shape[1])
-  if form == "library":
+  visible = jnp.tri(q.shape[1], k.shape[1], k.shape[1] - q.shape[1], dtype=bool) if causal else None
+  if form != "heads":
     q, k, v = (t.reshape(*t.shape[:-1], heads, -1) for t in (q, k, v))
-    out = jax.nn.dot_product_attention(q, k, v, is_causal=causal)
+    mask = None if visible is None else visible[None, None]
+    out = jax.nn.dot_product_attention(q, k, v, mask=mask)
     return out.reshape(*out.shape[:-2], -1)
   # jax.nn's computes float64 logits in float32. One head after the other needs no transposition
   # of activations, which makes it three times faster on a CPU.
@@ -55,8 +57,7 @@ def attention(q: jax.Array, k: jax.Array, v: jax.Array, heads: int, causal: bool
   out = []
   for q_head, k_head, v_head in zip(heads_of(q), heads_of(k), heads_of(v), strict=True):
     logits = product("bqd,bkd->bqk", q_head * q_head.shape[-1] ** -0.5, k_head)
-    if causal:
-      visible = jnp.tri(q.shape[1], k.shape[1], dtype=bool)
+    if visible is not None:
       logits = jnp.where(visible[None], logits, -jnp.inf)
     # The softmax's division comes after the product, where there is less to divide.
     weights = jnp.exp(logits - jax.lax.stop_gradient(logits.max(-1, keepdims=True)))
@@ -188,23 +189,30 @@ class Attention(nn.Module):
 
   def form(self, dtype: jnp.dtype) -> str:
     """By which form it attends."""
-    return backend.attention_form(dtype, self.config.width // self.config.heads)
+    form = backend.attention_form(dtype, self.config.width // self.config.heads)
+    # cuDNN's kernel does not take the last positions' queries alone.
+    return "library" if form == "cudnn" and self.config.shared is not None else form
 
   def attend(self, *projected: jax.Array) -> jax.Array:
     """What `project` gave to what the heads see, `[B, S, W]` or packed `[R, W]`."""
-    heads, causal, rows = self.config.heads, self.config.causal, self.rows
+    config, rows = self.config, self.rows
+    see = functools.partial(attention, heads=config.heads, causal=config.causal)
+    if config.shared is not None:
+      see = functools.partial(config.shared.attend, see)
     if rows is None:
-      return attention(*projected, heads, causal)
+      return see(*projected)
     qkv = rows.images(*projected)
     if self.form(qkv.dtype) == "cudnn":
-      out = cudnn_attention(*jnp.split(qkv, 3, axis=-1), heads, causal, rows.tokens)
-      return out.reshape(-1, self.config.width)
-    one_kernel = qkv.dtype == jnp.bfloat16 and not backend.is_gpu()
-    if one_kernel and fused_attention.fits(rows.filled, self.config.width):
+      out = cudnn_attention(*jnp.split(qkv, 3, axis=-1), config.heads, config.causal, rows.tokens)
+      return out.reshape(-1, config.width)
+    one_kernel = qkv.dtype == jnp.bfloat16 and not backend.is_gpu() and config.shared is None
+    if one_kernel and fused_attention.fits(rows.filled, config.width):
       interpret = backend.platform() != "tpu"
-      out = fused_attention.fused_attention(qkv, rows.tokens, heads, causal, interpret)
-      return out.reshape(-1, self.config.width)
-    return rows.pack(attention(*jnp.split(qkv[:, : rows.tokens], 3, axis=-1), heads, causal))
+      out = fused_attention.fused_attention(
+        qkv, rows.tokens, config.heads, config.causal, interpret
+      )
+      return out.reshape(-1, config.width)
+    return rows.pack(see(*jnp.split(qkv[:, : rows.tokens], 3, axis=-1)))
 
   def merge(
     self,

@@ -13,6 +13,7 @@ from flax import linen as nn
 from jax.ad_checkpoint import checkpoint_name
 
 from mdtrap_jax.models.rope import Rope
+from mdtrap_jax.models.shared_prefix import SharedPrefix
 
 ACTIVATIONS = {
   "quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x),
@@ -32,6 +33,7 @@ class BlockConfig:
   epsilon: float = 1e-5  # of the layer norms
   causal: bool = False
   rope: Rope | None = None  # rotary position embedding of queries and keys
+  shared: SharedPrefix | None = None  # where rows begin alike; only if causal
 
   def __post_init__(self):
     if self.activation not in ACTIVATIONS:

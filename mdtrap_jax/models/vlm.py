@@ -17,6 +17,7 @@ import numpy as np
 
 from mdtrap_jax.models.image_stem import ImageConfig, ImageStem
 from mdtrap_jax.models.lora import LoraConfig, LoraFactors, init_factors
+from mdtrap_jax.models.shared_prefix import SharedPrefix
 from mdtrap_jax.models.text_stem import TextConfig, TextStem
 from mdtrap_jax.models.transformer import init_blocks, run_blocks
 
@@ -191,21 +192,28 @@ class VisionLanguageModel:
       factors: the episode's factors, or `None` for the base model.
       key: typed key of the LoRA dropout, consumed. `None` for no dropout.
       prompts: learned tokens in place of the rows' own `at … at+n-1`.
-      at: static.
+      at: static; all rows have the same tokens before.
     """
-    encoder, stem = params["text"], TextStem(self.text)
+    encoder, stem, block = params["text"], TextStem(self.text), self.text.block
     context, deeper = prompts or (None, None)
     tokens = stem.apply({"params": encoder["stem"]}, token_ids, context, at, method="embed")
+    shared = None  # dropout differs from row to row
+    if block.causal and context is not None and context.ndim == 2 and key is None:
+      shared = SharedPrefix(at + len(context), len(tokens))
+      block = dataclasses.replace(block, shared=shared)
+      tokens, token_ids = shared.join(tokens), token_ids[:, shared.tokens :]
     tokens = run_blocks(
       encoder["blocks"],
       tokens,
-      self.text.block,
+      block,
       lora=lora,
       factors=(factors or {}).get("text"),
       key=key,
       prompts=deeper,
       at=at,
     )
+    if shared is not None:
+      tokens = shared.split(tokens)
     return stem.apply({"params": encoder["stem"]}, tokens, token_ids, method="pool")
 
   def logit_scale(self, params: Params) -> jax.Array:

@@ -79,6 +79,15 @@ def test_what_cudnn_is_asked_for_is_attention(tokens, causal, monkeypatch):
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5), fused, plain)
 
 
+def test_fewer_queries_than_keys_are_not_for_cudnn(monkeypatch):
+  """Such as an attention pool's one query, on any GPU."""
+  q, k = jnp.ones((2, 1, WIDTH)), jnp.ones((2, 5, WIDTH))
+  expected = attention(q, k, k, 2)
+  monkeypatch.setattr(backend, "attention_form", lambda dtype, head_dim: "cudnn")
+  monkeypatch.setattr(cudnn_attention, "IMPLEMENTATION", "xla")
+  np.testing.assert_allclose(attention(q, k, k, 2), expected, atol=1e-6)
+
+
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize(
   ("projections", "device"), [(("q", "k", "v"), "gpu"), (("q", "v", "out"), "tpu")]
