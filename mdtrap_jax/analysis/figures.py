@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +31,7 @@ _BARS = (  # panels of `plot_measures`: title and measures
 
 def plot_shift(paths: Sequence[Path], name: str, analysis: Analysis) -> None:
   """Loss and accuracy of the queries when images and texts are moved along their gap."""
-  with matplotlib.rc_context(STYLE):
-    figure = Figure(figsize=(9, 3.4), layout="constrained")
+  with _written(paths, 9, 3.4) as figure:
     panels = zip(
       figure.subplots(1, 2), ("loss", "accuracy"), ("loss (nats)", "accuracy (%)"), strict=True
     )
@@ -44,13 +44,11 @@ def plot_shift(paths: Sequence[Path], name: str, analysis: Analysis) -> None:
       ax.set_title(f"{title} of the queries", loc="left", fontsize=9)
     figure.axes[0].legend(frameon=False)
     _title(figure, name, analysis)
-    _save(figure, paths)
 
 
 def plot_measures(paths: Sequence[Path], name: str, analysis: Analysis) -> None:
   """What adaptation did to accuracy, alignment, scatter and gap."""
-  with matplotlib.rc_context(STYLE):
-    figure = Figure(figsize=(11, 3.2), layout="constrained")
+  with _written(paths, 11, 3.2) as figure:
     for ax, (title, shown, factor) in zip(figure.subplots(1, len(_BARS)), _BARS, strict=True):
       for s, (stage, (color, _)) in enumerate(STAGES.items()):
         values = [analysis.measures[measure][stage] for measure in shown]
@@ -69,13 +67,11 @@ def plot_measures(paths: Sequence[Path], name: str, analysis: Analysis) -> None:
       ax.set_title(title, loc="left", fontsize=9)
     figure.axes[0].legend(frameon=False)
     _title(figure, name, analysis)
-    _save(figure, paths)
 
 
 def plot_gradients(paths: Sequence[Path], name: str, analysis: Analysis) -> None:
   """Norms of the terms' gradients and the cosines between them, by step."""
-  with matplotlib.rc_context(STYLE):
-    figure = Figure(figsize=(9, 3.4), layout="constrained")
+  with _written(paths, 9, 3.4) as figure:
     left, right = figure.subplots(1, 2)
     steps = np.arange(len(analysis.norm.mean))
     for k, term in enumerate(analysis.terms):
@@ -101,7 +97,6 @@ def plot_gradients(paths: Sequence[Path], name: str, analysis: Analysis) -> None
       if ax.get_legend_handles_labels()[0]:
         ax.legend(frameon=False)
     _title(figure, name, analysis)
-    _save(figure, paths)
 
 
 def plot_attention(
@@ -110,8 +105,7 @@ def plot_attention(
   """Support images, and the attention of the class token or pooling query before and after."""
   ways = min(len(look.images), 8)
   most = max(look.before[:ways].max(), look.after[:ways].max())
-  with matplotlib.rc_context({"font.size": 8}):
-    figure = Figure(figsize=(1.5 + 1.5 * ways, 5.2), layout="constrained")
+  with _written(paths, 1.5 + 1.5 * ways, 5.2, {"font.size": 8}) as figure:
     axes = figure.subplots(3, ways, squeeze=False)
     for c in range(ways):
       axes[0, c].imshow(look.images[c])
@@ -125,7 +119,6 @@ def plot_attention(
       row[0].set_ylabel(label)
     figure.colorbar(shown, ax=axes[1:], label="share of attention", shrink=0.8)
     figure.suptitle(f"{_plain(name)}: attention in one episode (n = 1)", fontsize=10)
-    _save(figure, paths)
 
 
 def plot_map(
@@ -146,8 +139,7 @@ def plot_map(
     labels: `[Q]`, of the queries.
     about: what the axes are.
   """
-  with matplotlib.rc_context(STYLE):
-    figure = Figure(figsize=(10.5, 4.2), layout="constrained")
+  with _written(paths, 10.5, 4.2) as figure:
     panels = zip(
       figure.subplots(1, 2, sharex=True, sharey=True),
       ("before", "after"),
@@ -164,7 +156,18 @@ def plot_map(
     if len(class_names) <= 20:
       figure.legend(*ax.get_legend_handles_labels(), loc="outside right upper", frameon=False)
     figure.suptitle(f"{_plain(name)}: one episode, {len(labels)} queries", fontsize=10)
-    _save(figure, paths)
+
+
+@contextlib.contextmanager
+def _written(
+  paths: Sequence[Path], width: float, height: float, style: Mapping[str, Any] = STYLE
+) -> Iterator[Figure]:
+  """A figure of that many inches, which is written once it is drawn."""
+  with matplotlib.rc_context(style):
+    figure = Figure(figsize=(width, height), layout="constrained")
+    yield figure
+    for path in paths:
+      files.write(path, render(figure, path.suffix[1:], dpi=130))
 
 
 def _draw(ax: Any, x: np.ndarray, band: Band, factor: float, color: str, line: str, label: str):
@@ -187,8 +190,3 @@ def _plain(text: str, longest: int = 80) -> str:
   """A name as it is, not as mathematics, and not too long."""
   short = text if len(text) <= longest else f"{text[: longest - 1]}…"
   return short.replace("$", r"\$")
-
-
-def _save(figure: Figure, paths: Sequence[Path]) -> None:
-  for path in paths:
-    files.write(path, render(figure, path.suffix[1:], dpi=130))

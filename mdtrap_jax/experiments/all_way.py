@@ -28,11 +28,13 @@ from mdtrap_jax.experiments.examination import (
   make_experiment,
   open_parts,
   task_labels,
+  with_prompts,
 )
 from mdtrap_jax.methods.all_way import AllWay
 from mdtrap_jax.methods.tuning.choices import make_parameterization
 from mdtrap_jax.models.vlm import VisionLanguageModel
 from mdtrap_jax.objectives import chain
+from mdtrap_jax.objectives.terms import TERMS
 from mdtrap_jax.run.experiment import Experiment, Group, Ready
 from mdtrap_jax.run.programs import over_tasks
 
@@ -132,11 +134,7 @@ def _make_group(config, parts: Parts, exams: Mapping[str, Source]) -> Group:
       config.model.batch_size,
       method.parameterization,
     )
-    prompts = encode(parts.train)
-    held = [
-      Examination(name, source, prompts if name in ("test", "base") else encode(source))
-      for name, source in exams.items()
-    ]
+    prompts, held = with_prompts(parts, exams, encode)
     read = functools.partial(_read, config.data, model.image.image_size)
     load = functools.partial(_load, config, parts, prompts, read)
     return Ready(

@@ -30,6 +30,7 @@ from mdtrap_jax.experiments.examination import (
   make_experiment,
   open_parts,
   task_labels,
+  with_prompts,
 )
 from mdtrap_jax.methods import heads, ncc
 from mdtrap_jax.methods.extractors import Backbone, make_extractor
@@ -135,11 +136,7 @@ def _make_group(config, parts: Parts, exams: Mapping[str, Source]) -> Group:
     prompts_of = lambda source: finetune.encode_prompts(
       model, params, source.class_names, config.data.template, config.model.batch_size
     )
-    prompts = prompts_of(parts.train)
-    held = [
-      Examination(name, source, prompts if name in ("test", "base") else prompts_of(source))
-      for name, source in exams.items()
-    ]
+    prompts, held = with_prompts(parts, exams, prompts_of)
     load = functools.partial(_load, parts, drawn, train, val, prompts)
     ways, shots = drawn[tasks[0]][0].shape
     scale = float(model.logit_scale(params))

@@ -120,6 +120,23 @@ def make_experiment(
   return Experiment({"": config}, {"": identity}, [group], placing, about)
 
 
+def with_prompts(
+  parts: Parts, exams: Mapping[str, Source], encode: Callable[[Source], Prompts]
+) -> tuple[Prompts, list[Examination]]:
+  """The prompts of the classes that are learned, and the examinations, each with its own.
+
+  Args:
+    parts: what is drawn from.
+    exams: test images by name.
+    encode: all classes of a source.
+  """
+  learned = encode(parts.train)
+  return learned, [
+    Examination(name, source, learned if name in ("test", "base") else encode(source))
+    for name, source in exams.items()
+  ]
+
+
 def about_task(parts: Parts, support: np.ndarray, validation: np.ndarray) -> dict[str, Any]:
   """What a line says of a task's data: its classes, and indices `[C, ·]` of its images."""
   return {
