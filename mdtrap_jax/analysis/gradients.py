@@ -11,8 +11,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from mdtrap_jax.methods.finetune import FineTuning, Prepared
+from mdtrap_jax.methods.finetune import FineTuning
 from mdtrap_jax.methods.method import AdaptState
+from mdtrap_jax.methods.text_classifier import Prepared
 from mdtrap_jax.objectives.pull_back import zero_cotangents
 
 

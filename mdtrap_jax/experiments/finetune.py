@@ -21,12 +21,14 @@ from mdtrap_jax.data.prompts import Prompts, check_distinct, make_prompts
 from mdtrap_jax.data.source import Source
 from mdtrap_jax.data.sources import make_source
 from mdtrap_jax.data.task import Task, all_tasks
-from mdtrap_jax.methods.finetune import FineTuning, template_mean
+from mdtrap_jax.methods.finetune import FineTuning
+from mdtrap_jax.methods.text_classifier import template_mean
 from mdtrap_jax.methods.tuning.choices import make_parameterization
 from mdtrap_jax.methods.tuning.parameterization import Parameterization
 from mdtrap_jax.models.text_batches import encode_texts
 from mdtrap_jax.models.vlm import Params, VisionLanguageModel
 from mdtrap_jax.objectives import chain
+from mdtrap_jax.objectives.terms import TERMS
 from mdtrap_jax.run.experiment import Experiment, Group, Ready
 
 Load = Callable[[], tuple[VisionLanguageModel, Params]]

@@ -15,8 +15,9 @@ from mdtrap_jax.data.crops import random_crops
 from mdtrap_jax.data.task import Task
 from mdtrap_jax.data.views import view_rows
 from mdtrap_jax.keys import episode_key, rows_of_step, stream
-from mdtrap_jax.methods.finetune import FineTuning, Prepared, StepRows
+from mdtrap_jax.methods.finetune import FineTuning, StepRows
 from mdtrap_jax.methods.method import AdaptState, Work
+from mdtrap_jax.methods.text_classifier import Prepared
 from mdtrap_jax.models.transformer import LARGE
 from mdtrap_jax.models.vlm import Params
 from mdtrap_jax.objectives.terms import Batch

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -19,33 +19,19 @@ import optax
 from mdtrap_jax.data.task import Task
 from mdtrap_jax.data.views import make_views, normalize
 from mdtrap_jax.keys import episode_key, row_keys, rows_of_step, stream
-from mdtrap_jax.methods import text_gap
-from mdtrap_jax.methods.method import AdaptState, Embeddings, Evaluation, Work
-from mdtrap_jax.methods.tuning.parameterization import Parameterization, Trained
+from mdtrap_jax.methods.method import AdaptState, Work
+from mdtrap_jax.methods.text_classifier import Prepared, TextClassifier, float32
+from mdtrap_jax.methods.tuning.parameterization import Trained
 from mdtrap_jax.models import sharding
 from mdtrap_jax.models.chunks import in_chunks
 from mdtrap_jax.models.transformer import LARGE
-from mdtrap_jax.models.vlm import Params, VisionLanguageModel
+from mdtrap_jax.models.vlm import Params
 from mdtrap_jax.objectives.chain import Phase, evaluation_marks
-from mdtrap_jax.objectives.losses import unit
 from mdtrap_jax.objectives.pull_back import zero_cotangents
 from mdtrap_jax.objectives.terms import Batch, Features
 
 CPU_ROWS = 2048  # tokens per step that keep a CPU core busy; more leave its caches
 CPU_COPIES = 32  # of an encoder's activations: more than a step ever needed on a CPU
-
-
-class Prepared(NamedTuple):
-  """What stays the same in all steps of an episode, computed once."""
-
-  key: jax.Array  # [] typed key
-  # [N, S, W], support views as far as they never change, view-major; [N, D] of a fixed encoder
-  tokens: jax.Array
-  batch: Batch  # rows of `tokens`
-  query_tokens: jax.Array  # [C·Q, S, W], likewise
-  query_labels: jax.Array  # [C·Q] int32
-  token_ids: jax.Array  # [C, L] int32, or [C, P, L] for P templates
-  text: jax.Array  # [C, D] float32, by the pretrained model
 
 
 class StepRows(NamedTuple):
@@ -57,44 +43,30 @@ class StepRows(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True, eq=False)  # compiled programs are kept by identity
-class FineTuning:
+class FineTuning(TextClassifier):
   """The static description of how episodes are adapted; its methods are pure.
 
   Attributes:
-    model: the vision-language model; its weights are the methods' `params`.
-    parameterization: what is trained.
     tx: the objective chain of `objectives.chain.make_objective`.
     steps: `T`.
     phases: of the schedule, from `objectives.chain.make_phases`.
     views: `V`, how many of the view recipes are used.
     batch_size: views per step, or `None` for all `N`.
-    chunk: how many support rows are encoded at once, or `None` for all. Fewer need less memory
-      and one more forward pass; the result is the same but for rounding.
     fifths: of the steps, after which the queries are classified.
-    diagnose: whether each evaluation has the extras of `methods.text_gap.diagnose`.
     patches: whether steps give patch tokens too, for terms that need them.
     terms: of the objective, each by itself, for looking at them one by one.
   """
 
-  model: VisionLanguageModel
-  parameterization: Parameterization
   tx: optax.GradientTransformationExtraArgs
   steps: int
   phases: tuple[Phase, ...]
   views: int = 5
   batch_size: int | None = None
-  chunk: int | None = None
   fifths: tuple[int, ...] = (1, 2, 3, 4, 5)
-  diagnose: bool = False
   patches: bool = False
   terms: Mapping[str, optax.GradientTransformationExtraArgs] = dataclasses.field(
     default_factory=dict
   )
-
-  @property
-  def baseline(self) -> Callable[[Params, Prepared, AdaptState], Evaluation] | None:
-    """Zero-shot, where that is not the evaluation before the first step."""
-    return None if self.parameterization.pretrained_start else self._zero_shot
 
   @property
   def marks(self) -> tuple[int, ...]:
@@ -252,77 +224,6 @@ class FineTuning:
     key = stream(prepared.key, "terms", step)
     return dict(features=features, batch=rows.batch, key=key, step=step, features_vjp=features_vjp)
 
-  def evaluate(self, params: Params, prepared: Prepared, state: AdaptState) -> Evaluation:
-    """Classifies the queries by their cosine to the classes' texts, without dropout."""
-    text = self._text(params, prepared, state.params, None)
-    return self._classify(params, prepared, state.params, text)
-
-  def _zero_shot(self, params: Params, prepared: Prepared, state: AdaptState) -> Evaluation:
-    """The same by the pretrained model."""
-    del state
-    return self._classify(params, prepared, None, prepared.text)
-
-  def cosines(
-    self, params: Params, tokens: jax.Array, trained: Trained | None, text: jax.Array
-  ) -> jax.Array:
-    """`[B, C]` between images, as `Parameterization.embed_image` left them, and texts `[C, D]`."""
-    image = self.parameterization.encode_image(self.model, params, tokens, trained)
-    return _unit(image) @ _unit(text).T
-
-  def pixel_cosines(
-    self, params: Params, pixels: jax.Array, trained: Trained | None, text: jax.Array
-  ) -> jax.Array:
-    """`[B, C]` between images, uint8 `[B, S, S, 3]`, and texts `[C, D]`."""
-    return self.cosines(params, self._embed(params, pixels), trained, text)
-
-  def _embed(self, params, pixels, patches=False):
-    """What never changes of uint8 images `[B, S, S, 3]`: tokens, or embeddings."""
-    dtype = params["image"]["stem"]["position"].dtype
-    images = normalize(pixels, self.model.image_mean, self.model.image_std, dtype)
-    return self.parameterization.embed_image(self.model, params, images, patches)
-
-  def _query_cosines(self, params, prepared, trained, text):
-    return self.cosines(params, prepared.query_tokens, trained, text)
-
-  def _classify(self, params, prepared, trained, text):
-    cosines = self._query_cosines(params, prepared, trained, text)
-    correct = jnp.argmax(cosines, axis=-1) == prepared.query_labels
-    # A NaN row has an argmax too: it must not count as a hit.
-    correct &= jnp.isfinite(cosines).all(-1)
-    extras = {}
-    if self.diagnose:
-      extras = text_gap.diagnose(self._embeddings(params, prepared, trained, text))
-    return Evaluation(correct.astype(jnp.float32).mean(), cosines, extras)
-
-  def embeddings(
-    self, params: Params, prepared: Prepared, state: AdaptState | None = None
-  ) -> Embeddings:
-    """Clean support images, queries and texts, without dropout.
-
-    Args:
-      params: of the model.
-      prepared: the episode's fixed part.
-      state: of the adapted model, or `None` for the pretrained one.
-    """
-    if state is None:
-      return self._embeddings(params, prepared, None, prepared.text)
-    text = self._text(params, prepared, state.params, None)
-    return self._embeddings(params, prepared, state.params, text)
-
-  def _embeddings(self, params, prepared, trained, text) -> Embeddings:
-    labels = prepared.batch.clean_labels
-    encode = lambda tokens: _float32(
-      self.parameterization.encode_image(self.model, params, tokens, trained)
-    )
-    return Embeddings(
-      support=encode(prepared.tokens[: len(labels)]),
-      support_labels=labels,
-      query=encode(prepared.query_tokens),
-      query_labels=prepared.query_labels,
-      classes=text,
-      scale=self.model.logit_scale(params),
-    )
-
   def work(self, params: Params, task: Task, variants: int) -> Work:
     """See `method.Work`: a number of token rows; a large encoder has all cores to itself."""
     prepared, _ = jax.eval_shape(self.prepare, params, task)
@@ -380,36 +281,8 @@ class FineTuning:
         tokens,
         row_keys(image_key, len(tokens)),
       )
-    image, patches = jax.tree.map(_float32, tokens if self.patches else (tokens, None))
+    image, patches = jax.tree.map(float32, tokens if self.patches else (tokens, None))
     views = lambda x: None if x is None else x[:count]
     clean = lambda x: None if x is None or rows.clean is None else x[count:]
     text = self._text(params, prepared, trained, text_key)
     return Features(views(image), clean(image), text, views(patches), clean(patches))
-
-  def _text(self, params, prepared, trained, key):
-    """`[C, D]`, recomputed where the text encoder is trained."""
-    if "text" not in self.parameterization.encoders:
-      return prepared.text
-    return self.texts(params, prepared.token_ids, trained, key)
-
-  def texts(
-    self, params: Params, token_ids: jax.Array, trained: Trained, key: jax.Array | None = None
-  ) -> jax.Array:
-    """`[C, D]` by the trained text encoder, of `[C, L]` or of `P` templates `[C, P, L]`."""
-    rows = token_ids.reshape(-1, token_ids.shape[-1])
-    encode = self.parameterization.encode_text
-    text = _float32(encode(self.model, params, rows, trained, key, self.chunk))
-    return text if token_ids.ndim == 2 else template_mean(text.reshape(*token_ids.shape[:2], -1))
-
-
-def template_mean(text: jax.Array) -> jax.Array:
-  """`[C, D]` from the embeddings `[C, P, D]` of `P` templates: the mean of unit vectors."""
-  return unit(jnp.asarray(text)).mean(axis=1)
-
-
-def _float32(x: jax.Array) -> jax.Array:
-  return x.astype(jnp.promote_types(x.dtype, jnp.float32))
-
-
-def _unit(x: jax.Array) -> jax.Array:
-  return unit(_float32(x))
