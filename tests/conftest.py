@@ -17,6 +17,7 @@ CACHES = os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="mdtrap_jax-cach
 atexit.register(shutil.rmtree, CACHES, ignore_errors=True)
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # torch's threads, which wait by spinning
 os.environ["XLA_FLAGS"] = flags_of_tests(os.environ.get("XLA_FLAGS", ""))
 
 import jax  # noqa: E402 (the environment is read when JAX is first imported)

@@ -55,7 +55,7 @@ def smallest_clip():
     TextConfig(context_length=8, vocabulary_size=128, **shape),
   )
   model = models.build(specification)
-  return model, jax.jit(model.init)(jax.random.key(0))
+  return model, models.random_weights(model, jax.random.key(0))
 
 
 def small_adaptation(config):

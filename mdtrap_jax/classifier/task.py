@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -18,7 +17,6 @@ import ml_collections
 import numpy as np
 
 from mdtrap_jax import checkpoints
-from mdtrap_jax import config as configs
 from mdtrap_jax.classifier.choices import ZERO_SHOT, has_text, head_names
 from mdtrap_jax.data.images import decoding_of
 from mdtrap_jax.data.labeled import Preprocessing
@@ -103,8 +101,8 @@ class Setting:
 
   def method(self, rows: int, ways: int) -> FineTuning | HeadMethod | ProbeMethod:
     """What adapts a task of `N = rows` images and `C = ways` classes."""
-    shared, scale = configs.to_json(self.config), float(self.model.logit_scale(self.params))
-    return _make_method(shared, self.method_name, self.model, scale, rows, ways)
+    scale = float(self.model.logit_scale(self.params))
+    return _make_method(self.config, self.method_name, self.model, scale, rows, ways)
 
   def task(
     self,
@@ -240,8 +238,7 @@ def load_setting(
   scale = float(model.logit_scale(params))
   if head:
     # Made once with the scale of the texts, to be asked for the scale of what it gives.
-    shared = configs.to_json(config)
-    scale = _make_method(shared, method, model, scale, 1, 2).logit_scale
+    scale = _make_method(config, method, model, scale, 1, 2).logit_scale
   prompts = None
   if texts and class_names is not None:
     prompts = finetune.encode_prompts(
@@ -271,9 +268,7 @@ def _loaded(name: str, dtype: str, random: bool, seed: int, digest: str | None):
   return finetune.load_model(config)
 
 
-@functools.lru_cache(maxsize=16)  # compiled programs are kept by a method's identity
-def _make_method(shared, name, model, scale, rows, ways) -> FineTuning | HeadMethod | ProbeMethod:
-  config = ml_collections.ConfigDict(json.loads(shared))
+def _make_method(config, name, model, scale, rows, ways) -> FineTuning | HeadMethod | ProbeMethod:
   if name in head_names():
     return heads.make_method(
       name,

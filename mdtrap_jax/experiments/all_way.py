@@ -81,12 +81,32 @@ def make_method(
   Raises:
     ValueError: settings that do not fit each other or the model.
   """
-  adapt, parameterization = config.adapt, make_parameterization(config)
-  objective = config.objective.to_dict()
-  if adapt.diagnose:
+  parameterization = make_parameterization(config)
+  if config.adapt.diagnose:
     raise ValueError("config.adapt.diagnose=True: only few-shot episodes are diagnosed; leave it.")
   if model:
     parameterization.check(model)
+  return _make_method(
+    ml_collections.FrozenConfigDict(
+      {name: config[name] for name in ("adapt", "optimizer", "objective")}
+    ),
+    tuple(TERMS.items()),  # those of one's own may be registered anew
+    parameterization,
+    model,
+    logit_scale,
+    images,
+    width,
+    config.model.batch_size,
+    config.model.dtype == "float16",
+  )
+
+
+@functools.lru_cache(maxsize=8)  # runs that adapt alike share what is compiled for a method
+def _make_method(
+  config, terms, parameterization, model, logit_scale, images, width, evaluated, loss_scaling
+) -> AllWay:
+  del terms
+  adapt, objective = config.adapt, config.objective.to_dict()
   copies = adapt.views if adapt.augmentation == "views" else 1
   batch_size = min(adapt.batch_size or copies * images, copies * images)
   tx = chain.make_objective(
@@ -98,7 +118,7 @@ def make_method(
     num_clean=images,
     batch_size=batch_size if adapt.batch_size else None,
     width=width,
-    loss_scaling=config.model.dtype == "float16",
+    loss_scaling=loss_scaling,
   )
   return AllWay(
     model=model,
@@ -111,7 +131,7 @@ def make_method(
     chunk=adapt.chunk or None,
     fifths=tuple(adapt.evaluate_at),
     augmentation=adapt.augmentation,
-    evaluated=config.model.batch_size,
+    evaluated=evaluated,
     patches=chain.needs_patches(objective),
   )
 

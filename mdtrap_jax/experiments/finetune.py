@@ -127,7 +127,7 @@ def load_model(config: ml_collections.ConfigDict) -> tuple[VisionLanguageModel, 
     return checkpoints.load(config.model.name, dtype=jnp.dtype(dtype))
   logging.warning("%s has random weights: its accuracy means nothing.", config.model.name)
   model = models.build(config.model.name)
-  params = jax.jit(model.init)(jax.random.key(config.seed))
+  params = models.random_weights(model, jax.random.key(config.seed))
   return model, jax.tree.map(lambda leaf: leaf.astype(dtype), params)
 
 
@@ -232,11 +232,29 @@ def make_method(
   Raises:
     ValueError: settings that do not fit each other or the model.
   """
-  data, adapt, parameterization = config.data, config.adapt, make_parameterization(config)
-  chain.evaluation_marks(adapt.steps)  # raises where there are too few
+  parameterization = make_parameterization(config)
+  chain.evaluation_marks(config.adapt.steps)  # raises where there are too few
   if model:
     parameterization.check(model)
-  num_clean = data.ways * data.shots if rows is None else rows
+  return _make_method(
+    ml_collections.FrozenConfigDict(
+      {"adapt": config.adapt, "optimizer": config.optimizer, "objective": objective}
+    ),
+    tuple(TERMS.items()),  # those of one's own may be registered anew
+    parameterization,
+    model,
+    logit_scale,
+    config.data.ways * config.data.shots if rows is None else rows,
+    config.model.dtype == "float16",
+  )
+
+
+@functools.lru_cache(maxsize=16)  # runs that adapt alike share what is compiled for a method
+def _make_method(
+  config, terms, parameterization, model, logit_scale, num_clean, loss_scaling
+) -> FineTuning:
+  del terms
+  adapt, objective = config.adapt, config.objective.to_dict()
   batch_size = adapt.batch_size or None
   sizes = dict(
     steps=adapt.steps,
@@ -245,12 +263,11 @@ def make_method(
     num_clean=num_clean,
     batch_size=batch_size,
   )
-  scaled = config.model.dtype == "float16"
   optimizer = chain.make_optimizer(steps=adapt.steps, **config.optimizer.to_dict())
   return FineTuning(
     model=model,
     parameterization=parameterization,
-    tx=chain.make_objective(objective, optimizer, loss_scaling=scaled, **sizes),
+    tx=chain.make_objective(objective, optimizer, loss_scaling=loss_scaling, **sizes),
     steps=adapt.steps,
     phases=chain.make_phases(objective, adapt.steps),
     views=adapt.views,

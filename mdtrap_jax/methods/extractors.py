@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 from typing import Any, NamedTuple
 
@@ -68,7 +69,7 @@ def load_backbone(config: Any, seed: int) -> Backbone:
   if config.random_weights:
     logging.warning("%s has random weights: its accuracy means little.", config.name)
     model = ResNet18() if config.name == "resnet18" else models.build(config.name)
-    return Backbone(model, jax.jit(model.init)(jax.random.key(seed)))
+    return Backbone(model, models.random_weights(model, jax.random.key(seed)))
   if config.name == "resnet18":
     return Backbone(*load_resnet18(config.checkpoint))
   return Backbone(*checkpoints.load(config.name))
@@ -109,18 +110,19 @@ def make_extractor(name: str, backbone: Backbone, kind: str) -> Extractor:
     (kind, resnet)
   ) or type(model).encode_image
 
-  @jax.jit
-  def run(weights, pixels):
-    rows = normalize(pixels, model.image_mean, model.image_std)
-    return encode(model, weights, rows).astype(jnp.float32)
-
   return Extractor(
     f"{name}-{kind}",
     fingerprint(backbone),
     size,
-    lambda pixels: np.asarray(run(params, pixels)),
+    lambda pixels: np.asarray(_encode(encode, model, params, pixels)),
     align_corners=resnet,
   )
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _encode(encode, model, weights, pixels):
+  rows = normalize(pixels, model.image_mean, model.image_std)
+  return encode(model, weights, rows).astype(jnp.float32)
 
 
 def unprojected(model: Any, name: str) -> Any:

@@ -210,7 +210,12 @@ def make_method(
     )
   settings = definition.settings(Domain(domain, seen, one_shot, shots))
   settings = settings._replace(**{k: v for k, v in overrides.items() if v is not None})
-  return definition.make(settings, ways, model if definition.needs == "image" else None)
+  return _make(definition.make, settings, ways, model if definition.needs == "image" else None)
+
+
+@functools.lru_cache(maxsize=32)  # what is compiled for a method is shared by those that are alike
+def _make(make, settings, ways, model):
+  return make(settings, ways, model)
 
 
 def seen_domains(seen: str, domains: Mapping[str, str]) -> frozenset[str]:

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import functools
+from typing import Any
+
+import jax
 
 from mdtrap_jax.models.families.clip import CLIP_MODELS
 from mdtrap_jax.models.families.family import FAMILIES
@@ -14,7 +18,15 @@ from mdtrap_jax.models.families.specification import Specification
 from mdtrap_jax.models.tokenizers import HashTokenizer
 from mdtrap_jax.models.vlm import VisionLanguageModel
 
-__all__ = ["FAMILIES", "MODELS", "Specification", "VisionLanguageModel", "build", "find"]
+__all__ = [
+  "FAMILIES",
+  "MODELS",
+  "Specification",
+  "VisionLanguageModel",
+  "build",
+  "find",
+  "random_weights",
+]
 
 MODELS: dict[str, Specification] = {
   **CLIP_MODELS,
@@ -67,3 +79,9 @@ def build(name: str | Specification, *, image_size: int | None = None) -> Vision
     family=specification.family,
     sigmoid_bias=specification.family.startswith("siglip"),
   )
+
+
+@functools.partial(jax.jit, static_argnums=0)  # one program for all models that are equal
+def random_weights(model: Any, key: jax.Array) -> Any:
+  """`model.init(key)`; `key` is consumed."""
+  return model.init(key)

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mdtrap_jax.analysis.attention import attention_maps, shares
+from mdtrap_jax.models import random_weights
 from mdtrap_jax.models.image_stem import ImageConfig, ImageStem
 from mdtrap_jax.models.transformer import run_blocks
 from tests.episodes import smallest_clip
@@ -60,7 +61,7 @@ def test_the_pooling_query_against_numpy():
     projection=False,
   )  # fmt: skip
   model = dataclasses.replace(model, image=config)
-  params = jax.jit(model.init)(jax.random.key(3))
+  params = random_weights(model, jax.random.key(3))
   stem = params["image"]["stem"]
   images = jax.random.normal(jax.random.key(4), (2, 16, 16, 3))
   maps = jax.jit(lambda: attention_maps(model, params, images))()

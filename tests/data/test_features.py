@@ -132,7 +132,7 @@ def test_every_kind_of_features_of_the_image_towers():
   with pytest.raises(ValueError, match="model.name=resnet18"):
     make_extractor("miniature", backbone, "map")
   model = backbone.model
-  params = jax.jit(model.init)(jax.random.key(0))
+  params = models.random_weights(model, jax.random.key(0))
   size = model.image.image_size
   pixels = np.random.default_rng(0).integers(0, 256, (2, size, size, 3), dtype=np.uint8)
   extractor = make_extractor("miniature", Backbone(model, params), "pooled")

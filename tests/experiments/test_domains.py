@@ -13,6 +13,7 @@ from mdtrap_jax.data.domains import domain_name, open_domain
 from mdtrap_jax.data.sampler import sample_episode
 from mdtrap_jax.experiments import heads
 from mdtrap_jax.methods.extractors import Backbone
+from mdtrap_jax.models import random_weights
 from mdtrap_jax.models.resnet import ResNet18
 from mdtrap_jax.report import comparison
 from mdtrap_jax.run import identity
@@ -41,7 +42,7 @@ def make_config(**fields):
 @pytest.fixture
 def small_resnet(monkeypatch):
   model = ResNet18(image_size=16, widths=(4, 4, 4, 8))
-  backbone = Backbone(model, jax.jit(model.init)(jax.random.key(0)))
+  backbone = Backbone(model, random_weights(model, jax.random.key(0)))
   monkeypatch.setattr(heads, "load_backbone", lambda config, seed: backbone)
   return {"model.random_weights": True}
 

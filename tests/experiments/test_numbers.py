@@ -66,7 +66,7 @@ def lines(folder, tmp_path_factory):
 @functools.cache
 def base():
   model = models.build("clip-tiny")
-  return model, jax.jit(model.init)(jax.random.key(0))
+  return model, models.random_weights(model, jax.random.key(0))
 
 
 def merged(params, a, b):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from mdtrap_jax.methods.all_way import AllWay
-from mdtrap_jax.models import Specification, build
+from mdtrap_jax.models import Specification, build, random_weights
 from mdtrap_jax.objectives import losses, make_term, register, terms
 from mdtrap_jax.objectives.pull_back import zero_cotangents
 from tests.analysis.test_attention import numpy_norm
@@ -61,7 +61,7 @@ def features_of(**overrides):
 @pytest.mark.parametrize("family", ["clip", "siglip", "pe-core"])
 def test_they_are_all_but_the_class_token_after_the_last_norm(family):
   model = build(Specification(family, *VARIANTS[family]))
-  params = jax.jit(model.init)(jax.random.key(0))
+  params = random_weights(model, jax.random.key(0))
   stem, config = params["image"]["stem"], model.image
   stem["post_norm"] = jax.tree.map(lambda leaf: 1.5 * leaf + 0.1, stem["post_norm"])
   images = jax.random.normal(jax.random.key(1), (2, config.image_size, config.image_size, 3))

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from mdtrap_jax import checkpoints
-from mdtrap_jax.models import MODELS, build
+from mdtrap_jax.models import MODELS, build, random_weights
 from tests.paths import GOLDEN
 
 RECORDING = GOLDEN / "clip_hf_flax_tiny"
@@ -157,7 +157,7 @@ def test_parameter_counts(name):
 
 def test_saved_model_reads_back(tmp_path):
   model = build("clip-tiny")
-  params = jax.jit(model.init)(jax.random.key(0))
+  params = random_weights(model, jax.random.key(0))
   checkpoints.save(tmp_path, model, params)
   again, restored = checkpoints.load(tmp_path, tokenize=model.tokenize)
   assert (again.image, again.text) == (model.image, model.text)

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mdtrap_jax.models import FAMILIES, MODELS, Specification, build
+from mdtrap_jax.models import FAMILIES, MODELS, Specification, build, random_weights
 from mdtrap_jax.models.image_stem import ImageConfig
 from mdtrap_jax.models.lora import LoraConfig
 from mdtrap_jax.models.text_stem import TextConfig
@@ -43,7 +43,7 @@ VARIANTS = {
 @pytest.fixture(scope="module", params=VARIANTS)
 def built(request):
   model = build(Specification(request.param, *VARIANTS[request.param]))
-  return model, jax.jit(model.init)(jax.random.key(0))
+  return model, random_weights(model, jax.random.key(0))
 
 
 def images_of(model, count=2):
@@ -123,7 +123,7 @@ def test_inputs_of_another_size_are_refused(built):
 
 def test_remainder_of_pixels_is_left_out():
   model = build(Specification("siglip", *VARIANTS["siglip"]))
-  params = jax.jit(model.init)(jax.random.key(0))
+  params = random_weights(model, jax.random.key(0))
   images = images_of(model)
   changed = images.at[:, 28:].set(7.0).at[:, :, 28:].set(7.0)
   encode = jax.jit(model.encode_image)

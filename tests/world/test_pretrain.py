@@ -82,7 +82,7 @@ def test_segments_are_plain_steps(method):
 def test_the_start_follows_from_the_seed(method, started):
   other = dataclasses.replace(method, seed=1)
   key = jax.random.fold_in(jax.random.key(0), 2**31)
-  again = jax.jit(method.model.init)(key)
+  again = models.random_weights(method.model, key)
   close = lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6)  # constants are folded
   jax.tree.map(close, started.params, again)
   image = lambda state: np.asarray(state.params["image"]["stem"]["patch"]["kernel"])
@@ -119,7 +119,7 @@ def test_evaluation_is_zero_shot_on_the_drawn_episodes(method, started):
 def test_encode_is_the_models_own_encoding():
   config = small_config(**{"model.image_depth": 2, "model.text_depth": 2})
   model = make_model(config)
-  params = jax.jit(model.init)(jax.random.key(0))
+  params = models.random_weights(model, jax.random.key(0))
   images = np.random.default_rng(0).integers(0, 256, (3, 48, 48, 3), np.uint8)
   ids = model.tokenize(["a photo of a red circle", "circle", "a star on a black background"])
   ours = jax.jit(lambda *inputs: pretrain.encode(model, *inputs))(params, images, ids)
