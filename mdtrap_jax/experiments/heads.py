@@ -32,7 +32,6 @@ from mdtrap_jax.methods.extractors import (
   weights_of,
 )
 from mdtrap_jax.methods.heads import METHODS, make_method, seen_domains
-from mdtrap_jax.report import figures
 from mdtrap_jax.report.diagnosis import diagnose
 from mdtrap_jax.run.experiment import Experiment, Group, Ready
 
@@ -295,6 +294,8 @@ def diagnoses(
   config: ml_collections.ConfigDict, found: Mapping[str, Found], folder: Path
 ) -> dict[str, Any]:
   """The gap study of each domain, with its figures in `folder`."""
+  from mdtrap_jax.report import figures  # matplotlib, which no run waits for
+
   rule, results = make_rule(config.data), {}
   for name, features in found.items():
     drawn = [

@@ -18,7 +18,6 @@ from mdtrap_jax import config as configs
 from mdtrap_jax import files
 from mdtrap_jax.experiments import finetune
 from mdtrap_jax.report import comparison, tables
-from mdtrap_jax.report.figures import plot_study
 from mdtrap_jax.run.experiment import Experiment
 
 BASELINE = "vlm"
@@ -113,6 +112,8 @@ def tabulate(config: ml_collections.ConfigDict, directories, workdir: Path) -> s
   Returns:
     The table of differences from cross-entropy alone, in Markdown.
   """
+  from mdtrap_jax.report.figures import plot_study  # matplotlib, which no run waits for
+
   table = {cell: _compare(directories, cell) for cell in cells(config)}
   write_csv(workdir / "study.csv", table)
   plot_study(table, workdir / "study.png")

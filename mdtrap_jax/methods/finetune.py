@@ -226,9 +226,12 @@ class FineTuning(TextClassifier):
 
   def work(self, params: Params, task: Task, variants: int) -> Work:
     """See `method.Work`: a number of token rows; a large encoder has all cores to itself."""
-    prepared, _ = jax.eval_shape(self.prepare, params, task)
+    support = task.support.shape[0]
+    images = jax.ShapeDtypeStruct((self.views * support, *task.support.shape[1:]), jnp.uint8)
+    embed = functools.partial(self._embed, patches=self.patches)
+    embedded = jax.eval_shape(embed, params, images)
     clean = any(phase.clean for phase in self.phases)
-    views, again = len(prepared.tokens), clean * len(prepared.batch.clean_labels)
+    views, again = len(embedded), clean * support
     rows = {  # of each encoder that may run in the steps, the number of its tokens
       "image": (self.model.image, (views + again) * self.model.image.tokens),
       "text": (self.model.text, math.prod(task.token_ids.shape)),
@@ -238,8 +241,8 @@ class FineTuning(TextClassifier):
     activations = variants * sum(one.depth * count * one.width for one, count in running)
     return Work(
       each=max(1, CPU_ROWS // tokens),
-      size=CPU_COPIES * prepared.tokens.dtype.itemsize * activations,
-      alone=prepared.tokens.size >= LARGE,
+      size=CPU_COPIES * embedded.dtype.itemsize * activations,
+      alone=embedded.size >= LARGE,
     )
 
   def smaller(self, task: Task) -> FineTuning | None:

@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-import matplotlib
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
@@ -30,6 +29,8 @@ def digit_mask(digit: int, font_file: str, size: int, height: int) -> np.ndarray
   Raises:
     FileNotFoundError: If the installed matplotlib does not ship the font.
   """
+  import matplotlib  # which only these fonts need of a run
+
   path = Path(matplotlib.get_data_path()) / "fonts" / "ttf" / font_file
   if not path.is_file():
     raise FileNotFoundError(f"Font {path} is missing; reinstall matplotlib (it ships it).")
