@@ -73,6 +73,7 @@ def there(log) -> Path:
 def _main(arguments, log, send, environment):
   for name, descriptor in (("out", 1), ("err", 2)):
     os.dup2(os.open(f"{log}.{name}", os.O_WRONLY | os.O_CREAT | os.O_TRUNC), descriptor)
+  assert "matplotlib" not in sys.modules, "a run starts without it"
   os.environ |= {"XLA_FLAGS": flags_of_commands(devices=1), **environment}
   experiments.run_loop = functools.partial(loop.run, pace=EVERY)
   _report_starts()
