@@ -228,6 +228,12 @@ def to_json(config: ml_collections.ConfigDict) -> str:
   return json.dumps(config.to_dict(), indent=2) + "\n"
 
 
+def as_text(**sections: Mapping[str, Any]) -> str:
+  """Sections of a config as JSON, the same for what is equal once it is written and read."""
+  plain = lambda section: section.to_dict() if hasattr(section, "to_dict") else dict(section)
+  return json.dumps({name: plain(section) for name, section in sections.items()}, sort_keys=True)
+
+
 def differences(ours: dict[str, Any], theirs: dict[str, Any]) -> list[str]:
   """Fields in which two configs (as read from JSON) would compute something else.
 

@@ -6,6 +6,7 @@ Legend: `C` classes, `K` shots, `M = C·K` support images, `E` seeds at once, `B
 from __future__ import annotations
 
 import functools
+import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -13,6 +14,7 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
+from mdtrap_jax import config as configs
 from mdtrap_jax.data import images
 from mdtrap_jax.data.labeled import in_order
 from mdtrap_jax.data.parts import Parts, draw
@@ -87,9 +89,7 @@ def make_method(
   if model:
     parameterization.check(model)
   return _make_method(
-    ml_collections.FrozenConfigDict(
-      {name: config[name] for name in ("adapt", "optimizer", "objective")}
-    ),
+    configs.as_text(adapt=config.adapt, optimizer=config.optimizer, objective=config.objective),
     tuple(TERMS.items()),  # those of one's own may be registered anew
     parameterization,
     model,
@@ -103,9 +103,10 @@ def make_method(
 
 @functools.lru_cache(maxsize=8)  # runs that adapt alike share what is compiled for a method
 def _make_method(
-  config, terms, parameterization, model, logit_scale, images, width, evaluated, loss_scaling
+  settings, terms, parameterization, model, logit_scale, images, width, evaluated, loss_scaling
 ) -> AllWay:
   del terms
+  config = ml_collections.ConfigDict(json.loads(settings))
   adapt, objective = config.adapt, config.objective.to_dict()
   copies = adapt.views if adapt.augmentation == "views" else 1
   batch_size = min(adapt.batch_size or copies * images, copies * images)

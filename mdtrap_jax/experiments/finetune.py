@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -237,9 +238,7 @@ def make_method(
   if model:
     parameterization.check(model)
   return _make_method(
-    ml_collections.FrozenConfigDict(
-      {"adapt": config.adapt, "optimizer": config.optimizer, "objective": objective}
-    ),
+    configs.as_text(adapt=config.adapt, optimizer=config.optimizer, objective=objective),
     tuple(TERMS.items()),  # those of one's own may be registered anew
     parameterization,
     model,
@@ -251,9 +250,10 @@ def make_method(
 
 @functools.lru_cache(maxsize=16)  # runs that adapt alike share what is compiled for a method
 def _make_method(
-  config, terms, parameterization, model, logit_scale, num_clean, loss_scaling
+  settings, terms, parameterization, model, logit_scale, num_clean, loss_scaling
 ) -> FineTuning:
   del terms
+  config = ml_collections.ConfigDict(json.loads(settings))
   adapt, objective = config.adapt, config.objective.to_dict()
   batch_size = adapt.batch_size or None
   sizes = dict(

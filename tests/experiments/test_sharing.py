@@ -1,10 +1,14 @@
 """What runs that adapt alike share: a method, by whose identity compiled programs are kept."""
 
+import json
+
 import jax
+import ml_collections
 import numpy as np
 import pytest
 
 from configs import fsl
+from mdtrap_jax import config as configs
 from mdtrap_jax import models
 from mdtrap_jax.experiments import all_way, finetune
 from mdtrap_jax.methods import extractors, heads
@@ -44,6 +48,14 @@ def test_runs_that_adapt_alike_have_one_method(make, monkeypatch):
   again = lambda *arguments, **options: terms.add_random_prototypes(*arguments, **options)
   monkeypatch.setitem(terms._TERMS, "svl", terms.TERMS["svl"]._replace(make=again))
   assert make() is not method
+
+
+def test_a_config_that_was_written_and_read_is_the_same():
+  config = small_config()
+  again = ml_collections.ConfigDict(json.loads(configs.to_json(config)))
+  model = smallest_clip()[0]
+  make = lambda one: finetune.make_method(one, one.objective.to_dict(), model, 30.0)
+  assert make(config) is make(again)
 
 
 def test_other_sizes_are_other_methods():
