@@ -20,7 +20,7 @@ from mdtrap_jax.methods.method import AdaptState, Work
 from mdtrap_jax.methods.text_classifier import Prepared
 from mdtrap_jax.models.transformer import LARGE
 from mdtrap_jax.models.vlm import Params
-from mdtrap_jax.objectives.terms import Batch
+from mdtrap_jax.objectives.term import Batch
 
 AUGMENTATIONS = ("crops", "views")
 
@@ -30,7 +30,7 @@ class AllWay(FineTuning):
   """`FineTuning` in minibatches of `B = batch_size` images, or all `M` where these are fewer.
 
   The clean pass of a step is over the images of its minibatch; see
-  `objectives.terms.add_relation_alignment_in_minibatches`.
+  `objectives.relation_alignment.add_relation_alignment_in_minibatches`.
 
   Attributes:
     augmentation: "crops", drawn anew in every step, or "views", the `V` fixed views of an episode.

@@ -28,7 +28,7 @@ from mdtrap_jax.models.transformer import LARGE
 from mdtrap_jax.models.vlm import Params
 from mdtrap_jax.objectives.chain import Phase, evaluation_marks
 from mdtrap_jax.objectives.pull_back import zero_cotangents
-from mdtrap_jax.objectives.terms import Batch, Features
+from mdtrap_jax.objectives.term import Batch, Features
 
 CPU_ROWS = 2048  # tokens per step that keep a CPU core busy; more leave its caches
 CPU_COPIES = 32  # of an encoder's activations: more than a step ever needed on a CPU

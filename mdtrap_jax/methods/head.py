@@ -20,7 +20,7 @@ from mdtrap_jax.methods.method import AdaptState, Evaluation, Work
 from mdtrap_jax.methods.ncc import Prediction, Representations
 from mdtrap_jax.objectives.chain import Phase
 from mdtrap_jax.objectives.pull_back import pull_back, zero_cotangents
-from mdtrap_jax.objectives.terms import Batch, Context, Features
+from mdtrap_jax.objectives.term import Batch, Context, Features
 
 CPU_BYTES = 8 * 2**20  # of heads, gradients and moments: more spills out of a core's cache
 CPU_COPIES = 32  # of a task and its head: more than a step ever needed on a CPU

@@ -25,7 +25,7 @@ from mdtrap_jax.methods import ncc
 from mdtrap_jax.methods.head import CPU_BYTES, CPU_COPIES
 from mdtrap_jax.methods.method import AdaptState, Evaluation, Work
 from mdtrap_jax.objectives.chain import Phase
-from mdtrap_jax.objectives.terms import TermState
+from mdtrap_jax.objectives.term import TermState
 
 Params = Mapping[str, jax.Array]  # what is trained, or solved for; by name, so that it can be saved
 Memory = Mapping[str, jax.Array]  # what else logits need of the support set, likewise

@@ -18,7 +18,7 @@ from mdtrap_jax.methods.method import AdaptState, Embeddings, Evaluation
 from mdtrap_jax.methods.tuning.parameterization import Parameterization, Trained
 from mdtrap_jax.models.vlm import Params, VisionLanguageModel
 from mdtrap_jax.objectives.losses import unit
-from mdtrap_jax.objectives.terms import Batch
+from mdtrap_jax.objectives.term import Batch
 
 
 class Prepared(NamedTuple):

@@ -9,7 +9,7 @@ import optax
 from mdtrap_jax.methods import ncc
 from mdtrap_jax.methods.head import Head
 from mdtrap_jax.methods.linear import linear
-from mdtrap_jax.objectives.terms import Context, make_term
+from mdtrap_jax.objectives.term import Context, make_term
 
 LOGIT_SCALE = 10.0
 RHO, EPSILON = 0.9, 1e-6  # of Adadelta

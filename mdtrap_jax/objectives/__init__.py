@@ -2,7 +2,8 @@
 
 from mdtrap_jax.objectives.chain import make_objective, make_optimizer, make_phases
 from mdtrap_jax.objectives.pull_back import pull_back, zero_cotangents
-from mdtrap_jax.objectives.terms import TERMS, Batch, Context, Features, make_term, register
+from mdtrap_jax.objectives.term import Batch, Context, Features, make_term
+from mdtrap_jax.objectives.terms import TERMS, register
 
 __all__ = [
   "TERMS",

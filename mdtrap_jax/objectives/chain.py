@@ -11,7 +11,8 @@ import optax
 
 from mdtrap_jax.objectives.loss_scaling import scale_loss
 from mdtrap_jax.objectives.pull_back import pull_back
-from mdtrap_jax.objectives.terms import TERMS, Context, TermState
+from mdtrap_jax.objectives.term import Context, TermState
+from mdtrap_jax.objectives.terms import TERMS
 
 OPTIMIZERS = ("adamw", "sgd")
 

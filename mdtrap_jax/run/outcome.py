@@ -11,7 +11,7 @@ from absl import logging
 
 from mdtrap_jax.data.task import TaskId
 from mdtrap_jax.methods.method import STATUS, Evaluation
-from mdtrap_jax.objectives.terms import TermState
+from mdtrap_jax.objectives.term import TermState
 
 _TERM = "term "  # begins the names of a term's arrays in a snapshot
 

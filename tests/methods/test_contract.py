@@ -13,7 +13,7 @@ from safetensors.numpy import load, save
 
 from mdtrap_jax.data.task import Task
 from mdtrap_jax.methods.heads import METHODS, Domain, make_method
-from mdtrap_jax.objectives.terms import TermState
+from mdtrap_jax.objectives.term import TermState
 from mdtrap_jax.run.snapshots import Snapshot, SnapshotDirectory
 
 WIDTH, WAYS = 16, 4

@@ -11,7 +11,8 @@ import pytest
 from mdtrap_jax.objectives import losses, terms
 from mdtrap_jax.objectives.chain import make_objective
 from mdtrap_jax.objectives.pull_back import pull_back, zero_cotangents
-from mdtrap_jax.objectives.terms import TERMS, Batch, Context, Features
+from mdtrap_jax.objectives.term import Batch, Context, Features
+from mdtrap_jax.objectives.terms import TERMS
 
 WAYS, SHOTS, VIEWS, WIDTH, INPUT = 3, 1, 2, 4, 5
 M, N = WAYS * SHOTS, VIEWS * WAYS * SHOTS
