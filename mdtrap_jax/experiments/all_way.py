@@ -90,7 +90,7 @@ def make_method(
     parameterization.check(model)
   return _make_method(
     configs.as_text(adapt=config.adapt, optimizer=config.optimizer, objective=config.objective),
-    tuple(TERMS.items()),  # those of one's own may be registered anew
+    tuple(TERMS.items()),
     parameterization,
     model,
     logit_scale,
@@ -98,14 +98,24 @@ def make_method(
     width,
     config.model.batch_size,
     config.model.dtype == "float16",
+    jnp.result_type(float),
   )
 
 
 @functools.lru_cache(maxsize=8)  # runs that adapt alike share what is compiled for a method
 def _make_method(
-  settings, terms, parameterization, model, logit_scale, images, width, evaluated, loss_scaling
+  settings,
+  terms,
+  parameterization,
+  model,
+  logit_scale,
+  images,
+  width,
+  evaluated,
+  loss_scaling,
+  dtype,
 ) -> AllWay:
-  del terms
+  del terms, dtype  # which may be registered anew; of arrays that a method may hold
   config = ml_collections.ConfigDict(json.loads(settings))
   adapt, objective = config.adapt, config.objective.to_dict()
   copies = adapt.views if adapt.augmentation == "views" else 1

@@ -239,20 +239,21 @@ def make_method(
     parameterization.check(model)
   return _make_method(
     configs.as_text(adapt=config.adapt, optimizer=config.optimizer, objective=objective),
-    tuple(TERMS.items()),  # those of one's own may be registered anew
+    tuple(TERMS.items()),
     parameterization,
     model,
     logit_scale,
     config.data.ways * config.data.shots if rows is None else rows,
     config.model.dtype == "float16",
+    jnp.result_type(float),
   )
 
 
 @functools.lru_cache(maxsize=16)  # runs that adapt alike share what is compiled for a method
 def _make_method(
-  settings, terms, parameterization, model, logit_scale, num_clean, loss_scaling
+  settings, terms, parameterization, model, logit_scale, num_clean, loss_scaling, dtype
 ) -> FineTuning:
-  del terms
+  del terms, dtype  # which may be registered anew; of arrays that a method may hold
   config = ml_collections.ConfigDict(json.loads(settings))
   adapt, objective = config.adapt, config.objective.to_dict()
   batch_size = adapt.batch_size or None

@@ -6,6 +6,8 @@ import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import jax.numpy as jnp
+
 from mdtrap_jax.methods import copa, tsa, url
 from mdtrap_jax.methods.copa_transformer import two_transformers
 from mdtrap_jax.methods.head import Head, HeadMethod, make_chain
@@ -210,11 +212,13 @@ def make_method(
     )
   settings = definition.settings(Domain(domain, seen, one_shot, shots))
   settings = settings._replace(**{k: v for k, v in overrides.items() if v is not None})
-  return _make(definition.make, settings, ways, model if definition.needs == "image" else None)
+  model = model if definition.needs == "image" else None
+  return _make(definition.make, settings, ways, model, jnp.result_type(float))
 
 
 @functools.lru_cache(maxsize=32)  # what is compiled for a method is shared by those that are alike
-def _make(make, settings, ways, model):
+def _make(make, settings, ways, model, dtype):
+  del dtype  # of what a method computes in, and of arrays that it may hold
   return make(settings, ways, model)
 
 

@@ -44,6 +44,8 @@ def test_runs_that_adapt_alike_have_one_method(make, monkeypatch):
     {"scale": 31.0},
   ):
     assert make(**other) is not method
+  with jax.enable_x64(True):
+    assert make() is not method
   # As where a notebook's cell registers a term of one's own anew.
   again = lambda *arguments, **options: terms.add_random_prototypes(*arguments, **options)
   monkeypatch.setitem(terms._TERMS, "svl", terms.TERMS["svl"]._replace(make=again))
@@ -76,6 +78,9 @@ def test_heads_with_the_same_settings_are_one_method():
   assert make() is not make(steps=5)
   assert make() is not make("copa")
   assert make() is not make(ways=4)
+  method = make()
+  with jax.enable_x64(True):
+    assert make() is not method
 
 
 def test_equal_models_compile_once():

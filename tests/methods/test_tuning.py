@@ -73,6 +73,12 @@ def alone(name):
   return prepared, start, start._replace(params=jax.tree.map(moved, start.params))
 
 
+@functools.cache
+def evaluation(name):
+  """`evaluate`, compiled once."""
+  return jax.jit(setup(name)[0].evaluate)
+
+
 def close(ours, theirs):
   """But for the biases of keys, which a softmax does not see: Adam makes steps of their noise."""
   ours, theirs = (
@@ -135,7 +141,8 @@ def test_before_the_first_step_it_is_the_pretrained_model(name):
   method, params, episodes = setup(name)
   prepared, start, _ = alone(name)
   model, base = smallest_clip()
-  found = jax.jit(method.baseline or method.evaluate)(params, prepared, start)
+  run = jax.jit(method.baseline) if method.baseline else evaluation(name)
+  found = run(params, prepared, start)
   text = row(episodes, 1).text
   if name == "coop of classes":
     words = make_config(name).coop.words
@@ -156,7 +163,7 @@ def test_merged_it_is_a_model_of_the_same_architecture(name):
   text = row(episodes, 1).text
   if "text" in method.parameterization.encoders:
     text = encode_text(one, row(episodes, 1).token_ids)
-  found = jax.jit(method.evaluate)(params, prepared, state).cosines
+  found = evaluation(name)(params, prepared, state).cosines
   np.testing.assert_allclose(found, cosines(one, episodes, text), atol=2e-5)
   assert jax.tree.structure(one) == jax.tree.structure(base)
 

@@ -1,3 +1,4 @@
+import functools
 import subprocess
 import sys
 
@@ -46,6 +47,11 @@ def built(request):
   return model, random_weights(model, jax.random.key(0))
 
 
+@functools.partial(jax.jit, static_argnums=0)  # compiled once for a family, whoever asks
+def encode_image(model, params, images):
+  return model.encode_image(params, images)
+
+
 def images_of(model, count=2):
   size = model.image.image_size
   return jax.random.normal(jax.random.key(1), (count, size, size, 3))
@@ -64,7 +70,7 @@ def test_embedding_in_two_steps_equals_one(built, position):
     images, factors
   )
   np.testing.assert_allclose(adapted, expected, atol=1e-5)
-  assert np.abs(adapted - jax.jit(model.encode_image)(params, images)).max() > 1e-3
+  assert np.abs(adapted - encode_image(model, params, images)).max() > 1e-3
 
 
 def test_text(built):
@@ -77,20 +83,18 @@ def test_text(built):
 
 def test_rows_do_not_depend_on_the_batch(built):
   model, params = built
-  images = images_of(model, 3)
-  encode = jax.jit(model.encode_image)
-  whole = encode(params, images)
-  np.testing.assert_allclose(encode(params, images[1:2]), whole[1:2], atol=1e-5)
+  images = images_of(model)
+  whole = encode_image(model, params, images)
+  np.testing.assert_allclose(encode_image(model, params, images[1:]), whole[1:], atol=1e-5)
 
 
 def test_bfloat16(built):
   model, params = built
   half = jax.tree.map(lambda x: x.astype(jnp.bfloat16), params)
   images = images_of(model)
-  encode = jax.jit(model.encode_image)
-  ours = encode(half, images.astype(jnp.bfloat16))
+  ours = encode_image(model, half, images.astype(jnp.bfloat16))
   assert ours.dtype == jnp.bfloat16
-  np.testing.assert_allclose(ours, encode(params, images), atol=0.1)
+  np.testing.assert_allclose(ours, encode_image(model, params, images), atol=0.1)
   text = jax.eval_shape(model.encode_text, half, jnp.ones((1, 8), jnp.int32))
   assert text.dtype == jnp.bfloat16
 
@@ -126,8 +130,8 @@ def test_remainder_of_pixels_is_left_out():
   params = random_weights(model, jax.random.key(0))
   images = images_of(model)
   changed = images.at[:, 28:].set(7.0).at[:, :, 28:].set(7.0)
-  encode = jax.jit(model.encode_image)
-  np.testing.assert_array_equal(encode(params, images), encode(params, changed))
+  ours, theirs = (encode_image(model, params, rows) for rows in (images, changed))
+  np.testing.assert_array_equal(ours, theirs)
 
 
 HALF = (0.5, 0.5, 0.5)
