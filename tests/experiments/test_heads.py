@@ -97,6 +97,7 @@ def test_a_resumed_run_ends_like_an_uninterrupted_one(features, finished, tmp_pa
 
 def test_varying_sizes_run_in_one_program_per_domain(features, tmp_path, monkeypatch):
   made, making = [], loop.make_programs
+  making.cache_clear()  # of other tests' shapes
 
   def keep(*arguments):
     made.append(making(*arguments))
