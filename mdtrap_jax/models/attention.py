@@ -26,7 +26,14 @@ from mdtrap_jax.models.lora import (
 from mdtrap_jax.models.rope import rotate
 
 
-def attention(q: jax.Array, k: jax.Array, v: jax.Array, heads: int, causal: bool = False):
+def attention(
+  q: jax.Array,
+  k: jax.Array,
+  v: jax.Array,
+  heads: int,
+  causal: bool = False,
+  visible: jax.Array | None = None,
+) -> jax.Array:
   """Scaled dot-product attention, softmax in at least float32.
 
   Args:
@@ -35,14 +42,16 @@ def attention(q: jax.Array, k: jax.Array, v: jax.Array, heads: int, causal: bool
     v: `[B, T, W]`.
     heads: number of heads; divides `W`.
     causal: a position sees itself and earlier ones only; queries are those of the last `S`.
+    visible: `[S, T] bool`, what a position sees, where neither says it.
 
   Returns:
     `[B, S, W]`.
   """
   form = backend.attention_form(q.dtype, q.shape[-1] // heads)
-  if form == "cudnn" and q.shape == k.shape:
+  if form == "cudnn" and q.shape == k.shape and visible is None:
     return cudnn_attention(q, k, v, heads, causal, q.shape[1])
-  visible = jnp.tri(q.shape[1], k.shape[1], k.shape[1] - q.shape[1], dtype=bool) if causal else None
+  if causal and visible is None:
+    visible = jnp.tri(q.shape[1], k.shape[1], k.shape[1] - q.shape[1], dtype=bool)
   if form != "heads":
     q, k, v = (t.reshape(*t.shape[:-1], heads, -1) for t in (q, k, v))
     mask = None if visible is None else visible[None, None]
@@ -190,7 +199,7 @@ class Attention(nn.Module):
   def form(self, dtype: jnp.dtype) -> str:
     """By which form it attends."""
     form = backend.attention_form(dtype, self.config.width // self.config.heads)
-    # cuDNN's kernel does not take the last positions' queries alone.
+    # cuDNN's kernel takes no mask, nor the last positions' queries alone.
     return "library" if form == "cudnn" and self.config.shared is not None else form
 
   def attend(self, *projected: jax.Array) -> jax.Array:

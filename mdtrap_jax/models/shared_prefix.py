@@ -13,6 +13,11 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+
+# Up to so many tokens attention is over all of them, and a mask says what a position sees: the
+# prefix and each row apart would be less to compute, in many more and smaller products.
+TOGETHER = 128
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,7 +42,8 @@ class SharedPrefix:
     """Causal attention of each of the `B` rows.
 
     Args:
-      attention: of queries `[B, S, W]` that are the last of keys and values `[B, T, W]`.
+      attention: of queries `[B, S, W]` that are the last of keys and values `[B, T, W]`, or that
+        see what `visible` says.
       q: `[1, P + B·S, W]`.
       k: the same.
       v: the same.
@@ -45,6 +51,8 @@ class SharedPrefix:
     Returns:
       An array like `q`.
     """
+    if q.shape[1] <= TOGETHER:
+      return attention(q, k, v, visible=self._visible(q.shape[1]))
     prefix = [x[:, : self.tokens] for x in (q, k, v)]
     shape = (self.rows, self.tokens, q.shape[-1])
     before = (jnp.broadcast_to(x, shape) for x in prefix[1:])
@@ -54,3 +62,10 @@ class SharedPrefix:
     )
     own = attention(self.split(q), k, v)
     return jnp.concatenate([attention(*prefix), own.reshape(1, -1, q.shape[-1])], axis=1)
+
+  def _visible(self, size: int) -> jax.Array:
+    """`[size, size] bool`: a position sees the prefix and its own row, up to itself."""
+    place = np.arange(size)
+    row = (place - self.tokens) // ((size - self.tokens) // self.rows)
+    seen = (place < self.tokens) | (row[:, None] == row)
+    return jnp.asarray(seen & (place <= place[:, None]))

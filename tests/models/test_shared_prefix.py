@@ -1,6 +1,7 @@
 """A prefix that rows share is computed once, and nothing else changes."""
 
 import functools
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mdtrap_jax.models import Specification, backend, build, vlm
+from mdtrap_jax.models import Specification, backend, build, shared_prefix, vlm
 from mdtrap_jax.models.families import siglip
 from mdtrap_jax.models.image_stem import ImageConfig
 from mdtrap_jax.models.text_stem import TextConfig
@@ -55,13 +56,15 @@ def with_gradient(at, whole, params, ids, prompts, weights):
 
 @functools.partial(jax.jit, static_argnums=0)
 def all_ways(at, *arguments):
-  """By shared prefix and by whole rows, and the last row alone."""
+  """By whole rows and by shared prefix, all together or each row apart; and the last row alone."""
   params, ids, prompts, _ = arguments
-  both = [with_gradient(at, whole, *arguments) for whole in (False, True)]
-  return *both, encode(at, False, params, ids[-1:], prompts)
+  found = [with_gradient(at, True, *arguments), with_gradient(at, False, *arguments)]
+  with mock.patch.object(shared_prefix, "TOGETHER", 0):
+    found.append(with_gradient(at, False, *arguments))
+  return *found, encode(at, False, params, ids[-1:], prompts)
 
 
-@settings(max_examples=6, derandomize=True)
+@settings(max_examples=5, derandomize=True)
 @given(
   names=st.lists(st.integers(1, 4), min_size=1, max_size=4),
   at=st.integers(0, 2),
@@ -76,9 +79,10 @@ def test_gives_what_whole_rows_do(names, at, context, deeper, seed):
     draw = lambda *shape: jnp.asarray(rng.standard_normal(shape))
     prompts = Prompts(draw(context, WIDTH), draw(deeper, context, WIDTH) if deeper else None)
     params = jax.tree.map(jnp.asarray, built()[1])
-    found, expected, alone = all_ways(at, params, ids, prompts, draw(len(ids), 16))
+    expected, together, apart, alone = all_ways(at, params, ids, prompts, draw(len(ids), 16))
     close = functools.partial(np.testing.assert_allclose, rtol=1e-8, atol=1e-10)
-    jax.tree.map(close, found, expected)
+    jax.tree.map(close, together, expected)
+    jax.tree.map(close, apart, expected)
     close(alone, expected[0][-1:])
 
 
@@ -93,7 +97,7 @@ def test_in_any_precision_and_packed(dtype, packed, monkeypatch):
   prompts = Prompts(rng.standard_normal((2, 3, WIDTH)), rng.standard_normal((2, 1, 3, WIDTH)))
   params, prompts = jax.tree.map(lambda leaf: jnp.asarray(leaf, dtype), (params, prompts))
   all_episodes = jax.vmap(functools.partial(all_ways, 1), in_axes=(None, 0, 0, None))
-  found, expected, _ = all_episodes(params, ids, prompts, jnp.ones((1, 1), dtype))
+  expected, together, apart, _ = all_episodes(params, ids, prompts, jnp.ones((1, 1), dtype))
   tolerance = 1e-4 if dtype == "float32" else 0.1
 
   def close(a, b):
@@ -101,7 +105,8 @@ def test_in_any_precision_and_packed(dtype, packed, monkeypatch):
     wide = np.asarray(b, np.float32)
     np.testing.assert_allclose(np.asarray(a, np.float32), wide, atol=tolerance * abs(wide).max())
 
-  jax.tree.map(close, found, expected)
+  jax.tree.map(close, together, expected)
+  jax.tree.map(close, apart, expected)
 
 
 @pytest.mark.parametrize(
