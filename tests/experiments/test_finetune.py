@@ -160,12 +160,14 @@ def test_variants_have_a_directory_each_and_are_compared(folder, finished, tmp_p
   assert re.search(r"svl_ra +3 .* [+-]\d+\.\d+ ± \d", table)
   # A kill after a batch was written for the one variant and before it was for the other.
   lines = (tmp_path / "svl_ra" / "episodes.jsonl").read_bytes().splitlines(keepends=True)
+  rows = read_episodes(tmp_path / "svl_ra")
   (tmp_path / "svl_ra" / "episodes.jsonl").write_bytes(lines[0])
   before = (tmp_path / "vlm" / "episodes.jsonl").read_bytes()
   run_finetune(config, tmp_path, devices=1)
   assert experiments.run(config, tmp_path) == table
   assert (tmp_path / "vlm" / "episodes.jsonl").read_bytes() == before
-  assert (tmp_path / "svl_ra" / "episodes.jsonl").read_bytes() == b"".join(lines)
+  # In other places of a batch than before, which rounds a loss otherwise on some processors.
+  assert_same(read_episodes(tmp_path / "svl_ra"), rows)
   alone = small_config(
     data__path=str(folder),
     adapt__steps=STEPS,
