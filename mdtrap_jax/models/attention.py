@@ -175,8 +175,10 @@ class Attention(nn.Module):
     factors: LoraFactors | None = None,
     key: jax.Array | None = None,
   ) -> tuple[jax.Array, jax.Array]:
-    """Queries, keys and values `[R, 3·W]` of what `norm` makes of packed `[R, W]`; and that."""
-    rope = self.config.rope
+    """Queries, keys and values `[R, 3·W]` of what `norm` makes of packed `[R, W]`; and that.
+
+    They are not turned yet where attention is a kernel that does so.
+    """
     inner, own, scale = self._inner(factors)
     if not inner:
       normal, x = norm_packed(norm, x, self.rows)
@@ -191,7 +193,8 @@ class Attention(nn.Module):
         b = b / (1.0 - rate)  # what is kept makes up for what is not
       joined, images = norm(images, functools.partial(with_low, a=a, keys=key, rate=rate))
       qkv, x = self.qkv(joined.reshape(len(x), -1), b, scale), images.reshape(x.shape)
-    if rope is not None:
+    rope = self.config.rope
+    if rope is not None and not self._one_kernel(qkv.dtype):
       turned, value = jnp.split(self.rows.images(qkv), [2 * self.config.width], axis=-1)
       qkv = jnp.concatenate([rotate(turned, rope), value], -1).reshape(qkv.shape)
     return qkv, x
@@ -201,6 +204,13 @@ class Attention(nn.Module):
     form = backend.attention_form(dtype, self.config.width // self.config.heads)
     # cuDNN's kernel takes no mask, nor the last positions' queries alone.
     return "library" if form == "cudnn" and self.config.shared is not None else form
+
+  def _one_kernel(self, dtype):
+    """Whether packed rows are attended to, and turned before, by a kernel for TPUs."""
+    config = self.config
+    if dtype != jnp.bfloat16 or backend.is_gpu() or config.shared is not None:
+      return False
+    return fused_attention.fits(self.rows.filled, config.width, config.rope)
 
   def attend(self, *projected: jax.Array) -> jax.Array:
     """What `project` gave to what the heads see, `[B, S, W]` or packed `[R, W]`."""
@@ -214,12 +224,9 @@ class Attention(nn.Module):
     if self.form(qkv.dtype) == "cudnn":
       out = cudnn_attention(*jnp.split(qkv, 3, axis=-1), config.heads, config.causal, rows.tokens)
       return out.reshape(-1, config.width)
-    one_kernel = qkv.dtype == jnp.bfloat16 and not backend.is_gpu() and config.shared is None
-    if one_kernel and fused_attention.fits(rows.filled, config.width):
-      interpret = backend.platform() != "tpu"
-      out = fused_attention.fused_attention(
-        qkv, rows.tokens, config.heads, config.causal, interpret
-      )
+    if self._one_kernel(qkv.dtype):
+      static = rows.tokens, config.heads, config.causal, config.rope, backend.platform() != "tpu"
+      out = fused_attention.fused_attention(qkv, *static)
       return out.reshape(-1, config.width)
     return rows.pack(see(*jnp.split(qkv[:, : rows.tokens], 3, axis=-1)))
 

@@ -41,6 +41,18 @@ class Rope:
     return angles
 
 
+def tables(rope: Rope, tokens: int) -> tuple[np.ndarray, np.ndarray]:
+  """`cos` and `sin [tokens, head_dim]` float64, by which every head's channels turn.
+
+  A channel `x` with its partner in the pair, `y`, becomes `x cos + y sin`: the sine of each
+  pair's first is negative. Tokens beyond the grid's are not turned.
+  """
+  angles = rope.angles()
+  angles = np.pad(angles, ((0, tokens - len(angles)), (0, 0))).repeat(2, axis=-1)
+  sign = np.where(np.arange(rope.head_dim) % 2, 1.0, -1.0)
+  return np.cos(angles), sign * np.sin(angles)
+
+
 def rotate(x: jax.Array, rope: Rope) -> jax.Array:
   """Turns neighboring pairs of channels of every head by the token's angles.
 
@@ -53,14 +65,12 @@ def rotate(x: jax.Array, rope: Rope) -> jax.Array:
     An array like `x`.
   """
   dtype = jnp.promote_types(x.dtype, jnp.float32)
-  angles = rope.angles()
-  angles = np.pad(angles, ((0, x.shape[1] - len(angles)), (0, 0))).repeat(2, axis=-1)
-  sign = np.where(np.arange(angles.shape[-1]) % 2, 1.0, -1.0)
-  table = lambda values: jnp.tile(
-    jnp.asarray(values, dtype)[None], (1, 1, x.shape[-1] // rope.head_dim)
+  cos, sin = (
+    jnp.tile(jnp.asarray(table, dtype)[None], (1, 1, x.shape[-1] // rope.head_dim))
+    for table in tables(rope, x.shape[1])
   )
   # A channel's partner is its neighbor: no axis of pairs, which would ruin a TPU's tiles.
   wide = x.astype(dtype)
   even = jnp.arange(x.shape[-1]).reshape(1, 1, -1) % 2 == 0
   partner = jnp.where(even, jnp.roll(wide, -1, axis=-1), jnp.roll(wide, 1, axis=-1))
-  return (wide * table(np.cos(angles)) + partner * table(sign * np.sin(angles))).astype(x.dtype)
+  return (wide * cos + partner * sin).astype(x.dtype)
