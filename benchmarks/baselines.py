@@ -79,7 +79,7 @@ def compare(name: str, seconds: float) -> dict[str, Any]:
   shapes = jax.tree.map(
     lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), _tasks(name, 1)
   )
-  method, mesh, each = place(method, params, shapes, {}, most=MOST)
+  method, mesh, each, _ = place(method, params, shapes, {}, most=MOST)
   count = mesh.size * each
   batch = _tasks(name, count)
   programs, tasks = make_programs(method, mesh, False), spread(batch, mesh)

@@ -76,7 +76,7 @@ def compare(sizes: Sizes, seconds: float) -> dict[str, Any]:
   shapes = jax.tree.map(
     lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), make_tasks(sizes, 1)
   )
-  method, mesh, each = place(method, None, shapes, {}, most=1000)
+  method, mesh, each, _ = place(method, None, shapes, {}, most=1000)
   count = mesh.size * each
   batch = make_tasks(sizes, count)
   programs, tasks = make_programs(method, mesh, False), spread(batch, mesh)

@@ -149,7 +149,7 @@ def measure(
   else:
     one = random_episodes(config, model, 1)
     row_shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), one)
-    method, mesh, each = place(method, params, row_shapes, {}, most=1024, devices=devices)
+    method, mesh, each, _ = place(method, params, row_shapes, {}, most=1024, devices=devices)
     count = each * mesh.size
   phases = method.phases
   params = run_programs.replicate(method.needed(params), mesh)

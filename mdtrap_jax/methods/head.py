@@ -214,6 +214,7 @@ class HeadMethod:
       each=max(1, CPU_BYTES // own),
       size=None if self.head.features else CPU_COPIES * own,
       alone=False,
+      likely=None if self.head.features else CPU_COPIES * own,
     )
 
   def smaller(self, task: Task) -> None:

@@ -46,11 +46,12 @@ class Embeddings(NamedTuple):
 
 
 class Work(NamedTuple):
-  """What a method knows, without compiling, of what one task asks of a CPU."""
+  """What a method knows, without compiling, of what one task asks of a device."""
 
-  each: int  # tasks at once that keep a core busy and within its caches
+  each: int  # tasks at once that keep a CPU core busy and within its caches
   size: int | None  # bytes that a task surely needs no more than; None: ask the compiler
-  alone: bool  # whether one task keeps all cores busy
+  alone: bool  # whether one task keeps all CPU cores busy
+  likely: int | None = None  # bytes that it needs on an accelerator, a guess; None: not known
 
 
 class Method(Protocol):
@@ -79,7 +80,7 @@ class Method(Protocol):
     """Classifies the queries."""
 
   def work(self, params: Any, task: Task, variants: int) -> Work:
-    """What `task` (`jax.ShapeDtypeStruct` leaves) asks of a CPU."""
+    """What `task` (`jax.ShapeDtypeStruct` leaves) asks of a device."""
 
   def smaller(self, task: Task) -> Method | None:
     """The same method in less memory and more time; `None` if there is no such thing."""

@@ -262,7 +262,8 @@ class ProbeMethod:
       if not jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
     )
     own = size((task.support, task.query, prepared.memory)) + size(state) + size(state.params)
-    return Work(each=max(1, CPU_BYTES // own), size=CPU_COPIES * own, alone=False)
+    each, size = max(1, CPU_BYTES // own), CPU_COPIES * own
+    return Work(each, size, alone=False, likely=size)
 
   def smaller(self, task: Task) -> None:
     """Probes have no form in less memory."""

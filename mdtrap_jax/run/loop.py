@@ -193,8 +193,9 @@ class _Adapting(NamedTuple):
       placement = place(ready.method, ready.params, ready.task, ready.weights, most=most, **placing)
     method, mesh = placement.method, placement.mesh
     size = mesh.size * placement.each
+    why = f" ({placement.why})" if placement.why else ""
     self.progress.say(
-      f"{self.group.name}: {len(todo)} to do, {size} at once on {mesh.size} devices"
+      f"{self.group.name}: {len(todo)} to do, {size} at once on {mesh.size} devices{why}"
     )
     params = replicate(method.needed(ready.params, placing.get("shards", 1)), mesh)
     programs = announced(make_programs(method, mesh, bool(ready.weights)), self.progress.busy)

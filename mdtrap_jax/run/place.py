@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 from absl import logging
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh
 
 from mdtrap_jax.data.task import Task
 from mdtrap_jax.methods.method import Method
-from mdtrap_jax.models import sharding
 from mdtrap_jax.run.devices import MEMORY_SHARE, memory_limit, size_in_bytes
-from mdtrap_jax.run.programs import make_programs, task_mesh
+from mdtrap_jax.run.needs import Need, bytes_needed
+from mdtrap_jax.run.programs import task_mesh
+
+ATTEMPTS = 3  # at a number of tasks that fits: each may compile for minutes
+CAUTION = 0.95  # of the memory that a straight line may fill: another attempt costs more
 
 
 class Placement(NamedTuple):
@@ -24,6 +26,7 @@ class Placement(NamedTuple):
   method: Method  # the one asked for, or a smaller one where that does not fit
   mesh: Mesh
   each: int  # tasks at once on each of its devices
+  why: str = ""  # so many, for whoever watches
 
 
 def place(
@@ -42,9 +45,8 @@ def place(
   """How many devices should adapt how many tasks at once, and by which form of the method.
 
   On CPU cores, where larger batches gain nothing, that is what keeps a core busy, on as many
-  cores as the memory they share allows. Elsewhere it is what fits: the programs are compiled for
-  one task a device, and what the compiler's own memory analysis says beyond the weights is what
-  each one needs. Where not even one task fits, the method's smaller forms are tried.
+  cores as the memory they share allows. Elsewhere it is what fits, which the compiler says; see
+  `most_that_fit`. Where not even one task fits, the method's smaller forms are tried.
 
   Args:
     method: what adapts.
@@ -82,81 +84,95 @@ def place(
     busy = min(work.each, most)
     if len(devices) * (size_in_bytes(params) + busy * work.size) <= limit:
       return Placement(method, task_mesh(devices, shards), busy)  # sure to fit: no need to compile
+  mesh = task_mesh(devices[:shards] if cores else devices, shards)
+  guess = 1 if cores else _guess(method, params, task, variants, shards, limit)
   while True:
-    need = bytes_needed(method, params, task, weights, task_mesh(devices[:shards], shards))
-    if need and need.one * (shards if cores else 1) <= limit:
+    needed = functools.partial(bytes_needed, method, params, task, weights, mesh)
+    room, tasks = (limit // shards, 1) if cores else (limit, most)
+    each, need = most_that_fit(needed, room, tasks, guess)
+    if each:
       break
-    smaller = None if fixed else method.smaller(task)
-    if smaller is None:
-      raise MemoryError(_does_not_fit(need and need.one, limit, devices[0]))
+    method, guess = None if fixed else _smaller(method, task, need, room), 1
+    if method is None:
+      raise MemoryError(_does_not_fit(need.peak, room, devices[0]))
     logging.warning(
-      "one task does not fit into %s: trying with half as much encoded at a time.", devices[0]
+      "one task does not fit into %s: trying with less encoded at a time.", devices[0]
     )
-    method = smaller
   if cores:  # they share the memory
-    devices = devices[: limit // (need.one * shards) * shards]
-    return Placement(method, task_mesh(devices, shards), 1)
-  each = 1 + (limit - need.one) // max(need.one - need.shared, 1)
-  return Placement(method, task_mesh(devices, shards), max(1, min(most, each)))
+    devices = devices[: limit // (need.peak * shards) * shards]
+    mesh = task_mesh(devices, shards)
+  why = f"{need.peak / 2**30:.2f} of {room / 2**30:.2f} GiB on each"
+  return Placement(method, mesh, each, why)
 
 
-class Need(NamedTuple):
-  """Memory of a device, in bytes, by the compiler's analysis."""
+def most_that_fit(
+  needed: Callable[[int], Need], limit: int, most: int, guess: int
+) -> tuple[int, Need]:
+  """How many tasks fit on a device, found with few compilations.
 
-  one: int  # the peak with one task
-  shared: int  # the weights' part of it
+  What tasks need grows as a straight line. So a guess that is too high costs one more
+  compilation, or two where what all tasks share besides the weights is large; one that is too
+  low costs one more where twice as many would fit, and is good enough where not. Only a
+  compiler that names no numbers, or wrong ones, is asked about a single task after that.
 
+  Args:
+    needed: compiles for so many tasks.
+    limit: in bytes.
+    most: tasks that there are; they are dealt out evenly over as many batches as it takes.
+    guess: at the number.
 
-def bytes_needed(method: Method, params: Any, task: Task, weights: Any, mesh: Mesh) -> Need | None:
-  """What the programs for a batch of one task a device need; `None` if they do not even compile.
-
-  A TPU's compiler refuses a program that does not fit.
+  Returns:
+    The number, 0 where not even one fits, and what that many need, or one.
   """
+  tried: dict[int, Need] = {}
+  each = _even(guess, most)
+  while each and each not in tried:
+    tried[each] = needed(each)
+    each = _next(tried, limit, most)
+  best = max(filter(functools.partial(_fits, tried, limit), tried), default=0)
+  return best, tried[best or min(tried)]
 
-  def laid_out(tree, spec):
-    layout = NamedSharding(mesh, spec)
-    return jax.tree.map(
-      lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=layout), tree
-    )
 
-  batches = PartitionSpec(mesh.axis_names)
-  shards = mesh.shape.get(sharding.AXIS, 1)
-  if isinstance(params, dict):  # of a model: nothing need be computed to know the shapes
-    params = jax.eval_shape(lambda leaves: leaves, params)
-  params = method.needed(params, shards)
-  params = jax.tree.map(lambda spec, leaf: laid_out(leaf, spec), sharding.specs(params), params)
-  tasks = laid_out(
-    jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((mesh.size, *leaf.shape), leaf.dtype), task),
-    batches,
-  )
-  programs = make_programs(method, mesh, bool(weights))
-  step = jax.ShapeDtypeStruct((), jnp.int32)
-  clean = any(phase.clean for phase in method.phases)
-  try:
-    prepared, state = laid_out(jax.eval_shape(programs.prepare, params, tasks, weights), batches)
-    analyses = [
-      program.compile().memory_analysis()
-      for program in (
-        programs.prepare.lower(params, tasks, weights),
-        programs.evaluate.lower(params, prepared, state),
-        *(
-          [programs.run[clean].lower(params, prepared, state, step, step)] if method.phases else []
-        ),
-      )
-    ]
-  except jax.errors.JaxRuntimeError as error:
-    if "RESOURCE_EXHAUSTED" not in str(error):
-      raise
-    return None
-  part = lambda leaf: math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
-  peak = max(
-    memory.argument_size_in_bytes
-    + memory.output_size_in_bytes
-    + memory.temp_size_in_bytes
-    - memory.alias_size_in_bytes
-    for memory in analyses
-  )
-  return Need(peak, sum(map(part, jax.tree.leaves(params))))
+def _fits(tried: dict[int, Need], limit: int, each: int) -> bool:
+  return tried[each].peak is not None and tried[each].peak <= limit
+
+
+def _next(tried: dict[int, Need], limit: int, most: int) -> int:
+  """The number to try next; 0 for none."""
+  best = max((each for each in tried if _fits(tried, limit, each)), default=0)
+  least = min((each for each in tried if not _fits(tried, limit, each)), default=most + 1)
+  if len(tried) >= ATTEMPTS or least == 1:
+    return 0 if best else 1
+  known = {each: need.peak for each, need in tried.items() if need.peak is not None}
+  if not known:
+    return 1
+  known[0] = tried[min(tried)].shared
+  (few, low), (many, high) = sorted(known.items())[-2:]
+  target = int(few + (CAUTION * limit - low) * (many - few) / max(high - low, 1))
+  target = _even(min(target, least - 1), most)
+  return target if not best or target >= 2 * best else 0
+
+
+def _even(each: int, most: int) -> int:
+  """As few as make as many batches of `most` tasks; the last batch is filled up otherwise."""
+  each = max(1, min(each, most))
+  return -(-most // -(-most // each))
+
+
+def _guess(method, params, task, variants, shards, limit) -> int:
+  """How many tasks are likely to fit; 1 where the method does not know."""
+  likely = method.work(params, task, variants).likely
+  return int((limit - size_in_bytes(params) / shards) / likely) if likely else 1
+
+
+def _smaller(method: Method, task: Task, need: Need, limit: int) -> Method | None:
+  """The largest of a method's smaller forms, half of the form before, that is likely to fit."""
+  own = (need.peak or need.shared) - need.shared
+  while (method := method.smaller(task)) is not None:
+    own /= 2
+    if own <= limit - need.shared:
+      break
+  return method
 
 
 def _does_not_fit(one: int | None, limit: int, device: jax.Device) -> str:
