@@ -14,8 +14,8 @@ def test_gelu_and_its_slope_to_all_digits_of_float32():
   below = [0.5 * math.erfc(-value / math.sqrt(2)) for value in x.astype(float)]
   density = np.exp(-(x.astype(float) ** 2) / 2) / math.sqrt(2 * math.pi)
   value, slope = jax.jvp(lambda x: activate("gelu", x), (x,), (jnp.ones_like(x),))
-  np.testing.assert_allclose(value, x * below, atol=4e-7)
-  np.testing.assert_allclose(slope, below + x * density, atol=1e-6)
+  np.testing.assert_allclose(value, x * below, rtol=1e-6, atol=1e-6)
+  np.testing.assert_allclose(slope, below + x * density, rtol=1e-6, atol=2e-6)
 
 
 def test_gelu_of_bfloat16_rounds_only_its_result():
