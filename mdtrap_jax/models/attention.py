@@ -208,7 +208,8 @@ class Attention(nn.Module):
   def _one_kernel(self, dtype):
     """Whether packed rows are attended to, and turned before, by a kernel for TPUs."""
     config = self.config
-    if dtype != jnp.bfloat16 or backend.is_gpu() or config.shared is not None:
+    other = backend.is_gpu() or self.form(dtype) == "cudnn" or config.shared is not None
+    if dtype != jnp.bfloat16 or other:
       return False
     return fused_attention.fits(self.rows.filled, config.width, config.rope)
 
