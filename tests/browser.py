@@ -9,9 +9,8 @@ import signal
 import tempfile
 from pathlib import Path
 
-PROGRAM = next(
-  filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
-)
+NAMES = ("chromium", "chromium-browser", "google-chrome")
+PROGRAM = next(filter(None, map(shutil.which, NAMES)), None)
 _FLAGS = (
   "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-sync",
   "--disable-background-networking", "--disable-component-update", "--remote-debugging-pipe",
