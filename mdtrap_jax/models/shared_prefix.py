@@ -17,7 +17,7 @@ import numpy as np
 
 # Up to so many tokens attention is over all of them, and a mask says what a position sees: the
 # prefix and each row apart would be less to compute, in many more and smaller products.
-TOGETHER = 128
+TOGETHER = 512
 
 
 @dataclasses.dataclass(frozen=True)
