@@ -54,6 +54,15 @@ class WordTokenizer:
     self.end = self._ids["<end>"]
     self._reported: set[str] = set()
 
+  def __eq__(self, other: object) -> bool:
+    """Models loaded twice are equal, so that runs of both share what is compiled."""
+    if not isinstance(other, WordTokenizer):
+      return NotImplemented
+    return (self.vocabulary, self.context_length) == (other.vocabulary, other.context_length)
+
+  def __hash__(self) -> int:
+    return hash((self.vocabulary, self.context_length))
+
   def __call__(self, texts: list[str] | str) -> np.ndarray:
     """Encodes texts; words that do not fit are cut off, as CLIP's tokenizer cuts.
 

@@ -1,9 +1,11 @@
 import numpy as np
 import pytest
 
+from mdtrap_jax import checkpoints
 from mdtrap_jax.models import build
 from mdtrap_jax.models.text_stem import TextConfig
 from mdtrap_jax.models.tokenizers import check_end
+from mdtrap_jax.models.word_tokenizer import WordTokenizer
 
 TEXTS = ["a photo of a Sea or Lake.", "Dermatofibroma, it's 3 mm wide!", "x"]
 
@@ -48,3 +50,11 @@ def test_end_of_the_text(options, ids, end, message):
     return
   with pytest.raises(ValueError, match=message):
     check_end(np.array(ids), text_config(**options), end)
+
+
+def test_a_miniature_loaded_twice_is_one_model():
+  """Methods, and what is compiled for them, are shared by runs whose models are equal."""
+  first, again = checkpoints.load("miniature")[0], checkpoints.load("miniature")[0]
+  assert first == again
+  assert hash(first) == hash(again)
+  assert first.tokenize != WordTokenizer(first.tokenize.vocabulary, 3)
