@@ -6,12 +6,14 @@ compiles the programs that a run on such chips would use, writes their optimized
 and prints one JSON object: of each the bytes needed on a chip, the model FLOP, the cycles that
 the compiler estimates, and the share of the chip's peak that they come to. TPU programs need
 `pip install 'jax[tpu]'`, whose compiler runs on any machine. Estimates of a model, they are no
-measurement: good for finding what is slow, and for ratios within one compiler version.
+measurement: good for finding what is slow, and for ratios within one compiler version. A step
+compiles for minutes: `--only=step` leaves out the others, `--blocks=2` all image blocks but two.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import os
 import re
@@ -31,8 +33,11 @@ from mdtrap_jax import config as configs
 from mdtrap_jax import models
 from mdtrap_jax.experiments import finetune
 from mdtrap_jax.models import sharding
+from mdtrap_jax.models.vlm import VisionLanguageModel
+from mdtrap_jax.run.needs import peak_bytes
 from mdtrap_jax.run.programs import make_programs, task_mesh
 
+PROGRAMS = ("prepare", "step", "step_plain", "evaluate")
 LOGIT_SCALE = 100.0
 KERNEL = 2  # times the least that its operations and bytes take: no estimate, a convention
 # Set before jax looks for a chip, by `offline`; a machine with chips needs none of it.
@@ -72,6 +77,8 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
   parser.add_argument("--shards", type=int, default=1, help="chips that hold one copy of weights")
   parser.add_argument("--chunk", type=int, default=0, help="support rows encoded at once; 0: all")
   parser.add_argument("--dtype", default="bfloat16", choices=("float32", "bfloat16", "float16"))
+  parser.add_argument("--blocks", type=int, default=0, help="of the image encoder; 0: all")
+  parser.add_argument("--only", nargs="+", default=PROGRAMS, choices=PROGRAMS, help="programs")
   parser.add_argument("--dump", type=Path, help="directory of the optimized HLO")
   return parser.parse_args(argv)
 
@@ -83,10 +90,17 @@ def offline() -> None:
   jax.config.update("jax_platforms", os.environ["JAX_PLATFORMS"])
 
 
+def build(arguments: argparse.Namespace) -> VisionLanguageModel:
+  """The model, with as many image blocks as are asked for."""
+  model = models.build(arguments.model)
+  depth = arguments.blocks or model.image.depth
+  return dataclasses.replace(model, image=dataclasses.replace(model.image, depth=depth))
+
+
 def lower(arguments: argparse.Namespace) -> dict[str, jax.stages.Lowered]:
   """The programs of a run on one or, with `shards`, that many chips of a topology, by name."""
   config = configs.replace(throughput.make_config(arguments), {"adapt.chunk": arguments.chunk})
-  model = models.build(config.model.name)
+  model = build(arguments)
   params = jax.eval_shape(
     lambda key: jax.tree.map(lambda leaf: leaf.astype(config.model.dtype), model.init(key)),
     jax.random.key(0),
@@ -113,18 +127,18 @@ def lower(arguments: argparse.Namespace) -> dict[str, jax.stages.Lowered]:
   programs = make_programs(method, mesh, True)
   prepared, state = laid_out(jax.eval_shape(programs.prepare, params, episodes, weights), batches)
   step = jax.ShapeDtypeStruct((), jnp.int32)
-  return {
-    "prepare": programs.prepare.lower(params, episodes, weights),
-    "step": programs.run[True].lower(params, prepared, state, step, step),
-    "step_plain": programs.run[False].lower(params, prepared, state, step, step),
-    "evaluate": programs.evaluate.lower(params, prepared, state),
+  lowering = {
+    "prepare": lambda: programs.prepare.lower(params, episodes, weights),
+    "step": lambda: programs.run[True].lower(params, prepared, state, step, step),
+    "step_plain": lambda: programs.run[False].lower(params, prepared, state, step, step),
+    "evaluate": lambda: programs.evaluate.lower(params, prepared, state),
   }
+  return {name: lowering[name]() for name in arguments.only}
 
 
 def model_flops(arguments: argparse.Namespace) -> dict[str, float]:
   """Operations of each program's image blocks on one chip: forward, and in steps backward."""
-  config = throughput.make_config(arguments)
-  model = models.build(config.model.name)
+  config, model = throughput.make_config(arguments), build(arguments)
   image = model.image
   data, views = config.data, config.adapt.views
   clean = data.ways * data.shots
@@ -184,17 +198,6 @@ def estimated_cycles(hlo: str, chip: Chip) -> int:
   return cost(entry)
 
 
-def bytes_needed(compiled: jax.stages.Compiled) -> int:
-  """Memory of one chip, by the compiler's analysis: arguments, results and what lies between."""
-  memory = compiled.memory_analysis()
-  return (
-    memory.argument_size_in_bytes
-    + memory.output_size_in_bytes
-    + memory.temp_size_in_bytes
-    - memory.alias_size_in_bytes
-  )
-
-
 def measure(arguments: argparse.Namespace) -> dict[str, Any]:
   """Compiles the programs; what each of them needs and is estimated to take.
 
@@ -217,7 +220,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
       (arguments.dump / f"{name}.txt").write_text(hlo, encoding="utf-8")
     cycles = estimated_cycles(hlo, chip)
     report[name] = {
-      "bytes_needed": bytes_needed(compiled),
+      "bytes_needed": peak_bytes(compiled),
       "model_flop": flops[name],
       "estimated_cycles": cycles,
       "estimated_seconds": cycles / chip.hertz,
@@ -227,6 +230,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     "work": {
       "topology": arguments.topology,
       "model": arguments.model,
+      "image_blocks": build(arguments).image.depth,
       "method": arguments.method,
       "shots": arguments.shots,
       "dtype": arguments.dtype,

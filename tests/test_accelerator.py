@@ -6,6 +6,7 @@ import importlib.util
 import pytest
 
 from benchmarks import accelerator
+from mdtrap_jax.run.needs import peak_bytes
 
 COLLECTIVES = ("all-reduce", "all-gather", "all-to-all", "collective-permute", "reduce-scatter")
 LOOPS = """
@@ -53,7 +54,7 @@ def compiled():
 def test_programs_fit_a_chip(compiled):
   assert set(compiled) == {"prepare", "step", "step_plain", "evaluate"}
   for name, program in compiled.items():
-    assert accelerator.bytes_needed(program) < 2**28, name
+    assert peak_bytes(program) < 2**28, name
 
 
 def test_episodes_do_not_communicate(compiled):
@@ -61,6 +62,17 @@ def test_episodes_do_not_communicate(compiled):
     hlo = compiled[name].as_text()
     assert accelerator.estimated_cycles(hlo, accelerator.CHIPS["v5e"]) > 0
     assert not [word for word in COLLECTIVES if word in hlo], name
+
+
+def test_a_part_is_compiled_alone(compiled):
+  """Two of four blocks cost their share of the operations, and only what is asked for is made."""
+  options = ["--model=miniature", "--blocks=2", "--only", "evaluate"]
+  arguments = accelerator.parse_arguments(options)
+  (part,) = accelerator.measure(arguments)["programs"].values()
+  whole = accelerator.model_flops(accelerator.parse_arguments(options[:1]))["evaluate"]
+  assert part["model_flop"] == whole / 2
+  cycles = accelerator.estimated_cycles(compiled["evaluate"].as_text(), accelerator.CHIPS["v5e"])
+  assert part["estimated_cycles"] < cycles
 
 
 def test_an_unknown_chip_is_refused():

@@ -87,12 +87,17 @@ def bytes_needed(
 def _peak(program: jax.stages.Lowered) -> int | None:
   """Bytes that a program needs; a TPU's compiler refuses one that does not fit."""
   try:
-    memory = program.compile().memory_analysis()
+    return peak_bytes(program.compile())
   except jax.errors.JaxRuntimeError as error:
     if "RESOURCE_EXHAUSTED" not in str(error):
       raise
     used = _USED.search(str(error))
     return int(float(used[1]) * _UNITS[used[2]]) if used else None
+
+
+def peak_bytes(compiled: jax.stages.Compiled) -> int:
+  """Memory of one device, by the compiler's analysis: arguments, results and what lies between."""
+  memory = compiled.memory_analysis()
   return (
     memory.argument_size_in_bytes
     + memory.output_size_in_bytes
