@@ -14,7 +14,8 @@ import statistics
 import tempfile
 import time
 
-from mdtrap_jax import config_files, experiments
+from mdtrap_jax import experiments
+from mdtrap_jax.config import loading
 from mdtrap_jax.run import devices
 from tests.stores import google_store
 
@@ -30,7 +31,7 @@ def main() -> None:
   parser.add_argument("--turns", type=int, default=3, help="of each; the median counts")
   options = parser.parse_args()
   devices.use_cpu_cores()
-  config = config_files.load("demo")
+  config = loading.load("demo")
   config.update_from_flattened_dict(
     {
       "data.name": "digits",

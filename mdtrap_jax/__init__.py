@@ -19,7 +19,7 @@ _PUBLIC = {
   "compare": "report.comparison",
   "cross_validate": "classifier.folds",
   "inspect": "checkpoints.inspect",
-  "load_config": "config_files:load",
+  "load_config": "config.loading:load",
   "load_model": "checkpoints:load",
   "make_source": "data.sources",
   "make_term": "objectives",

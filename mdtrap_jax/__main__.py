@@ -210,14 +210,14 @@ def _refuse(parser: Parser, options: argparse.Namespace, token: str) -> NoReturn
 def run(options: argparse.Namespace) -> int:
   """`mdtrap run`: checks, runs, prints the table."""
   from mdtrap_jax import config as settings
-  from mdtrap_jax import config_files
+  from mdtrap_jax.config import loading
 
   if options.help_config:
     return show_config(options)
   if not options.workdir:
     return _end("error: --workdir=DIR is missing: where the run's files go.", USAGE)
   buckets.is_bucket(options.workdir)  # another kind of store is refused now
-  config = settings.resolve(config_files.load(options.config, options.fields))
+  config = settings.resolve(loading.load(options.config, options.fields))
 
   import jax
   from absl import logging
@@ -303,13 +303,13 @@ def inspect(options: argparse.Namespace) -> int:
 
 def show_config(options: argparse.Namespace) -> int:
   """`mdtrap config` and `mdtrap run --help-config`."""
-  from mdtrap_jax import config_files
+  from mdtrap_jax.config import loading
 
   if options.config is None:
-    for name, path in config_files.packaged().items():
-      print(f"{name:<12} {config_files.purpose(path)}")
+    for name, path in loading.packaged().items():
+      print(f"{name:<12} {loading.purpose(path)}")
     return 0
-  for name, value, comment in config_files.fields(options.config, options.fields):
+  for name, value, comment in loading.fields(options.config, options.fields):
     shown = value if isinstance(value, str) else repr(value)
     print(f"--config.{name}={shown}")
     print(textwrap.fill(comment, 96, initial_indent="    ", subsequent_indent="    "))

@@ -8,9 +8,9 @@ import types
 import pytest
 
 import mdtrap_jax
-from mdtrap_jax import config_files
 from mdtrap_jax.__main__ import main
 from mdtrap_jax.checkpoints import inspect as checkpoint_reports
+from mdtrap_jax.config import loading
 from tests.paths import ROOT
 
 
@@ -101,7 +101,7 @@ def test_a_config_of_ones_own_that_fails(source, message, tmp_path, capsys):
 def test_a_copy_of_a_config_works_anywhere(tmp_path):
   path = tmp_path / "mine.py"
   path.write_text((ROOT / "configs" / "chestx.py").read_text())
-  config = config_files.load(f"{path}:baseline", [("data.shots", "5"), ("model.name", "~/clip")])
+  config = loading.load(f"{path}:baseline", [("data.shots", "5"), ("model.name", "~/clip")])
   assert (config.adapt.steps, config.data.shots, config.model.name) == (125, 5, "~/clip")
 
 
@@ -122,7 +122,7 @@ def test_a_copy_of_a_config_works_anywhere(tmp_path):
   ],
 )
 def test_values_mean_what_the_field_is(field, text, value):
-  config = config_files.load("folder", [(field, text)])
+  config = loading.load("folder", [(field, text)])
   for part in field.split("."):
     config = config[part]
   assert (config.to_dict() if field == "variants" else config) == value

@@ -9,9 +9,10 @@ import pytest
 
 from configs import backbones, copa, default, miniature, study
 from mdtrap_jax import config as settings
-from mdtrap_jax import config_files, models
+from mdtrap_jax import models
+from mdtrap_jax.config import loading
+from mdtrap_jax.config.fields import KINDS
 from mdtrap_jax.experiments import finetune
-from mdtrap_jax.fields import KINDS
 from mdtrap_jax.methods.heads import METHODS as HEADS
 from mdtrap_jax.methods.tuning.choices import make_parameterization
 from mdtrap_jax.objectives import chain
@@ -235,13 +236,13 @@ def test_unknown_rows(row):
     backbones.get_config(row)
 
 
-@pytest.mark.parametrize("name", [*sorted(config_files.packaged()), "fsl:tip_adapter_f,folder"])
+@pytest.mark.parametrize("name", [*sorted(loading.packaged()), "fsl:tip_adapter_f,folder"])
 def test_every_field_has_a_rule_and_a_comment(name):
-  config = config_files.load(name)
+  config = loading.load(name)
   fields = {field for field, _ in settings.flatten(config) if not field.startswith("variants.")}
   known = {field for field in KINDS[config.experiment] if not field.startswith("objective.")}
   assert {field for field in fields if not field.startswith("objective.")} == known
-  assert [field for field, _, comment in config_files.fields(name) if not comment] == []
+  assert [field for field, _, comment in loading.fields(name) if not comment] == []
 
 
 @functools.cache
@@ -262,7 +263,7 @@ def test_every_field_is_read_somewhere(name):
   """A field whose name is no attribute or keyword anywhere in the package does nothing."""
   unread = [
     field
-    for field, _ in settings.flatten(config_files.load(name))
+    for field, _ in settings.flatten(loading.load(name))
     if field.rsplit(".", 1)[-1] not in names_in_the_package() and not field.startswith("objective.")
   ]  # read by iteration
   assert set(unread) <= BY_NAME

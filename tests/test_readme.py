@@ -10,8 +10,8 @@ import pytest
 import yaml
 
 from mdtrap_jax import config as settings
-from mdtrap_jax import config_files
 from mdtrap_jax.__main__ import make_parser
+from mdtrap_jax.config import loading
 from mdtrap_jax.run.lines import read_episodes
 from mdtrap_jax.sweep import cells
 from tests.episodes import run_finetune, small_config
@@ -58,7 +58,7 @@ def test_a_command_is_one_that_the_parser_and_the_checker_take(page, words):
     if words[0] == "sweep":
       assert [cell.resolve() for cell in cells.load(options.config, pairs)]
     else:
-      settings.resolve(config_files.load(options.config, pairs))
+      settings.resolve(loading.load(options.config, pairs))
 
 
 @pytest.mark.parametrize("page", PAGES)
@@ -93,7 +93,7 @@ def test_fields_in_a_sentence_exist(page):
 
 
 def fields_of(name: str) -> list[str]:
-  return [field for field, _, _ in config_files.fields(name)]
+  return [field for field, _, _ in loading.fields(name)]
 
 
 @pytest.mark.parametrize("page", PAGES)
@@ -127,7 +127,7 @@ def test_a_new_term_runs_as_printed(tmp_path):
   term = code[code.index("def add_spread") : code.index("def get_config")]
   assert len(term.strip().splitlines()) <= 15
   (tmp_path / "spread.py").write_text(code, encoding="utf-8")
-  config = config_files.load(str(tmp_path / "spread.py"))
+  config = loading.load(str(tmp_path / "spread.py"))
   small = small_config(
     data__name="world", data__domain="radiograph", data__images_per_class=6, episodes=1
   )

@@ -10,7 +10,7 @@ from typing import Any
 import ml_collections
 
 from mdtrap_jax import config as configs
-from mdtrap_jax import config_files
+from mdtrap_jax.config import loading
 from mdtrap_jax.experiments import finetune
 from mdtrap_jax.methods import heads
 
@@ -35,7 +35,7 @@ def has_text(method: str) -> bool:
 
 def method_names() -> tuple[str, ...]:
   """Every method that adapts one task of one's own images."""
-  config_files.load("default")  # makes `configs` importable, from a wheel too
+  loading.load("default")  # makes `configs` importable, from a wheel too
   return (ZERO_SHOT, *head_names(), *importlib.import_module("configs.default").METHODS)
 
 
@@ -69,7 +69,7 @@ def make_config(
     fields.pop("tune", "lora") if not head else "lora"
   )  # with the hyper-parameters of its own paper
   base = f"copa:{method}" if head else f"default:{'vlm' if method == ZERO_SHOT else method},{tune}"
-  config = config_files.load(base)
+  config = loading.load(base)
   shots = min(math.ceil(sum(counts) / len(counts)), MOST_SHOTS)
   values: dict[str, Any] = {
     "model.name": model,
@@ -81,7 +81,7 @@ def make_config(
     values["data.template"] = tuple(template) if isinstance(template, list) else template
   # Its short schedule is the demonstration's.
   if not head and model == "miniature" and tune == "lora":
-    demo = config_files.load("demo")
+    demo = loading.load("demo")
     values["adapt.steps"] = demo.adapt.steps
     values["optimizer.learning_rate"] = demo.optimizer.learning_rate
   known = dict(configs.flatten(config))

@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from mdtrap_jax import config as settings
-from mdtrap_jax import config_files, models
+from mdtrap_jax import models
 from mdtrap_jax.checkpoints.load import describe
 from mdtrap_jax.checkpoints.source import open_checkpoint
+from mdtrap_jax.config import loading
 from mdtrap_jax.report import published
 from mdtrap_jax.report.published import ACCURACY, AVERAGE, Published
 from mdtrap_jax.run.lines import read_episodes, read_object
@@ -73,7 +74,7 @@ def find(config: Mapping[str, Any]) -> Published | None:
 @functools.cache
 def _config(row: Published) -> Mapping[str, Any]:
   """Of what reproduces a number, as `config.json` has it."""
-  config = settings.resolve(config_files.load(row.config, row.fields))
+  config = settings.resolve(loading.load(row.config, row.fields))
   return json.loads(settings.to_json(config))
 
 

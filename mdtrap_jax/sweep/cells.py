@@ -9,7 +9,8 @@ from typing import NamedTuple
 import ml_collections
 
 from mdtrap_jax import config as settings
-from mdtrap_jax import config_files, files
+from mdtrap_jax import files
+from mdtrap_jax.config import loading
 
 _SECTION = "sweep."
 _KINDS = ("finetune", "heads")  # whose runs are counted in episodes
@@ -44,7 +45,7 @@ class Cell(NamedTuple):
     Raises:
       OSError, ValueError: it cannot be right.
     """
-    config = settings.resolve(config_files.load(self.config, self.fields))
+    config = settings.resolve(loading.load(self.config, self.fields))
     if config.experiment not in _KINDS:
       raise ValueError(
         f"{self.config} is of kind {config.experiment}: a cell is {_KINDS[0]} or heads."
@@ -103,7 +104,7 @@ def references(config: str, fields: Sequence[tuple[str, str]] = ()) -> tuple[str
 def _given(config: str, fields: Sequence[tuple[str, str]]) -> ml_collections.ConfigDict:
   """What a sweep's config says of the sweep itself."""
   own = [(name, text) for name, text in fields if name.startswith(_SECTION)]
-  given = settings.resolve(config_files.load(config, own))
+  given = settings.resolve(loading.load(config, own))
   if given.experiment != "sweep":
     raise ValueError(f"{config} is one run and no sweep: mdtrap run --config={config}")
   return given.sweep

@@ -5,8 +5,8 @@ import json
 import pytest
 
 from mdtrap_jax import config as settings
-from mdtrap_jax import config_files
 from mdtrap_jax.__main__ import main
+from mdtrap_jax.config import loading
 from mdtrap_jax.report import agreement, published
 from mdtrap_jax.sweep import cells as sweep_cells
 from tests.paths import ROOT
@@ -42,7 +42,7 @@ def test_every_number_of_the_papers_is_there():
 
 @pytest.mark.parametrize("row", list(published.published()), ids=str)
 def test_every_command_is_a_config(row):
-  config = config_files.load(row.config.replace("TARGET", "isic"), row.fields)
+  config = loading.load(row.config.replace("TARGET", "isic"), row.fields)
   config = settings.resolve(config)
   assert config.get("method", row.method) == row.method
   if row.target != published.AVERAGE:
@@ -74,7 +74,7 @@ def test_tolerances(target, shots, tolerance):
 def run_of(path, config, fields=(), episodes=800, accuracy=0.38):
   """A fabricated run."""
   path.mkdir(parents=True)
-  config = settings.resolve(config_files.load(config, fields))
+  config = settings.resolve(loading.load(config, fields))
   (path / "config.json").write_text(settings.to_json(config))
   line = {"status": "ok", "accuracy": accuracy, "zero_shot_accuracy": 0.2}
   lines = (json.dumps({"episode": i, **line}) for i in range(episodes))

@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 
 from configs import comparison, sweep_comparison
-from mdtrap_jax import checkpoints, config_files
+from mdtrap_jax import checkpoints
 from mdtrap_jax import config as settings
+from mdtrap_jax.config import loading
 from mdtrap_jax.data.sources import make_source
 from mdtrap_jax.experiments import finetune, heads
 from mdtrap_jax.methods.heads import METHODS
@@ -101,7 +102,7 @@ def test_parts_of_the_comparison():
     ("comparison:lora,mnist", "TARGET"),
   ):
     with pytest.raises(ValueError, match=message):
-      config_files.load(config)
+      loading.load(config)
 
 
 @pytest.mark.parametrize(

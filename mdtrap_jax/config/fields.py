@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from mdtrap_jax import files
-from mdtrap_jax.rules import (
+from mdtrap_jax.config.rules import (
   MOST,
   Rule,
   distinct,

@@ -10,8 +10,8 @@ from typing import Any
 import ml_collections
 
 from mdtrap_jax import files
-from mdtrap_jax.fields import KINDS, MOST_TASKS, complaint, nearest, unknown
-from mdtrap_jax.rules import MOST, one_of, real
+from mdtrap_jax.config.fields import KINDS, MOST_TASKS, complaint, nearest, unknown
+from mdtrap_jax.config.rules import MOST, one_of, real
 
 # How a run is carried out, not what it computes: free to differ when a run is resumed.
 RUNTIME_FIELDS = (

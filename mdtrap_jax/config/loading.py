@@ -18,15 +18,16 @@ from typing import Any
 import ml_collections
 
 from mdtrap_jax import config as settings
-from mdtrap_jax.fields import complaint, unknown
+from mdtrap_jax.config.fields import complaint, unknown
 
 WORDS = {"true": True, "false": False, "none": None}
 
 
 def folder() -> Path:
   """Where the configs lie that come with the library: beside the package, or in a wheel inside."""
-  inside = Path(__file__).parent / "configs"
-  return inside if inside.is_dir() else Path(__file__).parents[1] / "configs"
+  package = Path(__file__).parents[1]
+  inside = package / "configs"
+  return inside if inside.is_dir() else package.parent / "configs"
 
 
 def packaged() -> dict[str, Path]:
