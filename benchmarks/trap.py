@@ -28,7 +28,6 @@ from configs import default
 from mdtrap_jax import config as configs
 from mdtrap_jax import files
 from mdtrap_jax.experiments import finetune, study
-from mdtrap_jax.methods.finetune import FineTuning
 from mdtrap_jax.report import comparison, tables
 from mdtrap_jax.report.figures import plot_study
 from mdtrap_jax.run import devices, loop
@@ -115,22 +114,9 @@ def make_config(
   return config
 
 
-Shared = dict[str, FineTuning]
-
-
-def run(config: ml_collections.ConfigDict, workdir: Path, shared: Shared) -> None:
-  """One run, or as many as it has variants; methods that are alike share what is compiled."""
-  experiment = finetune.experiment(config)
-  (group,) = experiment.groups
-  fields = configs.resolve(config).to_dict()
-  kept = {part: fields[part] for part in ("adapt", "objective", "optimizer", "lora")}
-  key = json.dumps([kept, fields["data"]["shots"], list(experiment.runs)])
-
-  def prepare():
-    ready = group.prepare()
-    return ready._replace(method=shared.setdefault(key, ready.method))
-
-  loop.run(experiment._replace(groups=[group._replace(prepare=prepare)]), workdir)
+def run(config: ml_collections.ConfigDict, workdir: Path) -> None:
+  """One run, or as many as it has variants; those that adapt alike share what is compiled."""
+  loop.run(finetune.experiment(config), workdir)
 
 
 def baseline_trials() -> Iterator[tuple[str, Choice]]:
@@ -141,7 +127,6 @@ def baseline_trials() -> Iterator[tuple[str, Choice]]:
 
 def search(work: Path, folders: Mapping[str, str]) -> None:
   """Runs all trials on the validation worlds and writes `search.csv` and `choice.json`."""
-  shared: Shared = {}
   common = dict(seed=VALIDATION, episodes=SEARCH_EPISODES, data__cache_dir=str(work / "cache"))
   worlds = ("radiograph", "closeup")
   rows = []
@@ -149,7 +134,7 @@ def search(work: Path, folders: Mapping[str, str]) -> None:
     for world in worlds:
       place = work / "search" / world / name
       off = dict(objective__svl__weight=0.0, objective__ra__weight=0.0)
-      run(make_config(data_of(world, folders), choice, {}, **common, **off), place, shared)
+      run(make_config(data_of(world, folders), choice, {}, **common, **off), place)
       rows += [
         (world, "vlm", choice.learning_rate, steps, "", "", "", *_at(place, steps))
         for steps in STEPS
@@ -168,7 +153,7 @@ def search(work: Path, folders: Mapping[str, str]) -> None:
       config = make_config(
         data_of(world, folders), choice, variants, **common, adapt__evaluate_at=(5,)
       )
-      run(config, place, shared)
+      run(config, place)
       rows += [
         (world, "svl_ra", rate, steps, divergence, own["svl"], own["ra"], *_at(place / name, steps))
         for name, own in variants.items()
@@ -237,7 +222,6 @@ def test(
     at_once: episodes on a device; 0 is as its memory allows.
     dtype: of the model.
   """
-  shared: Shared = {}
   choice = Choice(**json.loads((work / "choice.json").read_text(encoding="utf-8")))
   done: dict[Cell, int] = {}
   for most, cells in ROUNDS:
@@ -256,7 +240,7 @@ def test(
             model__dtype=dtype, episodes_per_device=at_once,
             **{f"objective__{term}__window": window for term in ("visual", "svl", "ra")},
           )  # fmt: skip
-          run(config, folder_of(work, cell, window), shared)
+          run(config, folder_of(work, cell, window))
         done[cell] = count
 
 
