@@ -7,8 +7,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from mdtrap_jax.models import Specification, backend, build, shared_prefix, vlm
 from mdtrap_jax.models.families import siglip
@@ -64,16 +62,12 @@ def all_ways(at, *arguments):
   return *found, encode(at, False, params, ids[-1:], prompts)
 
 
-@settings(max_examples=5, derandomize=True)
-@given(
-  names=st.lists(st.integers(1, 4), min_size=1, max_size=4),
-  at=st.integers(0, 2),
-  context=st.integers(1, 4),
-  deeper=st.integers(0, 1),
-  seed=st.integers(0, 99),
+@pytest.mark.parametrize(
+  ("at", "context", "deeper", "names"),
+  [(0, 1, 0, [3]), (1, 4, 1, [2, 4, 1]), (2, 3, 0, [1, 1])],
 )
-def test_gives_what_whole_rows_do(names, at, context, deeper, seed):
-  rng = np.random.default_rng(seed)
+def test_gives_what_whole_rows_do(at, context, deeper, names):
+  rng = np.random.default_rng(0)
   ids = classes(rng, at, context, names)
   with jax.enable_x64(True):
     draw = lambda *shape: jnp.asarray(rng.standard_normal(shape))
