@@ -2,7 +2,12 @@
 
 Encoders' sequences are short: all logits of a head fit in a TPU's vector memory, so that no
 running softmax is needed. Queries, keys and values stay as one product makes them, side by
-side, and nothing is transposed; the backward pass computes the weights again from them.
+side; the backward pass computes the weights again from them.
+
+A chip's units work side by side only on what does not wait for each other, so heads go through
+each stage together. Those that share a vector register are told apart by zeros and not by moving
+lanes, and logits are `[keys, queries]`: sums over keys then go down the registers, not across
+their lanes, and what products need turned over are queries, keys and values, not the logits.
 """
 
 from __future__ import annotations
@@ -19,7 +24,8 @@ from jax.experimental.pallas import tpu as pltpu
 from mdtrap_jax.models.rope import Rope, tables
 
 LANES = 128  # of a vector register
-SCRATCH = 8  # arrays of one head's logits, float32, that the backward pass may need at once
+AHEAD = 2  # groups of heads that the forward pass takes through its stages together
+SCRATCH = 8  # arrays of a head's logits, float32, that the backward pass may need at once
 VECTOR_MEMORY = 64 * 2**20  # bytes that a kernel may use; the chips have 96 MiB and more
 LEAST = 16 * 2**20  # what the compiler allows without being asked
 
@@ -107,11 +113,11 @@ def _memory(tokens: int, width: int, rope: Rope | None) -> int:
   return 2 * blocks + SCRATCH * logits + turned
 
 
-def _head(ref, part, head, heads, tokens, parts=3):
-  """Where one head's part `[S, head_dim]` lies in a block."""
-  size = ref.shape[-1] // (parts * heads)
-  start = (part * heads + head) * size
-  return 0, slice(0, tokens), slice(start, start + size)
+def _lanes(ref, part, group, groups, tokens, parts=3):
+  """Where a part of a group of heads, `[tokens, each·size]`, lies in a block."""
+  width = ref.shape[-1] // (parts * groups)
+  start = (part * groups + group) * width
+  return 0, slice(0, tokens), slice(start, start + width)
 
 
 def _product(a, b, contract: tuple[int, int]):
@@ -119,14 +125,30 @@ def _product(a, b, contract: tuple[int, int]):
   return jax.lax.dot_general(a, b, dimensions, preferred_element_type=jnp.float32)
 
 
-def _weights(q, k, causal):
-  """Weights `[S, S]` of one head before they are divided by their sums `[S, 1]`."""
-  logits = _product(q, k, (1, 1)) * (1 / math.sqrt(q.shape[-1]))
+def _grouped(heads, width):
+  """Groups of heads that fill a register, heads in a group and the channels of each."""
+  size = width // heads
+  fill = LANES // size if LANES % size == 0 else 1
+  each = fill if heads % fill == 0 else 1
+  return heads // each, each, size
+
+
+def _own(x, head, size):
+  """Channels of a group, 0 but for one head's: a product with it is that head's alone."""
+  if x.shape[1] == size:
+    return x
+  lane = jax.lax.broadcasted_iota(jnp.int32, x.shape, 1)
+  return jnp.where((lane >= head * size) & (lane < (head + 1) * size), x, jnp.zeros_like(x))
+
+
+def _weights(own_q, k, size, causal):
+  """Weights `[keys, queries]` of one head before they are divided by their sums `[1, queries]`."""
+  logits = _product(k, own_q, (1, 1)) * (1 / math.sqrt(size))
   if causal:
     row, column = (jax.lax.broadcasted_iota(jnp.int32, logits.shape, axis) for axis in (0, 1))
-    logits = jnp.where(column <= row, logits, -jnp.inf)
-  weights = jnp.exp(logits - logits.max(-1, keepdims=True))
-  return weights, weights.sum(-1, keepdims=True)
+    logits = jnp.where(row <= column, logits, -jnp.inf)
+  weights = jnp.exp(logits - logits.max(0, keepdims=True))
+  return weights, weights.sum(0, keepdims=True)
 
 
 def _clear(ref, tokens):
@@ -155,43 +177,64 @@ def _turn(ref, turns_ref, out_ref, back=False):
     out_ref[lanes] = (x * cos + partner).astype(x.dtype)
 
 
-def _compared(qkv_ref, turning, tokens, heads):
-  """Queries and keys of each head, turned in the room that there is for them."""
+def _compared(qkv_ref, turning, tokens, groups):
+  """Queries and keys of each group of heads, turned in the room that there is for them."""
   ref, parts = qkv_ref, 3
   if turning:
     turns_ref, ref = turning
     parts = 2
     _turn(qkv_ref, turns_ref, ref)
-  return lambda part, head: ref[_head(ref, part, head, heads, tokens, parts)]
+  return lambda part, group: ref[_lanes(ref, part, group, groups, tokens, parts)]
 
 
 def _forward(qkv_ref, out_ref, *, tokens, heads, causal, turning=()):
+  groups, each, size = _grouped(heads, out_ref.shape[-1])
   _clear(out_ref, tokens)
-  compared = _compared(qkv_ref, turning, tokens, heads)
-  for head in range(heads):
-    v = qkv_ref[_head(qkv_ref, 2, head, heads, tokens)]
-    weights, total = _weights(compared(0, head), compared(1, head), causal)
-    # The division comes after the product, where there is less to divide.
-    out = _product(weights.astype(v.dtype), v, (1, 0)) / total
-    out_ref[_head(out_ref, 0, head, heads, tokens, parts=1)] = out.astype(out_ref.dtype)
+  compared = _compared(qkv_ref, turning, tokens, groups)
+  for first in range(0, groups, AHEAD):
+    together = range(first, min(first + AHEAD, groups))
+    found = {
+      (group, head): _weights(
+        _own(compared(0, group), head, size), compared(1, group), size, causal
+      )
+      for group in together
+      for head in range(each)
+    }
+    for group in together:
+      v = qkv_ref[_lanes(qkv_ref, 2, group, groups, tokens)].T
+      outs = []
+      for head in range(each):
+        weights, total = found[group, head]
+        out = _product(v[head * size : (head + 1) * size], weights.astype(v.dtype), (1, 0))
+        outs.append(out * (1 / total))  # after the product, where there is less to divide
+      lanes = _lanes(out_ref, 0, group, groups, tokens, parts=1)
+      out_ref[lanes] = jnp.concatenate(outs).T.astype(out_ref.dtype)
 
 
 def _backward(qkv_ref, g_ref, back_ref, *, tokens, heads, causal, turning=()):
-  scale = 1 / math.sqrt(g_ref.shape[-1] // heads)
+  groups, each, size = _grouped(heads, g_ref.shape[-1])
+  scale, dtype, each = 1 / math.sqrt(size), back_ref.dtype, range(each)
   _clear(back_ref, tokens)
-  compared = _compared(qkv_ref, turning, tokens, heads)
-  for head in range(heads):
-    lanes = [_head(qkv_ref, part, head, heads, tokens) for part in range(3)]
-    q, k, v = compared(0, head), compared(1, head), qkv_ref[lanes[2]]
-    g = g_ref[_head(g_ref, 0, head, heads, tokens, parts=1)]
-    weights, total = _weights(q, k, causal)
-    weights = weights / total
-    back = _product(g, v, (1, 1))
-    # The softmax's own derivative: what is common to a row has no effect.
-    logits = weights * (back - (weights * back).sum(-1, keepdims=True)) * scale
-    logits = logits.astype(q.dtype)
-    back_ref[lanes[0]] = _product(logits, k, (1, 0)).astype(q.dtype)
-    back_ref[lanes[1]] = _product(logits, q, (0, 0)).astype(q.dtype)
-    back_ref[lanes[2]] = _product(weights.astype(g.dtype), g, (0, 0)).astype(q.dtype)
+  compared = _compared(qkv_ref, turning, tokens, groups)
+  for group in range(groups):
+    lanes = [_lanes(qkv_ref, part, group, groups, tokens) for part in range(3)]
+    q, k, v = compared(0, group), compared(1, group), qkv_ref[lanes[2]]
+    g = g_ref[_lanes(g_ref, 0, group, groups, tokens, parts=1)]
+    turned = k.T
+    own_q, own_g = ([_own(x, head, size) for head in each] for x in (q, g))
+    found = [_weights(x, k, size, causal) for x in own_q]
+    backs = [_product(v, x, (1, 1)) for x in own_g]
+    weights = [weights * (1 / total) for weights, total in found]
+    # The softmax's own derivative: what is common to all keys has no effect.
+    logits = [
+      (one * (back - (one * back).sum(0, keepdims=True))).astype(dtype)
+      for one, back in zip(weights, backs, strict=True)
+    ]
+    dv = sum(_product(weights[head].astype(dtype), own_g[head], (1, 0)) for head in each)
+    dk = sum(_product(logits[head], own_q[head], (1, 0)) for head in each)
+    dq = [_product(turned[head * size : (head + 1) * size], logits[head], (1, 0)) for head in each]
+    back_ref[lanes[0]] = (jnp.concatenate(dq) * scale).T.astype(dtype)
+    back_ref[lanes[1]] = (dk * scale).astype(dtype)
+    back_ref[lanes[2]] = dv.astype(dtype)
   if turning:
     _turn(back_ref, turning[0], back_ref, back=True)

@@ -60,10 +60,13 @@ def test_to_all_digits_of_float32(rope):
   agrees(jnp.float32, 1e-5, False, rope)
 
 
-@pytest.mark.parametrize("head_dim", [64, 96])  # two heads to a register, and heads across two
-def test_turns_heads_that_do_and_do_not_fill_registers(head_dim):
+@pytest.mark.parametrize(
+  ("head_dim", "heads", "causal"),
+  [(64, 6, False), (64, 2, True), (32, 4, True), (96, 3, False), (64, 3, False)],
+)
+def test_heads_that_share_registers_fill_them_or_lie_across(head_dim, heads, causal):
   rope = Rope(grid=2, head_dim=head_dim, class_token=True)
-  agrees(jnp.float32, 1e-5, False, rope, heads=4, width=4 * head_dim)
+  agrees(jnp.float32, 1e-5, causal, rope, heads=heads, width=heads * head_dim)
 
 
 def test_what_fills_up_the_tiles_is_not_seen():
