@@ -75,6 +75,7 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
   parser.add_argument("--method", default="svl_ra", choices=sorted(default.METHODS))
   parser.add_argument("--episodes", type=int, default=1, help="at once on each chip")
   parser.add_argument("--shards", type=int, default=1, help="chips that hold one copy of weights")
+  parser.add_argument("--chips", type=int, default=0, help="of the topology; 0: one copy's")
   parser.add_argument("--chunk", type=int, default=0, help="support rows encoded at once; 0: all")
   parser.add_argument("--dtype", default="bfloat16", choices=("float32", "bfloat16", "float16"))
   parser.add_argument("--blocks", type=int, default=0, help="of the image encoder; 0: all")
@@ -98,7 +99,7 @@ def build(arguments: argparse.Namespace) -> VisionLanguageModel:
 
 
 def lower(arguments: argparse.Namespace) -> dict[str, jax.stages.Lowered]:
-  """The programs of a run on one or, with `shards`, that many chips of a topology, by name."""
+  """The programs of a run on as many chips of a topology as are asked for, by name."""
   config = configs.replace(throughput.make_config(arguments), {"adapt.chunk": arguments.chunk})
   model = build(arguments)
   params = jax.eval_shape(
@@ -107,7 +108,7 @@ def lower(arguments: argparse.Namespace) -> dict[str, jax.stages.Lowered]:
   )
   method = finetune.make_method(config, config.objective.to_dict(), model, LOGIT_SCALE)
   chips = topologies.get_topology_desc(platform="tpu", topology_name=arguments.topology).devices
-  mesh = task_mesh(chips[: arguments.shards], arguments.shards)
+  mesh = task_mesh(chips[: arguments.chips or arguments.shards], arguments.shards)
 
   def laid_out(tree: Any, spec: PartitionSpec) -> Any:
     layout = NamedSharding(mesh, spec)
@@ -234,7 +235,8 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
       "method": arguments.method,
       "shots": arguments.shots,
       "dtype": arguments.dtype,
-      "episodes_on_a_chip": arguments.episodes / arguments.shards,
+      "episodes_on_a_chip": arguments.episodes,
+      "chips": arguments.chips or arguments.shards,
       "shards": arguments.shards,
     },
     "programs": report,

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from mdtrap_jax.models import fused_attention as module
 from mdtrap_jax.models.fused_attention import fits, fused_attention
 from mdtrap_jax.models.rope import Rope, rotate
 
@@ -69,6 +70,14 @@ def test_heads_that_share_registers_fill_them_or_lie_across(head_dim, heads, cau
   agrees(jnp.float32, 1e-5, causal, rope, heads=heads, width=heads * head_dim)
 
 
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("tile", [1, 2])  # which divide the tokens or leave a rest
+def test_many_queries_come_by_tiles(tile, causal, monkeypatch):
+  monkeypatch.setattr(module, "WHOLE", 4)
+  monkeypatch.setattr(module, "TILE", tile)
+  agrees(jnp.float32, 1e-5, causal, ROPE)
+
+
 def test_what_fills_up_the_tiles_is_not_seen():
   qkv = jax.random.normal(jax.random.key(0), (1, FILLED, 3 * WIDTH)).astype(jnp.bfloat16)
   attend = jax.jit(lambda x: fused_attention(x, TOKENS, HEADS, False, ROPE, interpret=True))
@@ -78,4 +87,5 @@ def test_what_fills_up_the_tiles_is_not_seen():
 def test_what_fits():
   assert fits(200, 768)  # ViT-B/16
   assert fits(584, 1024)  # ViT-L/14 at 336 pixels
+  assert fits(1024, 1536)  # PE-Core G14 at 448 pixels
   assert not fits(4096, 1536)
