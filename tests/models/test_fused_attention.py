@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mdtrap_jax.models import fused_attention as module
+from mdtrap_jax.models import attention_kernel
 from mdtrap_jax.models.fused_attention import fits, fused_attention
 from mdtrap_jax.models.rope import Rope, rotate
 
@@ -73,8 +73,8 @@ def test_heads_that_share_registers_fill_them_or_lie_across(head_dim, heads, cau
 @pytest.mark.parametrize("causal", [False, True])
 @pytest.mark.parametrize("tile", [1, 2])  # which divide the tokens or leave a rest
 def test_many_queries_come_by_tiles(tile, causal, monkeypatch):
-  monkeypatch.setattr(module, "WHOLE", 4)
-  monkeypatch.setattr(module, "TILE", tile)
+  monkeypatch.setattr(attention_kernel, "WHOLE", 4)
+  monkeypatch.setattr(attention_kernel, "TILE", tile)
   agrees(jnp.float32, 1e-5, causal, ROPE)
 
 
