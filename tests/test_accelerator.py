@@ -5,7 +5,7 @@ import importlib.util
 
 import pytest
 
-from benchmarks import accelerator
+from benchmarks import accelerator, attention
 from mdtrap_jax.run.needs import peak_bytes
 
 COLLECTIVES = ("all-reduce", "all-gather", "all-to-all", "collective-permute", "reduce-scatter")
@@ -40,6 +40,11 @@ def test_loops_count_as_often_as_they_turn_and_kernels_by_convention():
   chip = accelerator.Chip(flop_per_second=100.0, bytes_per_second=2.0, hertz=4.0)
   kernel = 2 * 15 * 4  # twice the 15 seconds that its bytes take, more than its operations
   assert accelerator.estimated_cycles(LOOPS, chip) == 12 * 7 + 5 + kernel
+
+
+def test_a_unit_is_busy_as_far_as_its_slots_are_used():
+  text = "== CAPACITY:\nMXU, XLU\n    4     2\n== UTILIZATION:\n2 0\n4 1\n2 0\n0 1\n"
+  assert attention.busy(text) == {"MXU": 0.5, "XLU": 0.25}
 
 
 @pytest.fixture(scope="module")

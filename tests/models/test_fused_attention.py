@@ -87,5 +87,5 @@ def test_what_fills_up_the_tiles_is_not_seen():
 def test_what_fits():
   assert fits(200, 768)  # ViT-B/16
   assert fits(584, 1024)  # ViT-L/14 at 336 pixels
-  assert fits(1024, 1536)  # PE-Core G14 at 448 pixels
+  assert fits(1024, 1536, Rope(32, 96, class_token=False))  # PE-Core G14 at 448 pixels
   assert not fits(4096, 1536)
