@@ -207,11 +207,15 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     arguments: of the command line; with `dump` the optimized HLO is written there.
 
   Raises:
-    ValueError: the topology's chips are not known here.
+    ValueError: the topology's chips are not known here, or do not hold whole copies of weights.
   """
   kind = arguments.topology.partition(":")[0]
   if kind not in CHIPS:
     raise ValueError(f"--topology={arguments.topology}: give one of {sorted(CHIPS)}, as v5e:2x2.")
+  if arguments.chips % arguments.shards:
+    raise ValueError(
+      f"--chips={arguments.chips}: give a multiple of --shards={arguments.shards}, or leave it out."
+    )
   flops, report = model_flops(arguments), {}
   chip = CHIPS[kind]
   for name, lowered in lower(arguments).items():

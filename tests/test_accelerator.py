@@ -1,6 +1,5 @@
 """What a TPU's compiler says of the programs; needs `pip install 'jax[tpu]'`, but no TPU."""
 
-import argparse
 import importlib.util
 
 import pytest
@@ -80,7 +79,7 @@ def test_a_part_is_compiled_alone(compiled):
   assert part["estimated_cycles"] < cycles
 
 
-def test_an_unknown_chip_is_refused():
-  arguments = argparse.Namespace(**vars(accelerator.parse_arguments(["--topology=v1:2x2"])))
-  with pytest.raises(ValueError, match="--topology=v1:2x2"):
-    accelerator.measure(arguments)
+@pytest.mark.parametrize("given", [["--topology=v1:2x2"], ["--chips=6", "--shards=4"]])
+def test_chips_that_cannot_be_had_are_refused(given):
+  with pytest.raises(ValueError, match=f"{given[0]}: give"):
+    accelerator.measure(accelerator.parse_arguments(given))

@@ -45,23 +45,29 @@ def _product(a, b, contract: tuple[int, int]):
   return jax.lax.dot_general(a, b, dimensions, preferred_element_type=jnp.float32)
 
 
+def _ones(x, other: int = 0):
+  """`[C, C]`, 1 where a channel of `x [rows, C]` meets itself, or the other of its pair.
+
+  A product with it moves channels, exactly.
+  """
+  row, column = (jax.lax.broadcasted_iota(jnp.int32, 2 * x.shape[1:], axis) for axis in (0, 1))
+  return (row == column ^ other).astype(x.dtype)
+
+
 def _turned(x):
-  """`[rows, C]` to `[C, rows]`; what does not fill registers by a product with ones, exactly.
+  """`[rows, C]` to `[C, rows]`; where that does not fill registers, by a product.
 
   libtpu (0.0.42) fails on the transposition of some of those ("Found no uses of XposeSequence").
   """
-  if x.shape[1] % LANES == 0:
-    return x.T
-  row, column = (jax.lax.broadcasted_iota(jnp.int32, 2 * x.shape[1:], axis) for axis in (0, 1))
-  return _product((row == column).astype(x.dtype), x, (1, 1)).astype(x.dtype)
+  return x.T if x.shape[1] % LANES == 0 else _product(_ones(x), x, (1, 1)).astype(x.dtype)
 
 
 def _grouped(heads, width):
-  """Groups of heads that fill a register, heads in a group and the channels of each."""
+  """How many groups of heads fill registers, the heads in each, and a head's channels."""
   size = width // heads
   fill = LANES // size if LANES % size == 0 else 1
   each = fill if heads % fill == 0 else 1
-  return heads // each, each, size
+  return heads // each, range(each), size
 
 
 def _own(x, head, size):
@@ -103,9 +109,7 @@ def _turn(ref, turns_ref, out_ref, back=False):
     lanes = 0, slice(0, tokens), slice(start, min(start + LANES, width))
     x, here = ref[lanes], start % period
     cos, sin = (turns_ref[part, :, here : here + x.shape[1]] for part in range(2))
-    # The other of each pair of channels, by a product with zeros and ones, which is exact.
-    row, column = (jax.lax.broadcasted_iota(jnp.int32, 2 * x.shape[1:], axis) for axis in (0, 1))
-    partner = _product(x, (row == column ^ 1).astype(x.dtype), (1, 0)) * (-sin if back else sin)
+    partner = _product(x, _ones(x, other=1), (1, 0)) * (-sin if back else sin)
     out_ref[lanes] = (x * cos + partner).astype(x.dtype)
 
 
@@ -131,7 +135,7 @@ def forward(qkv_ref, out_ref, *, tokens, heads, causal, turning=()):
     turning: cosines and sines of the positions, and room for what they turn; or nothing.
   """
   groups, each, size = _grouped(heads, out_ref.shape[-1])
-  each, every = range(each), slice(0, tokens)
+  every = slice(0, tokens)
   _clear(out_ref, tokens)
   compared = _compared(qkv_ref, turning, tokens, groups)
   for start in range(0, groups, AHEAD):
@@ -150,7 +154,7 @@ def forward(qkv_ref, out_ref, *, tokens, heads, causal, turning=()):
         outs = []
         for head in each:
           weights, total = found[group, head]
-          own_v = v[group][head * size : (head + 1) * size]
+          own_v = v[group][head * size :][:size]
           # The division comes after the product, where there is less to divide.
           outs.append(_product(own_v, weights.astype(own_v.dtype), (1, 0)) * (1 / total))
         lanes = _lanes(out_ref, 0, group, groups, rows, parts=1)
@@ -163,8 +167,7 @@ def forward(qkv_ref, out_ref, *, tokens, heads, causal, turning=()):
 def backward(qkv_ref, g_ref, back_ref, *, tokens, heads, causal, turning=()):
   """Writes the cotangent of `qkv_ref`, like it, from that of the result, `[1, S, W]`."""
   groups, each, size = _grouped(heads, g_ref.shape[-1])
-  scale, dtype = 1 / math.sqrt(size), back_ref.dtype
-  each, every = range(each), slice(0, tokens)
+  scale, dtype, every = 1 / math.sqrt(size), back_ref.dtype, slice(0, tokens)
   _clear(back_ref, tokens)
   compared = _compared(qkv_ref, turning, tokens, groups)
   for group in range(groups):
