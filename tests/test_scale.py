@@ -8,7 +8,7 @@ from benchmarks import scale
 
 
 def test_an_episode_takes_the_cycles_that_the_compiler_estimates():
-  v5e = scale.machines()["v5e-1"]
+  v5e = scale.machines(scale.CLIP)["v5e-1"]
   cycles = 150 * 29.0e6 + 100 * 29.0e6 * 25 / 30 + 6 * 29.0e6
   assert scale.episode_seconds(v5e, 1, 250) == pytest.approx(cycles / 1.5e9, rel=1e-6)
   five = 750 * 5 * 29.0e6 + 500 * 5 * 29.0e6 * 25 / 30 + 6 * 29.0e6
@@ -19,7 +19,7 @@ def test_an_episode_takes_the_cycles_that_the_compiler_estimates():
 
 
 def test_chips_share_the_episodes_and_a_rest_costs_a_whole_turn():
-  machines = scale.machines()
+  machines = scale.machines(scale.CLIP)
   alone, many = scale.estimate(machines["v5e-1"], 1), scale.estimate(machines["v5e-256"], 1)
   assert many.episodes_per_second == pytest.approx(256 * alone.episodes_per_second)
   assert many.hours == pytest.approx(alone.hours * 4 / 800)  # 800 / 256 is more than 3
@@ -28,15 +28,23 @@ def test_chips_share_the_episodes_and_a_rest_costs_a_whole_turn():
 
 
 def test_memory_bounds_the_episodes_at_once():
-  v5e = scale.machines()["v5e-1"]
+  v5e = scale.machines(scale.CLIP)["v5e-1"]
   assert scale.estimate(v5e, 1).at_once == 11  # (14.4e9 - 0.16 GiB) / 1.19 GiB = 11.1
   assert scale.estimate(v5e, 5).at_once == 2
+
+
+def test_each_backbone_takes_its_own_cycles():
+  _, pe_core = scale.BACKBONES
+  v5e = scale.machines(pe_core)["v5e-1"]
+  cycles = 150 * 31.4e6 + 100 * 31.4e6 * 25 / 30 + 6 * 30.8e6
+  assert scale.episode_seconds(v5e, 1, 250) == pytest.approx(cycles / 1.5e9, rel=1e-6)
+  assert not {"H100", "H200"} & set(scale.machines(pe_core))  # never measured
 
 
 @pytest.mark.parametrize("card", ["H100", "H200"])
 def test_an_episode_takes_the_seconds_measured_on_a_card(card):
   seconds = 150 * 8.42e-3 + 100 * 8.42e-3 * 25 / 30 + 6 * 6.56e-3
-  found = scale.episode_seconds(scale.machines()[card], 1, 250)
+  found = scale.episode_seconds(scale.machines(scale.CLIP)[card], 1, 250)
   assert found == pytest.approx(seconds, rel=1e-6)
 
 
