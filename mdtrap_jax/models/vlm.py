@@ -8,6 +8,7 @@ first adapted block and pay for it once.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -30,6 +31,25 @@ class Prompts(NamedTuple):
 
   first: jax.Array  # [n, W], or of a text [B, n, W]: below the first block
   deeper: jax.Array | None  # [J, n, W], below blocks 1 … J
+
+
+# Traced once for all models of these shapes, whatever tokenizers they came with.
+@functools.partial(jax.jit, static_argnums=(1, 2, 3))
+def _init(key: jax.Array, image: ImageConfig, text: TextConfig, sigmoid_bias: bool) -> Params:
+  """See `VisionLanguageModel.init`."""
+  keys = jax.random.split(key, 4)
+  size = image.image_size
+  image_params = {
+    "stem": ImageStem(image).init(keys[0], jnp.zeros((1, size, size, 3)))["params"],
+    "blocks": init_blocks(keys[1], image.block, image.depth),
+  }
+  ids = jnp.zeros((1, text.context_length), jnp.int32)
+  text_params = {
+    "stem": TextStem(text).init(keys[2], ids)["params"],
+    "blocks": init_blocks(keys[3], text.block, text.depth),
+  }
+  params = {"image": image_params, "text": text_params, "logit_scale": jnp.log(1 / 0.07)}
+  return {**params, "logit_bias": jnp.float32(-10)} if sigmoid_bias else params
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,19 +83,7 @@ class VisionLanguageModel:
       `{"image": {"stem": …, "blocks": …}, "text": {…}, "logit_scale": [] (its logarithm)}`,
       block leaves stacked `[depth, ...]`; with `sigmoid_bias` also `"logit_bias": []`.
     """
-    keys = jax.random.split(key, 4)
-    size = self.image.image_size
-    image = {
-      "stem": ImageStem(self.image).init(keys[0], jnp.zeros((1, size, size, 3)))["params"],
-      "blocks": init_blocks(keys[1], self.image.block, self.image.depth),
-    }
-    ids = jnp.zeros((1, self.text.context_length), jnp.int32)
-    text = {
-      "stem": TextStem(self.text).init(keys[2], ids)["params"],
-      "blocks": init_blocks(keys[3], self.text.block, self.text.depth),
-    }
-    params = {"image": image, "text": text, "logit_scale": jnp.log(1 / 0.07)}
-    return {**params, "logit_bias": jnp.float32(-10)} if self.sigmoid_bias else params
+    return _init(key, self.image, self.text, self.sigmoid_bias)
 
   def init_lora(self, key: jax.Array, lora: LoraConfig) -> dict[str, LoraFactors]:
     """Fresh factors of the adapted encoders, `{"image": …}` and/or `{"text": …}`."""
