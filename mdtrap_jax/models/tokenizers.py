@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import re
 import string
 import warnings
@@ -92,7 +93,8 @@ class PretrainedTokenizer:
   """A published tokenizer with its family's conventions.
 
   The tokens around the text are put there by this class: the published files differ in what
-  they add by themselves.
+  they add by themselves. Those made from the same files are equal, and so are the models that
+  have them: what was compiled for one serves the other.
 
   Attributes:
     end: the id of the end token.
@@ -117,6 +119,14 @@ class PretrainedTokenizer:
     pad = conventions.pad
     self._pad = pad if isinstance(pad, int) else self._id(pad)
     self._warned = False
+    contents = tuple((name, _digest(path)) for name, path in sorted(self.files.items()))
+    self._identity = (conventions, context_length, vocabulary_size, contents or id(self))
+
+  def __eq__(self, other: object) -> bool:
+    return isinstance(other, PretrainedTokenizer) and self._identity == other._identity
+
+  def __hash__(self) -> int:
+    return hash(self._identity)
 
   def __call__(self, texts: Sequence[str]) -> np.ndarray:
     """Maps `n` texts to ids `[n, L] int32`.
@@ -164,6 +174,11 @@ class PretrainedTokenizer:
         "Further long prompts are cut without a warning.",
         stacklevel=3,
       )
+
+
+def _digest(path: Path) -> str:
+  with open(path, "rb") as file:
+    return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def check_end(token_ids: np.ndarray, text: TextConfig, end: int | None = None) -> None:

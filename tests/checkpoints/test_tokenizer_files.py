@@ -69,6 +69,18 @@ def test_too_long_text_keeps_the_end_token_and_warns_once(clip_folder):
     np.testing.assert_array_equal(tokenize([TEXTS[0]]), ids)
 
 
+def test_tokenizers_of_the_same_files_are_equal(clip_folder):
+  """So are models loaded twice, which share what is compiled for them."""
+  first, again = load(clip_folder, "clip", 8), load(clip_folder, "clip", 8)
+  assert first == again
+  assert hash(first) == hash(again)
+  assert first != load(clip_folder, "clip", 9)
+  assert first != load(clip_folder, "clip", 8, vocabulary_size=10**5)
+  path = next(clip_folder.glob("tokenizer.json"))
+  path.write_text(path.read_text() + "\n")
+  assert first != load(clip_folder, "clip", 8)
+
+
 def test_siglip2_agrees_with_transformers(tmp_path):
   theirs = transformers.Siglip2Tokenizer(vocab=gemma_vocabulary(), merges=[("p", "h"), ("ph", "o")])
   theirs.save_pretrained(tmp_path)
