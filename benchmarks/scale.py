@@ -43,7 +43,11 @@ class Backbone(NamedTuple):
 
 
 CLIP = Backbone("clip-vit-b16", 29.0e6, 29.0e6, 1.35 * 2**30)
-BACKBONES = (CLIP, Backbone("pe-core-b16-224", 31.4e6, 30.8e6, 1.39 * 2**30))
+BACKBONES = (
+  CLIP,
+  Backbone("siglip2-b16-224", 31.4e6, 31.2e6, 1.42 * 2**30),
+  Backbone("pe-core-b16-224", 31.4e6, 30.8e6, 1.39 * 2**30),
+)
 
 
 class Machine(NamedTuple):
