@@ -177,6 +177,7 @@ class PretrainedTokenizer:
 
 
 def _digest(path: Path) -> str:
+  """SHA-256 of a file, in hexadecimal digits."""
   with open(path, "rb") as file:
     return hashlib.file_digest(file, "sha256").hexdigest()
 

@@ -23,7 +23,7 @@ devices.use_cpu_cores()
 config = default.get_config()
 config.model.name, config.lora.position = "miniature", "half-up"
 config.data.name, config.data.domain, config.data.queries = "world", "dermoscopy", 2
-config.adapt.steps, config.episodes = 5, len(jax.devices())
+config.adapt.steps, config.episodes = 12, len(jax.devices())
 for term in ("svl", "ra"):
   config.objective[term].window = (0, 5)
 config.variants = {"vlm": {"svl": 0.0, "ra": 0.0}, "ra": {"svl": 0.0}, "svl_ra": {}}
@@ -37,12 +37,12 @@ tasks = programs.spread(batch.tasks, mesh)
 
 def adapt(segment):
   prepared, state = compiled.prepare(params, tasks, ready.weights)
-  for start in range(0, 5, segment):
+  for start in range(0, 12, segment):
     state = compiled.run[True](params, prepared, state, start, start + segment)
   return jax.device_get(state.params)
 
 
-jax.tree.map(np.testing.assert_array_equal, adapt(5), adapt(1))
+jax.tree.map(np.testing.assert_array_equal, adapt(12), adapt(1))
 """
 
 

@@ -1,3 +1,4 @@
+import dataclasses
 import functools
 import subprocess
 import sys
@@ -7,7 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mdtrap_jax.models import FAMILIES, MODELS, Specification, build, random_weights
+from mdtrap_jax.checkpoints import convert
+from mdtrap_jax.models import FAMILIES, MODELS, Specification, build, random_weights, vlm
 from mdtrap_jax.models.image_stem import ImageConfig
 from mdtrap_jax.models.lora import LoraConfig
 from mdtrap_jax.models.text_stem import TextConfig
@@ -191,3 +193,16 @@ def test_importing_models_loads_neither_renderer_nor_plotting():
     [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
   )
   assert done.stdout == "[]\n['keys', 'models']\n"
+
+
+def test_shapes_are_traced_once_whatever_the_tokenizer(monkeypatch):
+  calls = []
+  first = build(Specification("clip", *VARIANTS["clip"]), image_size=56)  # of no other test
+  again = dataclasses.replace(first, tokenize=lambda texts: None)
+  assert first != again
+  original = vlm.init_blocks
+  counted = lambda *arguments: calls.append(arguments) or original(*arguments)
+  monkeypatch.setattr(vlm, "init_blocks", counted)
+  shapes = [convert.parameter_shapes(model) for model in (first, again)]
+  assert len(calls) == 2  # of the image and of the text encoder
+  assert shapes[0] == shapes[1]
