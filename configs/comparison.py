@@ -42,8 +42,9 @@ TUNED = {
   "bias": ("bias", _STEPS),
   # 16 tokens, CoOp's default, are all that its text encoder reads; 4 is their other setting.
   "coop": ("coop", {"coop.tokens": 4}),
-  # The text encoder has three blocks. As many steps as for CoOp.
-  "maple": ("maple", {"maple.depth": 3, "adapt.steps_per_shot": 50}),
+  # The text encoder has three blocks. A step sees all images, so that 50 are 50 epochs whatever
+  # the shots, as CoOp has at one shot; MaPLe's own 5 were of more classes in batches of 4.
+  "maple": ("maple", {"maple.depth": 3, "adapt.steps": 50}),
 }
 
 

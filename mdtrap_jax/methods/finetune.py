@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -235,9 +234,10 @@ class FineTuning(TextClassifier):
     embedded = jax.eval_shape(embed, params, images)
     clean = any(phase.clean for phase in self.phases)
     views, again = len(embedded), clean * support
+    text_tokens = self.parameterization.text_tokens
     rows = {  # of each encoder that may run in the steps, the number of its tokens
       "image": (self.model.image, (views + again) * self.model.image.tokens),
-      "text": (self.model.text, math.prod(task.token_ids.shape)),
+      "text": (self.model.text, text_tokens(self.model, task.token_ids.shape)),
     }
     running = [rows[name] for name in self.parameterization.encoders]
     tokens = variants * sum(count for _, count in running)

@@ -13,6 +13,7 @@ from mdtrap_jax import models
 from mdtrap_jax.experiments import finetune
 from mdtrap_jax.methods.tuning import context
 from mdtrap_jax.methods.tuning.choices import PARAMETERIZATIONS, make_parameterization
+from mdtrap_jax.models import vlm
 from mdtrap_jax.objectives import chain
 from mdtrap_jax.run import programs as batching
 from tests.episodes import row, small_config, small_episodes, smallest_clip
@@ -119,6 +120,25 @@ def test_shapes_without_the_clean_pass(name):
   work = method.work(params, row(episodes, 0), 1)
   assert work.each >= 1
   assert work.size > 0
+
+
+@pytest.mark.parametrize("name", ["lora", "coop", "coop of classes", "maple", "layernorm"])
+def test_tokens_of_texts_are_counted_as_they_are_computed(name, monkeypatch):
+  method, params, episodes = setup(name)
+  assert "text" in method.parameterization.encoders
+  trained, ids = alone(name)[1].params, row(episodes, 1).token_ids
+  seen, run_blocks = [], vlm.run_blocks
+
+  def watched(blocks, x, *arguments, **keywords):
+    seen.append(x.shape[0] * x.shape[1])
+    return run_blocks(blocks, x, *arguments, **keywords)
+
+  monkeypatch.setattr(vlm, "run_blocks", watched)
+  encode = functools.partial(method.parameterization.encode_text, method.model)
+  jax.eval_shape(encode, params, ids, trained)
+  assert seen == [method.parameterization.text_tokens(method.model, ids.shape)]
+  shared = name in ("coop", "maple")
+  assert (seen[0] < ids.size) == shared
 
 
 def cosines(params, episodes, text):

@@ -6,6 +6,7 @@ needed here, so that any tokenizer will do.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -24,6 +25,16 @@ def count_tokens(model: VisionLanguageModel, words: str) -> int:
   """Of words alone, without what the tokenizer puts around them."""
   around, row = model.tokenize(["", words])
   return int((~np.isin(row, around)).sum())
+
+
+def count_computed(model: VisionLanguageModel, count: int, shape: tuple[int, ...]) -> int:
+  """How many tokens of texts `[…, L]` are computed if `count` learned ones are the same in all.
+
+  A causal encoder has those and what stands before them once; see `models.shared_prefix`.
+  """
+  *texts, length = shape
+  shared = text_start(model) + count if model.text.block.causal else 0
+  return shared + math.prod(texts) * (length - shared)
 
 
 def check_words(model: VisionLanguageModel, section: str, words: str, count: int) -> None:

@@ -59,6 +59,12 @@ class Coop(Parameterization):
     rows = start_context(model, params, key, ids, self.tokens, self.words)
     return {"context": rows if self.per_class else rows[0]}
 
+  def text_tokens(self, model, shape):
+    """A context that the classes share is computed once."""
+    if self.per_class:
+      return super().text_tokens(model, shape)
+    return context.count_computed(model, self.tokens, shape)
+
   def encode_text(self, model, params, token_ids, trained, key=None, chunk=None):
     """The text encoder on the learned context and the class names."""
     del key

@@ -86,6 +86,10 @@ class Maple(Parameterization):
       prompts = Prompts(first, trained["deeper"] @ kernel[1:] + bias[1:])
     return model.encode_image_tokens(params, tokens, prompts=prompts, patches=patches)
 
+  def text_tokens(self, model, shape):
+    """The context is computed once."""
+    return context.count_computed(model, self.tokens, shape)
+
   def encode_text(self, model, params, token_ids, trained, key=None, chunk=None):
     """The text encoder on the learned tokens and the class names."""
     del key

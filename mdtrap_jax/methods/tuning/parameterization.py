@@ -7,6 +7,7 @@ and written for one episode.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -132,6 +133,11 @@ class Parameterization:
       chunk: how many rows are encoded at once, where rows do not depend on each other's draws.
     """
     raise NotImplementedError
+
+  def text_tokens(self, model: VisionLanguageModel, shape: tuple[int, ...]) -> int:
+    """How many tokens the text encoder computes of token ids of `shape`, `[…, L]`."""
+    del model
+    return math.prod(shape)
 
   def save(
     self, model: VisionLanguageModel, trained: Trained, base: str, fingerprint: str | None = None
