@@ -1,20 +1,22 @@
-"""All classes of the eleven data sets: `--config=configs/fsl.py:METHOD,DATASET[,coop]`.
+"""All classes of the eleven data sets: `--config=configs/fsl.py:METHOD[,TUNE],DATASET[,coop]`.
 
     python main.py --config=configs/fsl.py:svl_ra,oxford_pets --config.data.path=oxford_pets \\
       --config.data.shots=4 --config.seeds=3
 
 A model is adapted once for each seed to `shots` images of every class, and classifies the whole
-test split. `METHOD` is one of fine-tuning, or a head on frozen features (docs/heads.md). `DATASET`
-may also be `world` or `folder`, whose classes are split in half by image.
+test split. `METHOD` is one of fine-tuning, where `TUNE` says what is trained, or a head on frozen
+features (docs/heads.md). `DATASET` may also be `world` or `folder`, whose classes are split in half
+by image.
 `--config.data.path=` is the official release, unpacked, with CoOp's split beside the images
 (`mdtrap prepare fsl/oxford_pets` says where to get what). The prompt is the paper's for all of
-them; a third word, `coop`, takes CoOp's own for the data set.
+them; a last word, `coop`, takes CoOp's own for the data set. `sweep_fsl` runs whole tables.
 """
 
 from ml_collections.config_dict import placeholder
 
 from . import default
 
+OWN = ("world", "folder")  # classes without a published split
 PROMPT = "a photo of a {}."  # of the CVPR 2026 paper's code
 
 # CoOp's `CUSTOM_TEMPLATES` (Zhou et al., IJCV 2022), by data set.
@@ -40,7 +42,8 @@ def _head(method):
   if method not in HEADS:
     raise ValueError(
       f"--config=configs/fsl.py:{method},…: no such method; give one of {sorted(default.METHODS)} "
-      f"for fine-tuning, or of {sorted(HEADS)} on frozen features."
+      f"or {sorted(default.TUNES)}, or METHOD,TUNE, for fine-tuning, or one of {sorted(HEADS)} on "
+      "frozen features."
     )
   config = default.common()
   config.experiment = "all_way_heads"
@@ -52,19 +55,18 @@ def _head(method):
 
 
 def get_config(row="svl_ra,oxford_pets"):
-  method, _, rest = row.partition(",")
-  dataset, _, prompt = rest.partition(",")
-  own = dataset in ("world", "folder")
-  if (dataset not in COOP_PROMPTS and not own) or prompt not in ("", *(["coop"] * (not own))):
+  prompt = row.endswith(",coop")
+  *words, dataset = row.removesuffix(",coop").split(",")
+  if not words or dataset not in (*COOP_PROMPTS, *OWN) or (prompt and dataset in OWN):
     raise ValueError(
-      f"--config=configs/fsl.py:{row}: give METHOD,DATASET or METHOD,DATASET,coop with a data set "
-      f"of {sorted(COOP_PROMPTS)}, or world or folder."
+      f"--config=configs/fsl.py:{row}: give METHOD[,TUNE],DATASET or METHOD[,TUNE],DATASET,coop "
+      f"with a data set of {sorted(COOP_PROMPTS)}, or world or folder."
     )
-  tuned = method in default.METHODS or method in default.TUNES
+  method, tuned = ",".join(words), words[0] in {**default.METHODS, **default.TUNES}
   config = default.get_config(method) if tuned else _head(method)
   config.episodes = 1  # draws of the support set for each seed
   del config.data.ways, config.data.queries
-  if own:
+  if dataset in OWN:
     config.data.name = dataset
   else:
     config.data.name, config.data.domain = "fsl", dataset

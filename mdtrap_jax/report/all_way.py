@@ -10,6 +10,17 @@ from mdtrap_jax.report.classification import wilson
 from mdtrap_jax.statistics import mean_and_ci
 
 
+def examinations(config: Mapping[str, Any]) -> tuple[str, ...]:
+  """What a run of a config is tested on, by name, in the order of its table."""
+  first = ("base", "new") if config["base_to_new"] else ("test",)
+  return (*first, *(entry.partition("=")[0] for entry in config["transfer"]))
+
+
+def harmonic_mean(base: float, new: float) -> float:
+  """Of two accuracies; 0 if either is."""
+  return 2 * base * new / (base + new) if base + new else 0.0
+
+
 def summarize(lines: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
   """`tests` of `summary.json`: over seeds, and the interval that so many images allow."""
   fine = [line["tests"] for line in lines if line["status"] == "ok"]
@@ -26,8 +37,7 @@ def summarize(lines: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
       "zero_shot_accuracy": fine[0][name]["zero_shot_accuracy"],
     }
   if {"base", "new"} <= tests.keys():
-    base, new = (tests[name]["accuracy_mean"] for name in ("base", "new"))
-    tests["harmonic_mean"] = 2 * base * new / (base + new) if base + new else 0.0
+    tests["harmonic_mean"] = harmonic_mean(*(tests[n]["accuracy_mean"] for n in ("base", "new")))
   return {"tests": tests}
 
 

@@ -13,7 +13,7 @@ from mdtrap_jax import files
 from mdtrap_jax.config import loading
 
 _SECTION = "sweep."
-_KINDS = ("finetune", "heads")  # whose runs are counted in episodes
+_KINDS = ("finetune", "heads", "all_way", "all_way_heads")  # whose runs are counted in episodes
 
 
 class Cell(NamedTuple):
@@ -48,7 +48,7 @@ class Cell(NamedTuple):
     config = settings.resolve(loading.load(self.config, self.fields))
     if config.experiment not in _KINDS:
       raise ValueError(
-        f"{self.config} is of kind {config.experiment}: a cell is {_KINDS[0]} or heads."
+        f"{self.config} is of kind {config.experiment}: a cell is one of {', '.join(_KINDS)}."
       )
     return config
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 from collections.abc import Hashable, Iterator, Mapping, Sequence
@@ -9,7 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from mdtrap_jax import config as settings
-from mdtrap_jax.report import agreement, comparison, published, tables
+from mdtrap_jax.report import agreement, all_way, comparison, published, tables
 from mdtrap_jax.report.published import AVERAGE, Published
 from mdtrap_jax.run.lines import read_episodes, read_object
 from mdtrap_jax.statistics import Accuracy, accuracy_of, paired
@@ -27,6 +28,12 @@ class Row(NamedTuple):
   method: str
   variant: str  # of its config's; "" without
   name: str  # METHOD or METHOD/VARIANT
+  exam: str  # one of several, of a run on all classes; "" without
+
+  def label(self, transductive: bool = False) -> str:
+    """Its name in the table."""
+    about = self.exam or ("transductive" if transductive else "")
+    return f"{self.name} ({about})" if about else self.name
 
 
 class Entry(NamedTuple):
@@ -34,7 +41,7 @@ class Entry(NamedTuple):
 
   shots: int
   backbone: str
-  method: str  # the row's name, and whether the method is transductive
+  method: str  # the row's label
   target: str
   episodes: int  # finished, over all seeds
   wanted: int
@@ -54,6 +61,9 @@ class Entry(NamedTuple):
 def entries(root: Path, cells: Sequence[Cell], references: Sequence[str] = ()) -> list[Entry]:
   """All places of the tables, each target's and then the average over them, row by row.
 
+  Runs that are tested on several things have a row for each; base and new classes are followed by
+  the harmonic mean of the two, under the average that of the averages.
+
   Args:
     root: from which to read the runs, of `place.runs()`.
     cells: of the sweep.
@@ -63,7 +73,8 @@ def entries(root: Path, cells: Sequence[Cell], references: Sequence[str] = ()) -
     OSError, ValueError: a file of a run is damaged.
   """
   rows, found = _rows(cells), []
-  references = [row for row in rows if row.name in references] if references else rows[:1]
+  references = references or [row.name for row in rows[:1]]
+  references = [row for row in rows if row.name in references]
   targets = list(dict.fromkeys(cell.target for cell in cells))
   for setting in dict.fromkeys((cell.shots, cell.backbone) for cell in cells):
     own = [cell for cell in cells if (cell.shots, cell.backbone) == setting]
@@ -71,21 +82,26 @@ def entries(root: Path, cells: Sequence[Cell], references: Sequence[str] = ()) -
       _column(root, [cell for cell in own if cell.target == target], rows, references)
       for target in targets
     ]
-    for row in zip(*columns, strict=True):
-      found += row
-      if len(row) > 1:
-        found.append(_average(row))
+    base = []
+    for row, line in zip(rows, zip(*columns, strict=True), strict=True):
+      line = [*line, _average(line)] if len(line) > 1 else list(line)
+      found += line
+      if row.exam == "new":
+        found += map(functools.partial(_harmonic_mean, row), base, line)
+      base = line
   return found
 
 
 def _rows(cells: Sequence[Cell]) -> list[Row]:
-  """One for each method, or for each variant of its config."""
+  """One for each method, or for each variant of its config, or for each examination."""
   rows = []
   for method in dict.fromkeys(cell.method for cell in cells):
     configs = (_resolved(cell) for cell in cells if cell.method == method)
     config = next(filter(None, configs), None)
-    for variant in settings.variants(config) if config else ("",):
-      rows.append(Row(method, variant, f"{method}/{variant}" if variant else method))
+    variants = settings.variants(config) if config else ("",)
+    exams = all_way.examinations(config) if config and "base_to_new" in config else ()
+    for variant, exam in itertools.product(variants, exams if len(exams) > 1 else ("",)):
+      rows.append(Row(method, variant, f"{method}/{variant}" if variant else method, exam))
   return rows
 
 
@@ -94,23 +110,28 @@ def _column(
 ) -> list[Entry]:
   """The entries of one target, of all rows."""
   of = lambda row: [cell for cell in cells if cell.method == row.method]
-  theirs = {row.name: _read(root, of(row), row.variant)[1] for row in references}
-  return [_entry(root, of(row), row, theirs) for row in rows]
+  theirs = {row: _read(root, of(row), row)[1] for row in references}
+  return [
+    _entry(root, of(row), row, {r.name: a for r, a in theirs.items() if r.exam == row.exam})
+    for row in rows
+  ]
 
 
 def _entry(
   root: Path, cells: Sequence[Cell], row: Row, references: Mapping[str, Mapping[Hashable, float]]
 ) -> Entry:
-  lines, accuracies = _read(root, cells, row.variant)
+  lines, accuracies = _read(root, cells, row)
   cell, configs = cells[0], [config for config in map(_resolved, cells) if config]
-  known = published.accuracy(cell.backbone, cell.target, row.name, cell.shots)
+  episodic = all("ways" in config.data for config in configs)  # as whatever we know of the papers
+  setting = cell.backbone, cell.target, row.name, cell.shots
+  known = published.accuracy(*setting) if episodic else None
   paths = [root / cell.name / row.variant for cell in cells]
   found = known and [v for v in agreement.verdicts(paths) if v.published == known and v.complete]
   transductive = any(config.get("method") in comparison.TRANSDUCTIVE for config in configs)
   return Entry(
     shots=cell.shots,
     backbone=cell.backbone,
-    method=f"{row.name} (transductive)" if transductive else row.name,
+    method=row.label(transductive),
     target=cell.target,
     episodes=len(lines),
     wanted=sum(map(wanted_episodes, configs)),
@@ -125,13 +146,15 @@ def _entry(
   )
 
 
-def _read(root: Path, cells: Sequence[Cell], variant: str):
+def _read(root: Path, cells: Sequence[Cell], row: Row):
   """Lines of a row's runs, and the accuracies by what makes two episodes the same."""
   lines, accuracies = [], {}
   for cell in cells:
-    folder = root / cell.name / variant
+    folder = root / cell.name / row.variant
     if (folder / "episodes.jsonl").is_file():
       own = read_episodes(folder)
+      if row.exam:
+        own = [line | line.get("tests", {}).get(row.exam, {}) for line in own]
       lines += own
       accuracies |= comparison.by_identity(read_object(folder / "config.json"), own)
   return lines, accuracies
@@ -169,6 +192,19 @@ def _average(row: Sequence[Entry]) -> Entry:
     if complete
     else None,
     reproduces=complete and all(entry.reproduces for entry in row),
+  )
+
+
+def _harmonic_mean(row: Row, base: Entry, new: Entry) -> Entry:
+  """Of the means, as papers have it; what it may vary by is not known."""
+  of = lambda a, b: Accuracy(
+    all_way.harmonic_mean(a.mean, b.mean), math.nan, min(a.episodes, b.episodes)
+  )
+  return new._replace(
+    method=row._replace(exam="harmonic mean").label(),
+    accuracy=of(base.accuracy, new.accuracy),
+    zero_shot=of(base.zero_shot, new.zero_shot),
+    differences={},
   )
 
 

@@ -14,10 +14,12 @@ from mdtrap_jax.data.array_source import ArraySource
 from mdtrap_jax.data.parts import Parts, draw
 from mdtrap_jax.data.views import normalize
 from mdtrap_jax.experiments import all_way, finetune
+from mdtrap_jax.report import all_way as report
 from mdtrap_jax.report.classification import wilson
 from mdtrap_jax.run import loop
 from mdtrap_jax.run.lines import read_episodes
 from mdtrap_jax.run.stop import PreemptedError
+from tests.data.test_releases import coop_release
 from tests.experiments.conftest import NAMES
 
 
@@ -126,14 +128,16 @@ def test_a_run_stopped_while_it_is_tested_goes_on_there(finished, folder, tmp_pa
   assert same(read_episodes(tmp_path / "run")[0]) == same(read_episodes(finished[1])[0])
 
 
-def test_base_classes_are_adapted_and_new_ones_tested_too(folder, tmp_path):
-  config = make_config(
-    folder, "vlm,folder", base_to_new=True, **{"adapt.augmentation": "views", "adapt.batch_size": 0}
-  )
+def test_base_classes_are_adapted_and_new_ones_and_other_data_tested_too(folder, tmp_path):
+  fields = {"adapt.augmentation": "views", "adapt.batch_size": 0, "base_to_new": True}
+  fields["transfer"] = (f"dtd={coop_release(tmp_path / 'dtd', 'dtd')}",)
+  config = make_config(folder, "vlm,lora,folder", **fields)
   table = experiments.run(config, tmp_path / "run")
   for line in read_episodes(tmp_path / "run"):
+    assert tuple(line["tests"]) == report.examinations(config)
     assert line["class_names"] == list(NAMES[:3])
-    assert {name: test["images"] for name, test in line["tests"].items()} == {"base": 12, "new": 8}
+    images = {name: test["images"] for name, test in line["tests"].items()}
+    assert images == {"base": 12, "new": 8, "dtd": 4}
     assert not {*np.ravel(line["support"])} & {*np.ravel(line["query"])}
   assert "harmonic mean" in table
   tests = json.loads((tmp_path / "run" / "summary.json").read_text())["tests"]

@@ -30,8 +30,11 @@ def heads_sweep(folder, features="features.npz"):
   return path
 
 
-def fabricate(workdir, cell, accuracies, complete=True, variant=""):
-  """Files of one run of a cell, with these accuracies in %; episode i of all runs is the same."""
+def fabricate(workdir, cell, accuracies, complete=True, variant="", tests=()):
+  """Files of one run of a cell, with these accuracies in %; episode i of all runs is the same.
+
+  `tests` are those of lines on all classes.
+  """
   folder = workdir / cell.name / variant
   folder.mkdir(parents=True)
   config = json.loads(settings.to_json(cell.resolve()))
@@ -45,6 +48,8 @@ def fabricate(workdir, cell, accuracies, complete=True, variant=""):
     }
     for i, accuracy in enumerate(accuracies)
   ]  # fmt: skip
+  for line, own in zip(lines, tests, strict=False):
+    line["tests"] = own
   (folder / "episodes.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
   if complete:
     (folder / "summary.json").write_text("{}")

@@ -5,12 +5,13 @@ from pathlib import Path
 
 import pytest
 
-from configs import comparison, sweep_comparison
+from configs import comparison, sweep_comparison, sweep_fsl
 from mdtrap_jax import checkpoints
 from mdtrap_jax import config as settings
 from mdtrap_jax.config import loading
+from mdtrap_jax.data.releases import RELEASES
 from mdtrap_jax.data.sources import make_source
-from mdtrap_jax.experiments import finetune, heads
+from mdtrap_jax.experiments import all_way, all_way_heads, finetune, heads
 from mdtrap_jax.methods.heads import METHODS
 from mdtrap_jax.methods.tuning.choices import make_parameterization
 from mdtrap_jax.sweep import cells as cell_lists
@@ -103,6 +104,35 @@ def test_parts_of_the_comparison():
   ):
     with pytest.raises(ValueError, match=message):
       loading.load(config)
+
+
+def test_every_cell_of_the_eleven_data_sets_can_run(tmp_path):
+  cells = cell_lists.load(f"sweep_fsl:all,{tmp_path}")
+  assert len({cell.name for cell in cells}) == len(cells) == 11 * 5 * 21
+  assert {cell.target for cell in cells} == set(RELEASES)
+  for cell in cells:
+    if cell.target != "dtd" and cell.method != "vlm,maple" or cell.shots != 4:
+      continue  # these differ in the data set and the shots alone
+    config = cell.resolve()
+    assert (config.seeds, config.data.shots, config.data.domain) == (3, 4, cell.target)
+    assert config.data.path == f"{tmp_path}/{cell.target}"
+    if cell.method in sweep_fsl.HEADS:
+      all_way_heads.check(cell.method, config.model.name, False)
+      continue
+    all_way.check(finetune.settled(config))
+    method, tune = cell.method.split(",")
+    assert (config.tune, config.objective.svl.weight > 0) == (tune, method == "svl_ra")
+  pooled = {name for name, found in METHODS.items() if found.needs in ("pooled", "unprojected")}
+  assert set(sweep_fsl.HEADS) == {name for name in pooled if not METHODS[name].transductive}
+  for cell in cell_lists.load("sweep_fsl:base_to_new"):
+    if cell.target == "dtd":
+      config = cell.resolve()
+      assert config.base_to_new
+      if cell.method in sweep_fsl.HEADS:
+        all_way_heads.check(cell.method, config.model.name, True)
+  assert cell_lists.references("sweep_fsl") == ("zero_shot", "vlm,lora")
+  with pytest.raises(ValueError, match="give TABLE or TABLE,FOLDER"):
+    loading.load("sweep_fsl:some")
 
 
 @pytest.mark.parametrize(

@@ -173,6 +173,47 @@ def test_a_row_for_each_variant_and_differences_to_named_rows(tmp_path):
   assert float(row["minus_ncc_mean"]) == pytest.approx(-0.07)
 
 
+def test_base_and_new_classes_have_rows_and_a_harmonic_mean(tmp_path):
+  fields = [("sweep.methods", "('vlm,lora','svl_ra,lora')"), ("sweep.targets", "('dtd','eurosat')")]
+  cells = cell_lists.load("sweep_fsl:base_to_new", [*fields, ("sweep.backbones", "('clip',)")])
+  accuracies = {  # of three seeds each
+    "clip/dtd/16-shot/seed-1/vlm,lora": {"base": (70, 80, 90), "new": (50, 60, 70)},
+    "clip/dtd/16-shot/seed-1/svl_ra,lora": {"base": (72, 84, 90), "new": (50, 60, 79)},
+    "clip/eurosat/16-shot/seed-1/vlm,lora": {"base": (60, 60, 60), "new": (20, 20, 20)},
+  }
+  for cell in cells:
+    if cell.name in accuracies:
+      own = accuracies[cell.name]
+      tests = [
+        {
+          name: {"images": 10, "accuracy": own[name][seed] / 100, "zero_shot_accuracy": 0.3}
+          for name in own
+        }
+        for seed in range(3)
+      ]
+      fabricate(tmp_path, cell, own["base"], tests=tests)
+  found = table.entries(tmp_path, cells)
+  values, differences = parsed(table.format_markdown(found))
+  assert values == [
+    "16-shot accuracy in %",
+    ["method", "dtd", "eurosat", "average"],
+    ["vlm,lora (base)", "80.00 ± 9.24", "60.00 ± 0.00", "70.00 ± 4.62"],
+    ["vlm,lora (new)", "60.00 ± 9.24", "20.00 ± 0.00", "40.00 ± 4.62"],
+    # 2·80·60/140, 2·60·20/80, 2·70·40/110
+    ["vlm,lora (harmonic mean)", "68.57 ± –", "30.00 ± –", "50.91 ± –"],
+    ["svl_ra,lora (base)", "82.00 ± 8.47", "–", "– (3/6)"],
+    ["svl_ra,lora (new)", "63.00 ± 13.61", "–", "– (3/6)"],
+    ["svl_ra,lora (harmonic mean)", "71.26 ± –", "–", "– (3/6)"],
+  ]
+  assert differences[2:] == [
+    ["svl_ra,lora (base)", "+2.00 ± 1.85", "–", "–"],
+    ["svl_ra,lora (new)", "+3.00 ± 4.80", "–", "–"],
+  ]
+  assert {entry.zero_shot.mean for entry in found[:2]} == {0.3}
+  # What the papers have for EuroSAT and CLIP is of five classes.
+  assert not any(entry.published for entry in found)
+
+
 def test_the_files(sweep, tmp_path):
   found = table.entries(*sweep)
   place = places.claimed(tmp_path / "sweep")
