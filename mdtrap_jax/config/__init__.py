@@ -66,7 +66,9 @@ def resolve(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
       "seed", config.seed, f"of config.seeds={config.seeds} the last is {last}, beyond {MOST}"
     )
   _check_variants(config)
-  {"all_way": _complete, "finetune": _complete, "pretrain": _check_steps}.get(kind, id)(config)
+  {"all_way": _complete, "finetune": _complete, "pretrain": _check_pretraining}.get(kind, id)(
+    config
+  )
   _check_tasks(config)
   config.lock()
   return config
@@ -113,7 +115,11 @@ def put(config: ml_collections.ConfigDict, field: str, value: Any) -> None:
 
 def _complete(config: ml_collections.ConfigDict) -> None:
   """The paper's values of what was left open."""
-  if config.adapt.steps is None:
+  epochs = config.adapt.get("epochs")
+  if isinstance(epochs, tuple):
+    epochs = max(pair for pair in epochs if pair[0] <= config.data.shots)[1]
+    put(config, "adapt.epochs", epochs)
+  if config.adapt.steps is None and epochs is None:
     put(config, "adapt.steps", config.adapt.steps_per_shot * config.data.shots)
     if config.adapt.steps > MOST:
       raise complaint(
@@ -127,6 +133,22 @@ def _complete(config: ml_collections.ConfigDict) -> None:
     put(config, "objective.svl.weight", 0.001 if _tuned(config) == "text" else 0.1)
   if config.coop.tokens is None:  # as CoOp counts them
     put(config, "coop.tokens", len(config.coop.words.split()) or 16)
+  if config.adapt.steps is not None:
+    check_steps(config)
+  elif config.optimizer.warmup_steps >= epochs:  # how many steps follows from the images
+    raise complaint(
+      "optimizer.warmup_steps",
+      config.optimizer.warmup_steps,
+      f"must be below config.adapt.epochs={epochs}, as it counts epochs, too",
+    )
+
+
+def check_steps(config: ml_collections.ConfigDict) -> None:
+  """Refuses a number of adapting's steps that its warm-up fills, or that has no fifths.
+
+  Raises:
+    ValueError: names the field, its value and the remedy.
+  """
   if config.optimizer.warmup_steps >= config.adapt.steps:
     raise complaint(
       "optimizer.warmup_steps",
@@ -177,7 +199,7 @@ def _check_variants(config: ml_collections.ConfigDict) -> None:
       put(config, f"{field}.{term}", _check(real(), f"{field}.{term}", weight))
 
 
-def _check_steps(config: ml_collections.ConfigDict) -> None:
+def _check_pretraining(config: ml_collections.ConfigDict) -> None:
   """The warm-up of pretraining must end before the training does."""
   if config.warmup_steps >= config.steps:
     raise complaint(

@@ -63,6 +63,17 @@ def _window(value: Any) -> tuple[float, ...]:
   return value
 
 
+def _epochs(value: Any) -> int | tuple[tuple[int, int], ...]:
+  if not isinstance(value, list | tuple):
+    return whole(1)(value)
+  pair = several(whole(1), "(8,200)", least=2, most=2)
+  pairs = several(pair, "((1,50),(8,200))", least=1)(value)
+  shots = [least for least, _ in pairs]
+  if shots[0] != 1 or shots != sorted(set(shots)):
+    raise ValueError("must go up from what holds from 1 shot on, as in ((1,50),(8,200))")
+  return pairs
+
+
 def _fifths(value: Any) -> tuple[int, ...]:
   rule = distinct(several(whole(1, 5), "(1,2,3,4,5)", least=1))
   value = tuple(sorted(rule(value)))
@@ -213,6 +224,7 @@ ALL_WAY = {
   name: rule for name, rule in FINETUNE.items() if name not in ("data.ways", "data.queries")
 } | {
   "adapt.augmentation": owned("methods.all_way", "AUGMENTATIONS"),
+  "adapt.epochs": optional(_epochs),
   "base_to_new": flag,
   "transfer": distinct(several(_domain, "('dtd=DIR',)")),
 }  # fmt: skip

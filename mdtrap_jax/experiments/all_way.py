@@ -49,8 +49,11 @@ def experiment(config: ml_collections.ConfigDict) -> Experiment:
   """
   config = finetune.settled(config)
   check(config)
-  make_method(config, None, 1.0, images=2, width=1)  # an objective that cannot be is refused now
+  # An objective that cannot be is refused now, however many steps there will be.
+  some = configs.replace(config, {"adapt.steps": config.adapt.steps or 5 * config.adapt.epochs})
+  make_method(some, None, 1.0, images=2, width=1)
   parts, exams = open_parts(config)
+  config = with_steps(config, config.data.shots * len(parts.train.class_names))
   group = _make_group(config, parts, exams)
   return make_experiment(config, parts, exams, group, finetune.placing(config))
 
@@ -68,6 +71,26 @@ def check(config: ml_collections.ConfigDict) -> None:
       f"--config.data.cache_dir={config.data.cache_dir}: test images are read once; leave it empty."
     )
   examination.check(config)
+
+
+def with_steps(config: ml_collections.ConfigDict, images: int) -> ml_collections.ConfigDict:
+  """With as many steps as `adapt.epochs` of `M = images` images are, and the warm-up's likewise.
+
+  Raises:
+    ValueError: they cannot be right.
+  """
+  adapt, warmup = config.adapt, config.optimizer.warmup_steps
+  if adapt.steps is not None:
+    return config
+  rows = images * (adapt.views if adapt.augmentation == "views" else 1)
+  per_epoch = rows // min(adapt.batch_size or rows, rows)  # what is left over is left out
+  if (steps := adapt.epochs * per_epoch) > configs.MOST:
+    raise configs.complaint("adapt.epochs", adapt.epochs, f"these are {steps} steps; give fewer")
+  config = configs.replace(
+    config, {"adapt.steps": steps, "optimizer.warmup_steps": warmup * per_epoch}
+  )
+  configs.check_steps(config)
+  return config
 
 
 def make_method(

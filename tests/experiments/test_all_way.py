@@ -131,6 +131,7 @@ def test_a_run_stopped_while_it_is_tested_goes_on_there(finished, folder, tmp_pa
 def test_base_classes_are_adapted_and_new_ones_and_other_data_tested_too(folder, tmp_path):
   fields = {"adapt.augmentation": "views", "adapt.batch_size": 0, "base_to_new": True}
   fields["transfer"] = (f"dtd={coop_release(tmp_path / 'dtd', 'dtd')}",)
+  fields |= {"adapt.steps": None, "adapt.epochs": 10}  # of one step each
   config = make_config(folder, "vlm,lora,folder", **fields)
   table = experiments.run(config, tmp_path / "run")
   for line in read_episodes(tmp_path / "run"):
@@ -140,6 +141,8 @@ def test_base_classes_are_adapted_and_new_ones_and_other_data_tested_too(folder,
     assert images == {"base": 12, "new": 8, "dtd": 4}
     assert not {*np.ravel(line["support"])} & {*np.ravel(line["query"])}
   assert "harmonic mean" in table
+  kept = json.loads((tmp_path / "run" / "config.json").read_text())
+  assert (kept["adapt"]["epochs"], kept["adapt"]["steps"]) == (10, 10)
   tests = json.loads((tmp_path / "run" / "summary.json").read_text())["tests"]
   base, new = tests["base"]["accuracy_mean"], tests["new"]["accuracy_mean"]
   expected = 2 * base * new / (base + new) if base + new else 0
@@ -171,6 +174,46 @@ def test_episodes_have_other_fields():
   assert "ways" not in config.data
   config = settings.resolve(config)
   assert (config.adapt.steps, config.adapt.batch_size, config.episodes) == (500, 32, 1)
+
+
+@pytest.mark.parametrize(
+  ("row", "shots", "steps", "warmup"),  # of 47 classes
+  [
+    ("vlm,lora,dtd", 4, 2000, 0),
+    ("vlm,coop,dtd", 1, 50 * 1, 1),
+    ("coop,dtd", 4, 100 * 5, 5),  # 188 images are 5 whole batches of 32
+    ("svl_ra,coop,dtd,coop", 7, 100 * 10, 10),
+    ("vlm,coop,dtd", 16, 200 * 23, 23),
+    ("vlm,coop,imagenet", 16, 50 * 23, 23),
+    ("svl_ra,maple,dtd", 16, 5 * 188, 188),
+  ],
+)
+def test_steps_are_the_epochs_of_what_is_trained(row, shots, steps, warmup):
+  config = fsl.get_config(row)
+  config.data.shots = shots
+  config = all_way.with_steps(settings.resolve(config), 47 * shots)
+  assert (config.adapt.steps, config.optimizer.warmup_steps) == (steps, warmup)
+  given = fsl.get_config(row)
+  given.adapt.steps = 60
+  given = settings.resolve(given)
+  assert all_way.with_steps(given, 47 * shots) == given  # the steps alone say it
+
+
+def test_epochs_of_views_and_what_cannot_be():
+  config = fsl.get_config("maple,dtd")
+  config.adapt.augmentation = "views"
+  found = all_way.with_steps(settings.resolve(config), 9)
+  assert found.adapt.steps == 5 * (5 * 9 // 4)
+  config.adapt.epochs = 2**31 - 1
+  with pytest.raises(ValueError, match="adapt.epochs=2147483647: these are 23622320117 steps"):
+    all_way.with_steps(settings.resolve(config), 9)
+  config.adapt.epochs = 1  # its warm-up would be all
+  with pytest.raises(ValueError, match="warmup_steps=1: must be below config.adapt.epochs=1"):
+    settings.resolve(config)
+  for wrong in (0, ((2, 5),), ((1, 5), (1, 6)), ((1, 5, 6),), "many"):
+    config.adapt.epochs = wrong
+    with pytest.raises(ValueError, match="adapt.epochs="):
+      settings.resolve(config)
 
 
 def test_numbers_do_not_depend_on_how_many_seeds_run_at_once(finished, folder, tmp_path):
