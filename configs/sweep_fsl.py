@@ -47,6 +47,6 @@ def get_config(table="all"):
   sweep.methods = ()  # rows: METHOD, or METHOD,TUNE
   sweep.references = ()  # which rows the others are compared with; (): the first
   sweep.shots = (1, 2, 4, 8, 16)  # images of each class; a table for each
-  sweep.seeds = (1,)  # a run for each
+  sweep.seeds = (1,)  # a run for each, of so many seeds from it on: three apart
   config.update_from_flattened_dict(TABLES[name])
   return config

@@ -16,6 +16,17 @@ def examinations(config: Mapping[str, Any]) -> tuple[str, ...]:
   return (*first, *(entry.partition("=")[0] for entry in config["transfer"]))
 
 
+def examined(lines: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
+  """What a run's lines were tested on, where that is more than one thing."""
+  names = next((tuple(line["tests"]) for line in lines if "tests" in line), ())
+  return names if len(names) > 1 else ()
+
+
+def of_examination(lines: Sequence[Mapping[str, Any]], name: str) -> list[dict[str, Any]]:
+  """A run's lines with the accuracies of one of its examinations as theirs."""
+  return [{**line, **line.get("tests", {}).get(name, {})} for line in lines]
+
+
 def harmonic_mean(base: float, new: float) -> float:
   """Of two accuracies; 0 if either is."""
   return 2 * base * new / (base + new) if base + new else 0.0

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from mdtrap_jax import files
 from mdtrap_jax.methods.heads import METHODS
-from mdtrap_jax.report import tables
+from mdtrap_jax.report import all_way, tables
 from mdtrap_jax.run import claim, store
 from mdtrap_jax.run.identity import data_of
 from mdtrap_jax.run.lines import read_episodes, read_object
@@ -28,7 +28,7 @@ class Row(NamedTuple):
   """One run of a comparison, or one domain of it."""
 
   name: str
-  domain: str | None  # None for a run of one source
+  domain: str | None  # or what was tested, of a run that is on several; None for one
   episodes: int
   failed: int
   zero_shot: Accuracy
@@ -57,7 +57,7 @@ def find_runs(paths: Iterable[str | Path]) -> list[Path]:
 
 
 def compare(paths: Sequence[str | Path]) -> list[Row]:
-  """One row a run, or a domain of a run; differences are paired, on equal episodes.
+  """One row a run, or a domain or examination of a run; differences are paired, on equal episodes.
 
   Episodes are equal if images, seed, number, classes, support and query are. A run that shares
   none with the first one, or of whose images nothing is known, has a difference of 0 episodes.
@@ -70,11 +70,16 @@ def compare(paths: Sequence[str | Path]) -> list[Row]:
     config, lines = _config(Path(path)), read_episodes(path)
     if config.get("experiment") == "heads" and config.get("method") in TRANSDUCTIVE:
       name += " (transductive)"
-    for domain in dict.fromkeys(line.get("domain") for line in lines) or (None,):
+    exams = {exam: all_way.of_examination(lines, exam) for exam in all_way.examined(lines)}
+    for exam, own in exams.items():
+      rows.append(_row(name, exam, config, own, first and first.get(exam, {})))
+    domains = () if exams else dict.fromkeys(line.get("domain") for line in lines) or (None,)
+    for domain in domains:
       own = [line for line in lines if line.get("domain") == domain]
-      rows.append(_row(name, domain, config, own, first))
+      rows.append(_row(name, domain, config, own, first and first.get(None, {})))
     if first is None:
-      first = by_identity(config, lines)
+      every = exams or {None: lines}
+      first = {exam: by_identity(config, own) for exam, own in every.items()}
   return rows
 
 

@@ -154,7 +154,7 @@ def _read(root: Path, cells: Sequence[Cell], row: Row):
     if (folder / "episodes.jsonl").is_file():
       own = read_episodes(folder)
       if row.exam:
-        own = [line | line.get("tests", {}).get(row.exam, {}) for line in own]
+        own = all_way.of_examination(own, row.exam)
       lines += own
       accuracies |= comparison.by_identity(read_object(folder / "config.json"), own)
   return lines, accuracies

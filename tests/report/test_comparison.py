@@ -109,6 +109,28 @@ def test_domains_have_a_row_each(tmp_path):
   assert comparison.format_text(rows).splitlines()[0].split()[:2] == ["run", "domain"]
 
 
+def test_examinations_have_a_row_each(tmp_path):
+  """What a run on all classes is tested on; of one thing alone its lines are as any others."""
+  several = lambda *each: [
+    {"accuracy": base, "tests": {name: {"accuracy": accuracy, "zero_shot_accuracy": 0.1 * base}
+                                 for name, accuracy in (("base", base), ("new", new))}}
+    for base, new in each
+  ]  # fmt: skip
+  first = write_run(tmp_path / "a", several((0.5, 0.3), (0.7, 0.2)))
+  second = write_run(tmp_path / "b", [*several((0.6, 0.2), (0.8, 0.4)), {"status": "non-finite"}])
+  other = write_run(tmp_path / "c", [{"accuracy": 0.9, "tests": {"test": {"accuracy": 0.9}}}])
+  rows = comparison.compare([first, second, other])
+  assert [(row.name, row.domain, row.episodes, row.failed) for row in rows] == [
+    ("a", "base", 2, 0), ("a", "new", 2, 0), ("b", "base", 3, 1), ("b", "new", 3, 1),
+    ("c", None, 1, 0),
+  ]  # fmt: skip
+  means = [row.accuracy.mean for row in rows]
+  np.testing.assert_allclose(means, [0.6, 0.25, 0.7, 0.3, 0.9])
+  np.testing.assert_allclose(rows[1].zero_shot.mean, 0.06)
+  np.testing.assert_allclose([row.difference.mean for row in rows[2:4]], [0.1, 0.05])
+  assert rows[4].difference.episodes == 0
+
+
 def test_processes_and_snapshots_are_no_runs_of_their_own(tmp_path):
   run = write_run(tmp_path / "runs" / "one", [0.5])
   old = write_run(tmp_path / "runs" / "old", [0.5], marked=False)
