@@ -204,7 +204,8 @@ def get_config(row="svl_ra"):
   config.adapt = adapt = ConfigDict()
   adapt.views = 5  # V, of each support image
   adapt.steps_per_shot = 250  # the paper's; 125 on ChestX
-  adapt.steps = placeholder(int)  # T; None: steps_per_shot · shots
+  # None: steps_per_shot · shots, or on all classes what adapt.epochs come to
+  adapt.steps = placeholder(int)  # T
   adapt.batch_size = 0  # views per step; 0: all
   adapt.chunk = 0  # of them encoded at once, to save memory; 0: all, or as many as fit
   adapt.evaluate_at = (1, 2, 3, 4, 5)  # fifths of the steps after which queries are classified

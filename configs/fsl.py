@@ -38,8 +38,8 @@ COOP_PROMPTS = {
 # Loops of what is trained: CoOp's code has batches of 32 and epochs by shots (50 on ImageNet
 # whatever these), MaPLe's 5 epochs of batches of 4. All others take LoRA's.
 LOOPS = {
-  "coop": {"adapt.epochs": ((1, 50), (2, 100), (8, 200))},
-  "maple": {"adapt.epochs": 5, "adapt.batch_size": 4},
+  "coop": {"adapt.steps": None, "adapt.epochs": ((1, 50), (2, 100), (5, 200))},
+  "maple": {"adapt.steps": None, "adapt.epochs": 5, "adapt.batch_size": 4},
 }
 
 
@@ -89,9 +89,9 @@ def get_config(row="svl_ra,oxford_pets"):
   config.adapt.batch_size = 32
   config.adapt.steps_per_shot = 500
   config.adapt.augmentation = "crops"  # or "views": the episodes' fixed five
-  # In place of steps_per_shot; optimizer.warmup_steps are then epochs too. Or pairs of shots from
-  # which they hold and epochs.
-  config.adapt.epochs = placeholder(object)  # passes over the images; None: steps_per_shot
+  # In place of steps_per_shot, which then means nothing; optimizer.warmup_steps are then epochs
+  # too. Or pairs of shots from which they hold and epochs. None: steps_per_shot
+  config.adapt.epochs = placeholder(object)  # passes over the images
   for tune in LOOPS.keys() & set(words):
     config.update_from_flattened_dict(LOOPS[tune])
     if tune == "coop" and dataset == "imagenet":

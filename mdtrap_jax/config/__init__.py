@@ -26,6 +26,7 @@ RUNTIME_FIELDS = (
   "diagnosis.tasks",
   "diagnosis.distances",
 )
+LEAST_STEPS = 5  # of adapting: one in each fifth
 
 
 class ConfigMismatchError(ValueError):
@@ -133,30 +134,16 @@ def _complete(config: ml_collections.ConfigDict) -> None:
     put(config, "objective.svl.weight", 0.001 if _tuned(config) == "text" else 0.1)
   if config.coop.tokens is None:  # as CoOp counts them
     put(config, "coop.tokens", len(config.coop.words.split()) or 16)
-  if config.adapt.steps is not None:
-    check_steps(config)
-  elif config.optimizer.warmup_steps >= epochs:  # how many steps follows from the images
+  # Of epochs the images say how many steps they are; the warm-up is counted likewise.
+  counted, length = ("steps", config.adapt.steps) if config.adapt.steps else ("epochs", epochs)
+  if config.optimizer.warmup_steps >= length:
     raise complaint(
       "optimizer.warmup_steps",
       config.optimizer.warmup_steps,
-      f"must be below config.adapt.epochs={epochs}, as it counts epochs, too",
+      f"must be below config.adapt.{counted}={length}",
     )
-
-
-def check_steps(config: ml_collections.ConfigDict) -> None:
-  """Refuses a number of adapting's steps that its warm-up fills, or that has no fifths.
-
-  Raises:
-    ValueError: names the field, its value and the remedy.
-  """
-  if config.optimizer.warmup_steps >= config.adapt.steps:
-    raise complaint(
-      "optimizer.warmup_steps",
-      config.optimizer.warmup_steps,
-      f"must be below config.adapt.steps={config.adapt.steps}",
-    )
-  if config.adapt.steps < 5:
-    raise complaint("adapt.steps", config.adapt.steps, "an episode needs at least 5 steps")
+  if counted == "steps" and length < LEAST_STEPS:
+    raise complaint("adapt.steps", length, f"an episode needs at least {LEAST_STEPS} steps")
 
 
 def _tuned(config: ml_collections.ConfigDict) -> str:

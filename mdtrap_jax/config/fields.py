@@ -64,14 +64,19 @@ def _window(value: Any) -> tuple[float, ...]:
 
 
 def _epochs(value: Any) -> int | tuple[tuple[int, int], ...]:
-  if not isinstance(value, list | tuple):
-    return whole(1)(value)
-  pair = several(whole(1), "(8,200)", least=2, most=2)
-  pairs = several(pair, "((1,50),(8,200))", least=1)(value)
-  shots = [least for least, _ in pairs]
-  if shots[0] != 1 or shots != sorted(set(shots)):
-    raise ValueError("must go up from what holds from 1 shot on, as in ((1,50),(8,200))")
-  return pairs
+  pairs = ((1, value),) if not isinstance(value, list | tuple) else value
+  pair = several(whole(1), "(1,50)", least=2, most=2)
+  try:
+    pairs = several(pair, "((1,50),(8,200))", least=1)(pairs)
+    shots = [least for least, _ in pairs]
+    if shots[0] != 1 or shots != sorted(set(shots)):
+      raise ValueError
+  except ValueError:
+    raise ValueError(
+      "must be a whole number from 1, or pairs of shots and epochs that go up from 1 shot on, as "
+      'in "((1,50),(8,200))"'
+    ) from None
+  return pairs if isinstance(value, list | tuple) else pairs[0][1]
 
 
 def _fifths(value: Any) -> tuple[int, ...]:

@@ -84,13 +84,19 @@ def with_steps(config: ml_collections.ConfigDict, images: int) -> ml_collections
     return config
   rows = images * (adapt.views if adapt.augmentation == "views" else 1)
   per_epoch = rows // min(adapt.batch_size or rows, rows)  # what is left over is left out
-  if (steps := adapt.epochs * per_epoch) > configs.MOST:
+  steps = adapt.epochs * per_epoch
+  if steps > configs.MOST:
     raise configs.complaint("adapt.epochs", adapt.epochs, f"these are {steps} steps; give fewer")
-  config = configs.replace(
+  if steps < configs.LEAST_STEPS:
+    raise configs.complaint(
+      "adapt.epochs",
+      adapt.epochs,
+      f"of {rows} images in batches of {min(adapt.batch_size or rows, rows)} these are {steps} "
+      f"steps; give as many as come to {configs.LEAST_STEPS} steps or more",
+    )
+  return configs.replace(
     config, {"adapt.steps": steps, "optimizer.warmup_steps": warmup * per_epoch}
   )
-  configs.check_steps(config)
-  return config
 
 
 def make_method(

@@ -11,7 +11,9 @@ from mdtrap_jax.statistics import mean_and_ci
 
 
 def examinations(config: Mapping[str, Any]) -> tuple[str, ...]:
-  """What a run of a config is tested on, by name, in the order of its table."""
+  """What a run of a config is tested on, by name, in table order; nothing if it is of episodes."""
+  if "base_to_new" not in config:
+    return ()
   first = ("base", "new") if config["base_to_new"] else ("test",)
   return (*first, *(entry.partition("=")[0] for entry in config["transfer"]))
 
@@ -23,8 +25,15 @@ def examined(lines: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
 
 
 def of_examination(lines: Sequence[Mapping[str, Any]], name: str) -> list[dict[str, Any]]:
-  """A run's lines with the accuracies of one of its examinations as theirs."""
-  return [{**line, **line.get("tests", {}).get(name, {})} for line in lines]
+  """A run's lines with the accuracies of one of its examinations as theirs.
+
+  Those that know nothing of it are left out; what failed did so in all.
+  """
+  return [
+    {**line, **line.get("tests", {}).get(name, {})}
+    for line in lines
+    if line["status"] != "ok" or name in line.get("tests", {})
+  ]
 
 
 def harmonic_mean(base: float, new: float) -> float:

@@ -82,7 +82,26 @@ def load(config: str, fields: Sequence[tuple[str, str]] = ()) -> list[Cell]:
       if files.is_reserved(name):
         raise ValueError(f"config.{_SECTION}: a run keeps files named {name}: name it otherwise.")
     cells.append(cell)
+  _check_seeds(cells)
   return cells
+
+
+def _check_seeds(cells: Sequence[Cell]) -> None:
+  """Refuses runs of several seeds each that would have some of them in common."""
+  first = [cell for cell in cells if cell.name.split("/")[:3] == cells[0].name.split("/")[:3]]
+  for method in dict.fromkeys(cell.method for cell in first):
+    own = sorted((cell for cell in first if cell.method == method), key=lambda cell: cell.seed)
+    for before, after in itertools.pairwise(own):
+      try:
+        config = before.resolve()
+      except (OSError, ValueError):  # which running it says
+        continue
+      if config.seed + config.get("seeds", 1) > after.seed == after.resolve().seed:
+        raise ValueError(
+          f"--config.{_SECTION}seeds: of {before.seed} and {after.seed} each run takes "
+          f"{config.seeds} seeds, its own and those that follow, and some would count twice; give "
+          f"numbers at least {config.seeds} apart, or --config.seeds=1."
+        )
 
 
 def references(config: str, fields: Sequence[tuple[str, str]] = ()) -> tuple[str, ...]:

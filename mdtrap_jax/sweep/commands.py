@@ -19,7 +19,7 @@ def add(make_command: Callable[..., argparse.ArgumentParser]) -> None:
   command.set_defaults(takes_fields=True)
   command.add_argument(
     "config", metavar="FILE[:TABLE]",
-    help="of the sweep: a file, or sweep_paper, which comes with the library",
+    help="of the sweep: a file, or sweep_paper, sweep_fsl or sweep_comparison, of the library",
   )  # fmt: skip
   command.add_argument("--workdir", required=True, metavar="DIR", help="of all the cells' runs")
   command.add_argument("--part", metavar="I/N", help="the I-th of N jobs: every N-th cell, from I")

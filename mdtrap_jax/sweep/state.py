@@ -1,7 +1,7 @@
 """How far the cells of a sweep are, by what lies in its place.
 
-A cell is done when its runs have all the episodes that their config asks for; one that failed has
-a note that says why, until somebody runs it to its end.
+A cell is done when its runs have all the episodes that their config asks for, tested on all that
+it names; one that failed has a note that says why, until somebody runs it to its end.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from mdtrap_jax import config as settings
-from mdtrap_jax.report import tables
+from mdtrap_jax.report import all_way, tables
 from mdtrap_jax.run.lines import read_episodes
 from mdtrap_jax.sweep.cells import Cell
 from mdtrap_jax.sweep.place import Place
@@ -46,10 +46,7 @@ def state_of(place: Place, cell: Cell, root: Path | None = None, held: bool = Fa
     return State("failed", 0, None, str(error))
   runs, wanted = settings.variants(config), wanted_episodes(config)
   folder = (root or place.runs(cell)) / cell.name
-  counts = [
-    len(read_episodes(folder / name)) if (folder / name / "episodes.jsonl").is_file() else 0
-    for name in runs
-  ]
+  counts = [_count(folder / name, all_way.examinations(config)) for name in runs]
   # The summary is what a run writes last.
   complete = all(
     count >= wanted and (folder / name / "summary.json").is_file()
@@ -63,6 +60,14 @@ def state_of(place: Place, cell: Cell, root: Path | None = None, held: bool = Fa
   if failure := place.failure(cell):
     return about._replace(name="failed", note=str(failure.get("error", "")))
   return about._replace(name="begun" if sum(counts) else "open")
+
+
+def _count(folder: Path, exams: Sequence[str]) -> int:
+  """Finished episodes of a run that were tested on what is asked for."""
+  if not (folder / "episodes.jsonl").is_file():
+    return 0
+  lines = read_episodes(folder)
+  return min((len(all_way.of_examination(lines, exam)) for exam in exams), default=len(lines))
 
 
 def wanted_episodes(config) -> int:

@@ -28,11 +28,11 @@ class Row(NamedTuple):
   method: str
   variant: str  # of its config's; "" without
   name: str  # METHOD or METHOD/VARIANT
-  exam: str  # one of several, of a run on all classes; "" without
+  exam: str  # what a run on all classes is tested on; "" of episodes
 
   def label(self, transductive: bool = False) -> str:
     """Its name in the table."""
-    about = self.exam or ("transductive" if transductive else "")
+    about = "transductive" if transductive else self.exam.removeprefix("test")
     return f"{self.name} ({about})" if about else self.name
 
 
@@ -84,7 +84,7 @@ def entries(root: Path, cells: Sequence[Cell], references: Sequence[str] = ()) -
     ]
     base = []
     for row, line in zip(rows, zip(*columns, strict=True), strict=True):
-      line = [*line, _average(line)] if len(line) > 1 else list(line)
+      line = [*line, _average(row, line)] if len(line) > 1 else list(line)
       found += line
       if row.exam == "new":
         found += map(functools.partial(_harmonic_mean, row), base, line)
@@ -99,8 +99,8 @@ def _rows(cells: Sequence[Cell]) -> list[Row]:
     configs = (_resolved(cell) for cell in cells if cell.method == method)
     config = next(filter(None, configs), None)
     variants = settings.variants(config) if config else ("",)
-    exams = all_way.examinations(config) if config and "base_to_new" in config else ()
-    for variant, exam in itertools.product(variants, exams if len(exams) > 1 else ("",)):
+    exams = (config and all_way.examinations(config)) or ("",)
+    for variant, exam in itertools.product(variants, exams):
       rows.append(Row(method, variant, f"{method}/{variant}" if variant else method, exam))
   return rows
 
@@ -122,9 +122,7 @@ def _entry(
 ) -> Entry:
   lines, accuracies = _read(root, cells, row)
   cell, configs = cells[0], [config for config in map(_resolved, cells) if config]
-  episodic = all("ways" in config.data for config in configs)  # as whatever we know of the papers
-  setting = cell.backbone, cell.target, row.name, cell.shots
-  known = published.accuracy(*setting) if episodic else None
+  known = _published(row, cell.backbone, cell.target, cell.shots)
   paths = [root / cell.name / row.variant for cell in cells]
   found = known and [v for v in agreement.verdicts(paths) if v.published == known and v.complete]
   transductive = any(config.get("method") in comparison.TRANSDUCTIVE for config in configs)
@@ -168,7 +166,12 @@ def _resolved(cell: Cell):
     return None
 
 
-def _average(row: Sequence[Entry]) -> Entry:
+def _published(row: Row, backbone: str, target: str, shots: int) -> Published | None:
+  """What papers say of a place; all that we know of them is of episodes."""
+  return None if row.exam else published.accuracy(backbone, target, row.name, shots)
+
+
+def _average(row: Row, entries: Sequence[Entry]) -> Entry:
   """Over the targets, each of which counts alike; their episodes are independent."""
 
   def mean(values: Sequence[Accuracy | None]) -> Accuracy:
@@ -176,22 +179,20 @@ def _average(row: Sequence[Entry]) -> Entry:
     spread = math.sqrt(sum(interval**2 for interval in intervals)) / len(values)
     return Accuracy(sum(means) / len(values), spread, sum(counts))
 
-  entry = row[0]
-  complete = {entry.target for entry in row} == set(published.TARGETS)
+  entry = entries[0]
+  complete = {entry.target for entry in entries} == set(published.TARGETS)
   return entry._replace(
     target=AVERAGE,
-    episodes=sum(entry.episodes for entry in row),
-    wanted=sum(entry.wanted for entry in row),
-    failed=sum(entry.failed for entry in row),
-    accuracy=mean([entry.accuracy for entry in row]),
-    zero_shot=mean([entry.zero_shot for entry in row]),
+    episodes=sum(entry.episodes for entry in entries),
+    wanted=sum(entry.wanted for entry in entries),
+    failed=sum(entry.failed for entry in entries),
+    accuracy=mean([entry.accuracy for entry in entries]),
+    zero_shot=mean([entry.zero_shot for entry in entries]),
     differences={
-      name: mean([entry.differences[name] for entry in row]) for name in entry.differences
+      name: mean([entry.differences[name] for entry in entries]) for name in entry.differences
     },
-    published=published.accuracy(entry.backbone, AVERAGE, entry.method, entry.shots)
-    if complete
-    else None,
-    reproduces=complete and all(entry.reproduces for entry in row),
+    published=_published(row, entry.backbone, AVERAGE, entry.shots) if complete else None,
+    reproduces=complete and all(entry.reproduces for entry in entries),
   )
 
 

@@ -14,6 +14,7 @@ from mdtrap_jax.data.array_source import ArraySource
 from mdtrap_jax.data.parts import Parts, draw
 from mdtrap_jax.data.views import normalize
 from mdtrap_jax.experiments import all_way, finetune
+from mdtrap_jax.methods.probes.schedules import papers_epochs
 from mdtrap_jax.report import all_way as report
 from mdtrap_jax.report.classification import wilson
 from mdtrap_jax.run import loop
@@ -129,9 +130,10 @@ def test_a_run_stopped_while_it_is_tested_goes_on_there(finished, folder, tmp_pa
 
 
 def test_base_classes_are_adapted_and_new_ones_and_other_data_tested_too(folder, tmp_path):
-  fields = {"adapt.augmentation": "views", "adapt.batch_size": 0, "base_to_new": True}
+  fields = {"adapt.augmentation": "views", "adapt.batch_size": 4, "base_to_new": True}
   fields["transfer"] = (f"dtd={coop_release(tmp_path / 'dtd', 'dtd')}",)
-  fields |= {"adapt.steps": None, "adapt.epochs": 10}  # of one step each
+  # Two images of three classes, five views of each, are 7 batches.
+  fields |= {"adapt.steps": None, "adapt.epochs": 2, "optimizer.warmup_steps": 1}
   config = make_config(folder, "vlm,lora,folder", **fields)
   table = experiments.run(config, tmp_path / "run")
   for line in read_episodes(tmp_path / "run"):
@@ -142,7 +144,12 @@ def test_base_classes_are_adapted_and_new_ones_and_other_data_tested_too(folder,
     assert not {*np.ravel(line["support"])} & {*np.ravel(line["query"])}
   assert "harmonic mean" in table
   kept = json.loads((tmp_path / "run" / "config.json").read_text())
-  assert (kept["adapt"]["epochs"], kept["adapt"]["steps"]) == (10, 10)
+  assert (kept["adapt"]["epochs"], kept["adapt"]["steps"]) == (2, 14)
+  assert kept["optimizer"]["warmup_steps"] == 7
+  assert experiments.run(config, tmp_path / "run") == table  # the same run, and done
+  config.adapt.epochs = 3
+  with pytest.raises(settings.ConfigMismatchError, match="adapt.epochs"):
+    experiments.run(config, tmp_path / "run")
   tests = json.loads((tmp_path / "run" / "summary.json").read_text())["tests"]
   base, new = tests["base"]["accuracy_mean"], tests["new"]["accuracy_mean"]
   expected = 2 * base * new / (base + new) if base + new else 0
@@ -182,7 +189,8 @@ def test_episodes_have_other_fields():
     ("vlm,lora,dtd", 4, 2000, 0),
     ("vlm,coop,dtd", 1, 50 * 1, 1),
     ("coop,dtd", 4, 100 * 5, 5),  # 188 images are 5 whole batches of 32
-    ("svl_ra,coop,dtd,coop", 7, 100 * 10, 10),
+    ("baseline,coop,dtd,coop", 4, 100 * 5, 5),
+    ("svl_ra,coop,dtd,coop", 7, 200 * 10, 10),
     ("vlm,coop,dtd", 16, 200 * 23, 23),
     ("vlm,coop,imagenet", 16, 50 * 23, 23),
     ("svl_ra,maple,dtd", 16, 5 * 188, 188),
@@ -207,13 +215,26 @@ def test_epochs_of_views_and_what_cannot_be():
   config.adapt.epochs = 2**31 - 1
   with pytest.raises(ValueError, match="adapt.epochs=2147483647: these are 23622320117 steps"):
     all_way.with_steps(settings.resolve(config), 9)
+  config.adapt.epochs, config.adapt.batch_size = 3, 0
+  with pytest.raises(ValueError, match="adapt.epochs=3: of 10 images in batches of 10 these are 3"):
+    all_way.with_steps(settings.resolve(config), 2)
   config.adapt.epochs = 1  # its warm-up would be all
   with pytest.raises(ValueError, match="warmup_steps=1: must be below config.adapt.epochs=1"):
     settings.resolve(config)
-  for wrong in (0, ((2, 5),), ((1, 5), (1, 6)), ((1, 5, 6),), "many"):
+  for wrong in (0, (), (8, 200), ((2, 5),), ((1, 5), (1, 6)), ((1, 5, 6),), "many"):
     config.adapt.epochs = wrong
-    with pytest.raises(ValueError, match="adapt.epochs="):
+    with pytest.raises(
+      ValueError, match="adapt.epochs=.*: must be a whole number from 1, or pairs"
+    ):
       settings.resolve(config)
+
+
+def test_heads_take_coops_epochs_too():
+  """Of papers that say so: the same as CoOp's own."""
+  config = fsl.get_config("coop,dtd")
+  for shots in range(1, 17):
+    config.data.shots = shots
+    assert settings.resolve(config).adapt.epochs == papers_epochs(shots)
 
 
 def test_numbers_do_not_depend_on_how_many_seeds_run_at_once(finished, folder, tmp_path):

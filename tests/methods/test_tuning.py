@@ -13,6 +13,8 @@ from mdtrap_jax import models
 from mdtrap_jax.experiments import finetune
 from mdtrap_jax.methods.tuning import context
 from mdtrap_jax.methods.tuning.choices import PARAMETERIZATIONS, make_parameterization
+from mdtrap_jax.methods.tuning.coop import Coop
+from mdtrap_jax.methods.tuning.maple import Maple
 from mdtrap_jax.models import vlm
 from mdtrap_jax.objectives import chain
 from mdtrap_jax.run import programs as batching
@@ -139,6 +141,13 @@ def test_tokens_of_texts_are_counted_as_they_are_computed(name, monkeypatch):
   assert seen == [method.parameterization.text_tokens(method.model, ids.shape)]
   shared = name in ("coop", "maple")
   assert (seen[0] < ids.size) == shared
+
+
+def test_an_encoder_that_is_not_causal_shares_no_tokens():
+  siglip = models.build("siglip-b16-224")
+  assert not siglip.text.block.causal
+  for tuned in (Coop(tokens=3), Maple(tokens=2)):
+    assert tuned.text_tokens(siglip, (5, 64)) == 5 * 64
 
 
 def cosines(params, episodes, text):

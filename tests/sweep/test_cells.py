@@ -130,9 +130,18 @@ def test_every_cell_of_the_eleven_data_sets_can_run(tmp_path):
       assert config.base_to_new
       if cell.method in sweep_fsl.HEADS:
         all_way_heads.check(cell.method, config.model.name, True)
-  assert cell_lists.references("sweep_fsl") == ("zero_shot", "vlm,lora")
+  expected = ("zero_shot", "vlm,lora", "vlm,coop", "vlm,maple")
+  assert cell_lists.references("sweep_fsl") == expected
   with pytest.raises(ValueError, match="give TABLE or TABLE,FOLDER"):
     loading.load("sweep_fsl:some")
+
+
+def test_seeds_count_once():
+  load = lambda seeds, *more: cell_lists.load("sweep_fsl:heads", [("sweep.seeds", seeds), *more])
+  assert len(load("(1,4)")) == 2 * len(load("(1,)"))
+  assert len(load("(1,2)", ("seeds", "1"))) == len(load("(1,4)"))
+  with pytest.raises(ValueError, match="of 1 and 3 each run takes 3 seeds.*at least 3 apart"):
+    load("(3,1)")
 
 
 @pytest.mark.parametrize(

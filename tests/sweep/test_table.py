@@ -3,13 +3,14 @@
 import csv
 import io
 import math
+import shutil
 from pathlib import Path
 
 import pytest
 
 from mdtrap_jax.sweep import cells as cell_lists
 from mdtrap_jax.sweep import place as places
-from mdtrap_jax.sweep import table
+from mdtrap_jax.sweep import state, table
 from tests.sweep.fabricated import fabricate
 
 # 400 times these two episodes: the interval is 1.96 / √800 times half their distance.
@@ -210,8 +211,53 @@ def test_base_and_new_classes_have_rows_and_a_harmonic_mean(tmp_path):
     ["svl_ra,lora (new)", "+3.00 ± 4.80", "–", "–"],
   ]
   assert {entry.zero_shot.mean for entry in found[:2]} == {0.3}
-  # What the papers have for EuroSAT and CLIP is of five classes.
-  assert not any(entry.published for entry in found)
+
+
+def test_what_runs_were_not_tested_on_has_no_numbers(tmp_path):
+  """Base classes are not all classes, though the runs lie in the folders of those."""
+  fields = [
+    ("sweep.methods", "('vlm,lora',)"), ("sweep.targets", "('dtd',)"), ("sweep.references", "()"),
+  ]  # fmt: skip
+  whole, halves = (
+    cell_lists.load(f"sweep_fsl:{name}", [*fields, ("sweep.shots", "(16,)")])
+    for name in ("tuned", "base_to_new")
+  )
+  more = cell_lists.load(
+    "sweep_fsl:tuned", [*fields, ("sweep.shots", "(16,)"), ("transfer", "('food101=x',)")]
+  )
+  assert len({cells[0].name for cells in (whole, halves, more)}) == 1
+  place = places.claimed(tmp_path / "sweep")
+  exam = {"images": 10, "accuracy": 0.6, "zero_shot_accuracy": 0.3}
+  for cells, others, names in (
+    (whole, (halves, more), ("test",)), (halves, (whole, more), ("base", "new")),
+  ):  # fmt: skip
+    (cell,) = cells
+    fabricate(tmp_path / "sweep", cell, [60] * 3, tests=[dict.fromkeys(names, exam)] * 3)
+    assert state.state_of(place, cell).name == "done"
+    for other in others:
+      assert state.state_of(place, other[0]) == ("open", 0, 3, "")
+    values = {entry.method: entry.accuracy.mean for entry in table.entries(place.runs(), cells)}
+    assert set(values.values()) == {0.6}
+    assert set(values) == ({"vlm,lora"} if names == ("test",) else {
+      "vlm,lora (base)", "vlm,lora (new)", "vlm,lora (harmonic mean)"
+    })  # fmt: skip
+    found = table.entries(place.runs(), halves if cells is whole else whole)
+    assert {entry.episodes for entry in found} == {0}
+    assert all(math.isnan(entry.accuracy.mean) for entry in found)
+    shutil.rmtree(tmp_path / "sweep" / cell.backbone)
+
+
+def test_what_papers_have_of_five_classes_is_not_beside_all_classes(tmp_path):
+  names = "('isic','eurosat','cropdisease','chestx')"
+  fields = [
+    ("sweep.config", "fsl:{method},folder"), ("sweep.targets", names), ("sweep.shots", "(1,)"),
+    ("sweep.backbones", "('clip',)"), ("sweep.methods", "('vlm','svl_ra')"),
+    ("sweep.references", "()"),
+  ]  # fmt: skip
+  for name in ("tuned", "base_to_new"):
+    found = table.entries(tmp_path, cell_lists.load(f"sweep_fsl:{name}", fields))
+    assert len(found) == (10 if name == "tuned" else 30)
+    assert not any(entry.published for entry in found)
 
 
 def test_the_files(sweep, tmp_path):
