@@ -15,6 +15,20 @@ def test_mean_and_interval_by_hand():
   np.testing.assert_allclose(accuracy.ci95, 1.96 * np.sqrt(0.08 / 3) / np.sqrt(3))
 
 
+def test_a_handful_of_draws_has_students_interval():
+  """4.3027 is the quantile of two degrees of freedom, of any table."""
+  found = mean_and_ci([0.7, 0.8, 0.9], few=True)
+  np.testing.assert_allclose(found.ci95, 4.302653 * 0.1 / np.sqrt(3), rtol=1e-6)
+  lines = [{"status": "ok", "accuracy": a, "tests": {}} for a in (0.7, 0.8, 0.9)]
+  assert accuracy_of(lines) == found
+  assert accuracy_of([{"status": "ok", "accuracy": a} for a in (0.7, 0.8, 0.9)]).ci95 < found.ci95
+  pairs = dict(enumerate([0.1] * 3)), dict(enumerate([0.8, 0.9, 1.0]))
+  np.testing.assert_allclose(paired(*pairs, few=True), (0.8, found.ci95, 3))
+  assert math.isnan(mean_and_ci([0.5], few=True).ci95)
+  many = np.random.default_rng(0).random(1000)
+  np.testing.assert_allclose(mean_and_ci(many, few=True).ci95, mean_and_ci(many).ci95, rtol=2e-3)
+
+
 def test_few_episodes_have_no_interval():
   one, none = mean_and_ci([0.5]), mean_and_ci([])
   assert (one.mean, one.episodes, none.episodes) == (0.5, 1, 0)

@@ -47,7 +47,7 @@ def summarize(lines: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
   tests = {}
   for name in fine[0] if fine else ():
     count = fine[0][name]["images"]
-    over_seeds = mean_and_ci([line[name]["accuracy"] for line in fine])
+    over_seeds = mean_and_ci([line[name]["accuracy"] for line in fine], few=True)
     low, high = wilson(round(over_seeds.mean * count), count)[1:]
     tests[name] = {
       "images": count,

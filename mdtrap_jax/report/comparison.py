@@ -17,7 +17,7 @@ from mdtrap_jax.report import all_way, tables
 from mdtrap_jax.run import claim, store
 from mdtrap_jax.run.identity import data_of
 from mdtrap_jax.run.lines import read_episodes, read_object
-from mdtrap_jax.statistics import Accuracy, accuracy_of, mean_and_ci, paired
+from mdtrap_jax.statistics import Accuracy, accuracy_of, are_draws, mean_and_ci, paired
 
 NONE = mean_and_ci(())
 
@@ -96,7 +96,9 @@ def _row(name, domain, config, lines, first) -> Row:
     failed=sum(line["status"] != "ok" for line in lines),
     zero_shot=accuracy_of(lines, "zero_shot_accuracy"),
     accuracy=accuracy_of(lines),
-    difference=None if first is None else paired(first, by_identity(config, lines)),
+    difference=None
+    if first is None
+    else paired(first, by_identity(config, lines), are_draws(lines)),
     ncc=accuracy_of(lines, "ncc_accuracy_before"),
   )
 

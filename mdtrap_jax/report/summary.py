@@ -16,7 +16,7 @@ from mdtrap_jax.report import tables
 from mdtrap_jax.run.devices import peak_memory
 from mdtrap_jax.run.directory import WorkDirectory
 from mdtrap_jax.run.lines import read_object
-from mdtrap_jax.statistics import Accuracy, accuracy_of, mean_and_ci
+from mdtrap_jax.statistics import Accuracy, accuracy_of, are_draws, mean_and_ci
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax")
 
@@ -38,7 +38,7 @@ def summarize(lines: Iterable[dict[str, Any]]) -> dict[str, Any]:
   for name, value in (
     ("accuracy", accuracy_of(fine)),
     ("zero_shot", accuracy_of(fine, "zero_shot_accuracy")),
-    ("gain", mean_and_ci(gains)),
+    ("gain", mean_and_ci(gains, are_draws(fine))),
   ):
     summary[f"{name}_mean"] = None if math.isnan(value.mean) else value.mean
     summary[f"{name}_ci95"] = None if math.isnan(value.ci95) else value.ci95

@@ -137,7 +137,9 @@ def _entry(
     accuracy=accuracy_of(lines),
     zero_shot=accuracy_of(lines, "zero_shot_accuracy"),
     differences={
-      name: paired(theirs, accuracies) for name, theirs in references.items() if name != row.name
+      name: paired(theirs, accuracies, few=bool(row.exam))
+      for name, theirs in references.items()
+      if name != row.name
     },
     published=known,
     reproduces=bool(found) and len(found) == len(cells),
