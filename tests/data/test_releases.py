@@ -211,5 +211,5 @@ def test_published_numbers_and_prompts():
     "ucf101": "a photo of a person doing {}.",
   }
   assert {fsl.get_config(f"vlm,{name}").data.template for name in RELEASES} == {"a photo of a {}."}
-  with pytest.raises(ValueError, match="give METHOD,DATASET"):
+  with pytest.raises(ValueError, match=r"give METHOD\[,TUNE\],DATASET"):
     importlib.import_module("configs.fsl").get_config("svl_ra")
