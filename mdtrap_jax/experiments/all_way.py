@@ -50,7 +50,7 @@ def experiment(config: ml_collections.ConfigDict) -> Experiment:
   config = finetune.settled(config)
   check(config)
   # An objective that cannot be is refused now, however many steps there will be.
-  some = configs.replace(config, {"adapt.steps": config.adapt.steps or 5 * config.adapt.epochs})
+  some = configs.replace(config, {"adapt.steps": config.adapt.steps or configs.LEAST_STEPS})
   make_method(some, None, 1.0, images=2, width=1)
   parts, exams = open_parts(config)
   config = with_steps(config, config.data.shots * len(parts.train.class_names))

@@ -93,10 +93,10 @@ def _check_seeds(cells: Sequence[Cell]) -> None:
     own = sorted((cell for cell in first if cell.method == method), key=lambda cell: cell.seed)
     for before, after in itertools.pairwise(own):
       try:
-        config = before.resolve()
+        config, other = before.resolve(), after.resolve()
       except (OSError, ValueError):  # which running it says
         continue
-      if config.seed + config.get("seeds", 1) > after.seed == after.resolve().seed:
+      if config.seed + config.get("seeds", 1) > after.seed == other.seed:
         raise ValueError(
           f"--config.{_SECTION}seeds: of {before.seed} and {after.seed} each run takes "
           f"{config.seeds} seeds, its own and those that follow, and some would count twice; give "

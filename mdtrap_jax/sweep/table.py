@@ -32,8 +32,8 @@ class Row(NamedTuple):
 
   def label(self, transductive: bool = False) -> str:
     """Its name in the table."""
-    about = "transductive" if transductive else self.exam.removeprefix("test")
-    return f"{self.name} ({about})" if about else self.name
+    about = "transductive" if transductive else self.exam
+    return self.name if about in ("", "test") else f"{self.name} ({about})"
 
 
 class Entry(NamedTuple):
