@@ -29,7 +29,7 @@ from mdtrap_jax.run.events import Track
 from mdtrap_jax.run.experiment import Experiment, Group, Ready
 from mdtrap_jax.run.log import Log, outline, versions
 from mdtrap_jax.run.outcome import Outcome, arrays_of, evaluation_of, make_line
-from mdtrap_jax.run.place import place
+from mdtrap_jax.run.place import Placement, halved, place
 from mdtrap_jax.run.programs import Programs, announced, make_programs, replicate, spread
 from mdtrap_jax.run.progress import Progress
 from mdtrap_jax.run.snapshots import Snapshot, SnapshotDirectory
@@ -186,18 +186,32 @@ class _Adapting(NamedTuple):
   pace: Pace
 
   def run(self, todo: Sequence[TaskId], placing: Mapping[str, Any], asked: Preemption) -> None:
-    """Adapts the tasks `todo`, batch after batch."""
+    """Adapts the tasks `todo`, batch after batch; batches that turn out too large are halved."""
     ready = self.ready
     most = -(-len(self.group.tasks) // hosts.count())
     with self.progress.busy("compiling to see how many fit"):
       placement = place(ready.method, ready.params, ready.task, ready.weights, most=most, **placing)
-    method, mesh = placement.method, placement.mesh
+    needed = placement.method.needed(ready.params, placing.get("shards", 1))
+    params = replicate(needed, placement.mesh)
+    while todo:
+      try:
+        return self._adapt(todo, placement, params, asked)
+      except jax.errors.JaxRuntimeError as error:
+        placement = halved(placement, error)
+      self.progress.again()
+      unfinished = set(_todo(self.group, self.directories))
+      todo = [task for task in todo if task in unfinished]
+
+  def _adapt(
+    self, todo: Sequence[TaskId], placement: Placement, params: Any, asked: Preemption
+  ) -> None:
+    """Adapts the tasks `todo` in batches of one size."""
+    ready, method, mesh = self.ready, placement.method, placement.mesh
     size = mesh.size * placement.each
     why = f" ({placement.why})" if placement.why else ""
     self.progress.say(
       f"{self.group.name}: {len(todo)} to do, {size} at once on {mesh.size} devices{why}"
     )
-    params = replicate(method.needed(ready.params, placing.get("shards", 1)), mesh)
     programs = announced(make_programs(method, mesh, bool(ready.weights)), self.progress.busy)
     on_devices = lambda batch: spread(_filled(batch.tasks, size), mesh)
     lengths = Lengths(self.pace.segment)

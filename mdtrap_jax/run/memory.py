@@ -11,7 +11,7 @@ import numpy as np
 from mdtrap_jax.data.task import Task
 from mdtrap_jax.methods.method import STATUS, Evaluation, Method
 from mdtrap_jax.run.loop import PACE, Lengths, adapt_batch
-from mdtrap_jax.run.place import place
+from mdtrap_jax.run.place import halved, place
 from mdtrap_jax.run.programs import make_programs, replicate, spread
 
 
@@ -52,18 +52,18 @@ def adapt(
   shape = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), tasks)
   placement = place(method, params, shape, {}, most=count, **placing)
   method, mesh = placement.method, placement.mesh
-  size = mesh.size * placement.each
   params = replicate(method.needed(params, placing.get("shards", 1)), mesh)
   programs, lengths = make_programs(method, mesh, False), Lengths(PACE.segment)
-  parts = []
-  for start in range(0, count, size):
-    rows = np.minimum(np.arange(start, start + size), count - 1)  # the last one fills the batch
-    batch = spread(jax.tree.map(lambda leaf, rows=rows: leaf[rows], tasks), mesh)
-    prepared, state = programs.prepare(params, batch, {})
 
-    def after(step, done, state, evaluations, start=start):
+  def adapted(start: int, size: int) -> Adapted:
+    rows = np.minimum(np.arange(start, start + size), count - 1)  # the last one fills the batch
+    prepared, state = programs.prepare(
+      params, spread(jax.tree.map(lambda leaf: leaf[rows], tasks), mesh), {}
+    )
+
+    def after(step, done, state, evaluations):
       del done, state, evaluations
-      report((start + size * step / method.steps) / (-(-count // size) * size))
+      report((start + size * step / method.steps) / (start + -(-(count - start) // size) * size))
 
     outcome, state = adapt_batch(programs, method, params, prepared, state, lengths, after=after)
     evaluations = {  # without the axis of variants
@@ -73,5 +73,15 @@ def adapt(
     ok = outcome.status[:, 0] == STATUS.index("ok")
     losses = {name: term.value[:, 0] for name, term in outcome.last.terms.items()}
     part = Adapted(jax.device_get(state.params), evaluations, ok, losses)
-    parts.append(jax.tree.map(lambda leaf, kept=count - start: np.asarray(leaf)[:kept], part))
+    return jax.tree.map(lambda leaf: np.asarray(leaf)[: count - start], part)
+
+  parts, start = [], 0
+  while start < count:
+    size = mesh.size * placement.each
+    try:
+      parts.append(adapted(start, size))
+    except jax.errors.JaxRuntimeError as error:
+      placement = halved(placement, error)
+    else:
+      start += size
   return jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts)

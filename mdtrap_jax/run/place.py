@@ -18,6 +18,9 @@ from mdtrap_jax.run.programs import task_mesh
 
 ATTEMPTS = 3  # at a number of tasks that fits: each may compile for minutes
 CAUTION = 0.95  # of the memory that a straight line may fill: another attempt costs more
+# Of a GPU's memory, that several tasks may fill: a program's temporaries are one piece there, and
+# the next batch's images may lie in the middle of what is free.
+PIECE = 0.5
 
 
 class Placement(NamedTuple):
@@ -45,8 +48,9 @@ def place(
   """How many devices should adapt how many tasks at once, and by which form of the method.
 
   On CPU cores, where larger batches gain nothing, that is what keeps a core busy, on as many
-  cores as the memory they share allows. Elsewhere it is what fits, which the compiler says; see
-  `most_that_fit`. Where not even one task fits, the method's smaller forms are tried.
+  cores as the memory they share allows. Elsewhere it is what fits, on a GPU into half of the
+  memory, which the compiler says; see `most_that_fit`. Where not even one task fits into all of
+  it, the method's smaller forms are tried.
 
   Args:
     method: what adapts.
@@ -85,11 +89,14 @@ def place(
     if len(devices) * (size_in_bytes(params) + busy * work.size) <= limit:
       return Placement(method, task_mesh(devices, shards), busy)  # sure to fit: no need to compile
   mesh = task_mesh(devices[:shards] if cores else devices, shards)
-  guess = 1 if cores else _guess(method, params, task, variants, shards, limit)
+  room, tasks = (limit // shards, 1) if cores else (limit, most)
+  piece = int(PIECE * room) if devices[0].platform == "gpu" else room
+  guess = 1 if cores else _guess(method, params, task, variants, shards, piece)
   while True:
-    needed = functools.partial(bytes_needed, method, params, task, weights, mesh)
-    room, tasks = (limit // shards, 1) if cores else (limit, most)
-    each, need = most_that_fit(needed, room, tasks, guess)
+    needed = functools.cache(functools.partial(bytes_needed, method, params, task, weights, mesh))
+    each, need = most_that_fit(needed, piece, tasks, guess)
+    if not each and piece < room:
+      each, need = most_that_fit(needed, room, 1, 1)
     if each:
       break
     method, guess = None if fixed else _smaller(method, task, need, room), 1
@@ -103,6 +110,30 @@ def place(
     mesh = task_mesh(devices, shards)
   why = f"{need.peak / 2**30:.2f} of {room / 2**30:.2f} GiB on each"
   return Placement(method, mesh, each, why)
+
+
+def halved(placement: Placement, error: jax.errors.JaxRuntimeError) -> Placement:
+  """Half as many tasks at once, for when the memory was not enough after all.
+
+  What programs need is known before they run, but not how much of the memory is free in one piece,
+  or taken by another process.
+
+  Args:
+    placement: of the batch that failed.
+    error: with which it failed.
+
+  Raises:
+    jax.errors.JaxRuntimeError: `error`, if it is about something else or a single task.
+  """
+  if "RESOURCE_EXHAUSTED" not in str(error) or placement.each == 1:
+    raise error
+  logging.warning(
+    "%d tasks at once did not fit into the memory that is free on each device: going on with half "
+    "as many (config.episodes_per_device says how many). %s",
+    placement.each,
+    str(error).partition("\n")[0],
+  )
+  return placement._replace(each=placement.each // 2, why="half of what did not fit")
 
 
 def most_that_fit(

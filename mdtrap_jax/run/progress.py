@@ -128,6 +128,12 @@ class Progress:
     self.skipped(tasks, share)
     self._describe(note)
 
+  def again(self) -> None:
+    """Moves the bar back to what is finished: the batch under way starts again."""
+    lost = self._position - self._done
+    self._moved = max(0.0, self._moved - lost)
+    self._move(-lost)
+
   def finished(self, outcome: Any, tasks: int) -> None:
     """Logs a batch whose lines are written; its first `tasks` rows are real.
 

@@ -115,6 +115,40 @@ def test_it_goes_on_in_other_batches_and_on_other_devices(
     assert abs(one["accuracy"] - other["accuracy"]) < 0.1
 
 
+def test_a_batch_that_does_not_fit_after_all_goes_on_in_halves(
+  features, undisturbed, tmp_path, monkeypatch, caplog
+):
+  """The memory of a second batch may not be free in one piece, as once on a GPU."""
+  adapt, batches = loop.adapt_batch, []
+
+  def fitting(programs, method, params, prepared, state, lengths, *, start, after, **options):
+    batches.append((len(state.status), start))
+
+    def and_fail(step, *arguments):
+      after(step, *arguments)
+      if len(state.status) > 1 and step == 3:
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory.")
+
+    options |= {"start": start, "after": and_fail}
+    return adapt(programs, method, params, prepared, state, lengths, **options)
+
+  monkeypatch.setattr(loop, "adapt_batch", fitting)
+  count_of = lambda self, tasks, share, note="": tasks * share
+  counted = record(monkeypatch, Progress, "stepped", count_of)
+  moved = record(monkeypatch, Progress, "_move", lambda self, tasks: tasks)
+  lines = run(features, tmp_path)
+  # Both tasks of the first batch go on where its last snapshot was.
+  assert batches == [(2, 0), (1, 3), (1, 3), (1, 0), (1, 0)]
+  assert sum(counted) == 1.5 + 0.5 + 2
+  assert sum(moved) == 4
+  assert -1.5 in moved  # the bar goes back
+  assert "2 tasks at once did not fit" in caplog.text
+  assert not (tmp_path / "snapshots").exists()
+  for one, other in zip(lines, undisturbed, strict=True):
+    assert (one["support"], one["query"]) == (other["support"], other["query"])
+    assert abs(one["accuracy"] - other["accuracy"]) < 0.1
+
+
 def test_a_damaged_snapshot_costs_its_batch_only(
   features, undisturbed, tmp_path, monkeypatch, caplog
 ):

@@ -4,6 +4,7 @@ import functools
 import types
 
 import jax
+import numpy as np
 import pytest
 
 from mdtrap_jax.methods import finetune
@@ -127,6 +128,59 @@ def test_weights_that_do_not_fit_are_compiled_once(monkeypatch):
   with pytest.raises(MemoryError, match="one task needs 0.00 GiB"):
     stubbed(monkeypatch, compiler, 60, most=9, memory=30, devices=jax.devices()[:1])
   assert compiler.calls == [(None, 1)]
+
+
+@pytest.mark.parametrize(
+  ("memory", "each", "compiled"),
+  [(1000, 7, [7]), (280, 1, [1]), (190, 1, [1]), (100, 1, [1])],
+)
+def test_several_tasks_fill_half_of_a_gpu_and_one_all_of_it(monkeypatch, memory, each, compiled):
+  """The largest program's memory is one piece there, between whatever else there is."""
+  monkeypatch.setattr(placing, "PIECE", 0.5)
+  monkeypatch.setattr(placing, "task_mesh", lambda devices, shards: None)
+  compiler, gpu = Compiler(), types.SimpleNamespace(platform="gpu")
+  placed = stubbed(monkeypatch, compiler, 60, most=10**6, memory=memory, devices=[gpu])
+  assert (placed.each, placed.method.chunk) == (each, None)
+  assert [count for _, count in compiler.calls] == compiled
+
+
+def exhausted(what="RESOURCE_EXHAUSTED: Out of memory while trying to allocate 12.27GiB\nmore"):
+  return jax.errors.JaxRuntimeError(what)
+
+
+def test_half_of_what_did_not_fit(caplog):
+  placement = placing.Placement(None, None, 7)
+  assert placing.halved(placement, exhausted()).each == 3
+  assert "7 tasks at once" in caplog.text
+  assert "12.27GiB" in caplog.text
+  with pytest.raises(jax.errors.JaxRuntimeError, match="INTERNAL"):
+    placing.halved(placement, exhausted("INTERNAL: a fault of another kind"))
+  with pytest.raises(jax.errors.JaxRuntimeError, match="Out of memory"):
+    placing.halved(placement._replace(each=1), exhausted())
+
+
+def test_in_memory_batches_that_do_not_fit_are_halved(monkeypatch):
+  """Three tasks, of which one device is asked to take three at once and takes one."""
+  adaptation, params, _, episodes, _ = setup()
+  few = jax.tree.map(lambda leaf: leaf[:3], episodes)
+  adapt = functools.partial(in_memory.adapt, adaptation, params, few)
+  placed = {"each": 3, "devices": jax.devices()[:1]}
+  expected, reported, sizes = adapt(placing=placed), [], []
+  one_batch = in_memory.adapt_batch
+
+  def fitting(programs, method, params, prepared, state, lengths, **options):
+    sizes.append(len(state.status))
+    result = one_batch(programs, method, params, prepared, state, lengths, **options)
+    if sizes[-1] > 1:
+      raise exhausted()
+    return result
+
+  monkeypatch.setattr(in_memory, "adapt_batch", fitting)
+  found = adapt(placing=placed, report=reported.append)
+  assert sizes == [3, 1, 1, 1]
+  assert reported[-1] == 1
+  for ours, theirs in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+    np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-5)
 
 
 def test_batches_are_even(monkeypatch):
