@@ -99,8 +99,8 @@ def machines(backbone: Backbone) -> dict[str, Machine]:
   }
   if backbone == CLIP:
     on_a_card = shares(H200_STEP, H200_EVALUATE, H200_PEAK)
-    # Half of their memory, as `run.place.PIECE` has it.
-    for name, memory in (("H100", 40e9), ("H200", 70.5e9)):
+    # Of the three quarters that JAX takes for itself, half: as `run.place.PIECE` has it.
+    for name, memory in (("H100", 30e9), ("H200", 52.9e9)):
       found[name] = Machine(model, 1, H200_PEAK, memory, H200_BYTES, *on_a_card)
   return found
 

@@ -3,6 +3,7 @@
 Legend: `E` episodes of a batch, `C` classes, `K` shots, `Q` queries per class, `S` image side.
 """
 
+import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
@@ -207,17 +208,17 @@ def ahead(
 ) -> Iterator[tuple[TaskBatch, Any]]:
   """Each batch with `put(batch)`, made in a thread while the caller works on the one before.
 
-  Closing it does not wait for the batch that is being made.
+  Closing it does not wait for the batch that is being loaded, which is then not put anywhere.
 
   Args:
     put: Copies a batch to the devices.
     batches: From `task_batches`; an error in it is raised when its batch is due.
   """
-  batches = iter(batches)
+  batches, closed = iter(batches), threading.Event()
 
   def following() -> tuple[TaskBatch, Any] | None:
     batch = next(batches, None)
-    return None if batch is None else (batch, put(batch))
+    return None if batch is None or closed.is_set() else (batch, put(batch))
 
   pool = ThreadPoolExecutor(1)
   try:
@@ -226,4 +227,6 @@ def ahead(
       pending = pool.submit(following)
       yield item
   finally:
+    closed.set()
     pool.shutdown(wait=False, cancel_futures=True)
+    pending = None  # an error in it would hold what its caller has on the devices

@@ -165,7 +165,7 @@ def _cells(row: Row, diagnosed: bool) -> tuple[Any, ...]:
 def _format(write: Callable[..., str], rows: Sequence[Row]) -> str:
   header = ["run", "episodes", "failed", "zero-shot (%)", "adapted (%)", "difference (points)"]
   if any(row.domain is not None for row in rows):
-    header.insert(1, "domain")
+    header.insert(1, "tested on")
     rows = [row._replace(domain=row.domain or "–") for row in rows]
   if diagnosed := any(row.ncc.episodes for row in rows):
     header.insert(header.index("adapted (%)"), "NCC (%)")

@@ -191,13 +191,15 @@ class _Adapting(NamedTuple):
     most = -(-len(self.group.tasks) // hosts.count())
     with self.progress.busy("compiling to see how many fit"):
       placement = place(ready.method, ready.params, ready.task, ready.weights, most=most, **placing)
-    needed = placement.method.needed(ready.params, placing.get("shards", 1))
-    params = replicate(needed, placement.mesh)
+    shards = placing.get("shards", 1)
+    params = replicate(placement.method.needed(ready.params, shards), placement.mesh)
     while todo:
       try:
         return self._adapt(todo, placement, params, asked)
       except jax.errors.JaxRuntimeError as error:
         placement = halved(placement, error)
+      asked.check()
+      asked.saves = False  # all is saved: nobody need wait for smaller programs to be compiled
       self.progress.again()
       unfinished = set(_todo(self.group, self.directories))
       todo = [task for task in todo if task in unfinished]

@@ -62,8 +62,11 @@ def adapt(
     )
 
     def after(step, done, state, evaluations):
+      nonlocal furthest  # a batch that starts again does not take it back
       del done, state, evaluations
-      report((start + size * step / method.steps) / (start + -(-(count - start) // size) * size))
+      rows = start + -(-(count - start) // size) * size
+      furthest = max(furthest, (start + size * step / method.steps) / rows)
+      report(furthest)
 
     outcome, state = adapt_batch(programs, method, params, prepared, state, lengths, after=after)
     evaluations = {  # without the axis of variants
@@ -75,7 +78,7 @@ def adapt(
     part = Adapted(jax.device_get(state.params), evaluations, ok, losses)
     return jax.tree.map(lambda leaf: np.asarray(leaf)[: count - start], part)
 
-  parts, start = [], 0
+  parts, start, furthest = [], 0, 0.0
   while start < count:
     size = mesh.size * placement.each
     try:

@@ -18,8 +18,8 @@ from mdtrap_jax.run.programs import task_mesh
 
 ATTEMPTS = 3  # at a number of tasks that fits: each may compile for minutes
 CAUTION = 0.95  # of the memory that a straight line may fill: another attempt costs more
-# Of a GPU's memory, that several tasks may fill: a program's temporaries are one piece there, and
-# the next batch's images may lie in the middle of what is free.
+# Of a GPU's memory beside the weights, what several tasks may fill: a program's temporaries are one
+# piece there, and the next batch's images may lie in the middle of what is free.
 PIECE = 0.5
 
 
@@ -90,7 +90,10 @@ def place(
       return Placement(method, task_mesh(devices, shards), busy)  # sure to fit: no need to compile
   mesh = task_mesh(devices[:shards] if cores else devices, shards)
   room, tasks = (limit // shards, 1) if cores else (limit, most)
-  piece = int(PIECE * room) if devices[0].platform == "gpu" else room
+  piece = room
+  if devices[0].platform == "gpu":
+    kept = size_in_bytes(params) // shards
+    piece = kept + int(PIECE * max(room - kept, 0))
   guess = 1 if cores else _guess(method, params, task, variants, shards, piece)
   while True:
     needed = functools.cache(functools.partial(bytes_needed, method, params, task, weights, mesh))

@@ -129,10 +129,11 @@ class Progress:
     self._describe(note)
 
   def again(self) -> None:
-    """Moves the bar back to what is finished: the batch under way starts again."""
-    lost = self._position - self._done
-    self._moved = max(0.0, self._moved - lost)
-    self._move(-lost)
+    """Moves the bar back to what is finished: the batch under way starts again, or from a snapshot.
+
+    What it has done counts in the rate as the work it was.
+    """
+    self._move(self._done - self._position)
 
   def finished(self, outcome: Any, tasks: int) -> None:
     """Logs a batch whose lines are written; its first `tasks` rows are real.

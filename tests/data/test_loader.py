@@ -278,6 +278,26 @@ def test_the_next_batch_is_placed_while_the_caller_works():
     assert batch > 0 or not placed[2].is_set()  # one ahead, not all
 
 
+def test_a_batch_that_nobody_waits_for_is_not_placed():
+  loading, left, placed = threading.Event(), threading.Event(), []
+
+  def batches():
+    yield 0
+    loading.set()
+    left.wait(10)
+    yield 1
+
+  found = loader.ahead(placed.append, batches())
+  next(found)
+  loading.wait(10)
+  found.close()
+  left.set()
+  for thread in threading.enumerate():
+    if thread is not threading.current_thread() and "ThreadPool" in thread.name:
+      thread.join(10)
+  assert placed == [0]
+
+
 def test_an_error_ahead_waits_for_its_turn():
   def batches():
     yield 1

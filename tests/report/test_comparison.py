@@ -106,7 +106,7 @@ def test_domains_have_a_row_each(tmp_path):
   found = {row.domain: row.difference for row in rows[2:]}
   assert (found["x"].episodes, found["y"].episodes) == (2, 0)
   np.testing.assert_allclose(found["x"].mean, 0.15)
-  assert comparison.format_text(rows).splitlines()[0].split()[:2] == ["run", "domain"]
+  assert comparison.format_text(rows).splitlines()[0].split()[:3] == ["run", "tested", "on"]
 
 
 def test_examinations_have_a_row_each(tmp_path):

@@ -1,5 +1,6 @@
 """Runs that are stopped and go on in the middle, elsewhere, and with a damaged snapshot."""
 
+import gc
 import os
 import signal
 
@@ -12,7 +13,7 @@ from configs import copa
 from mdtrap_jax import config as configs
 from mdtrap_jax.config import ConfigMismatchError
 from mdtrap_jax.experiments import finetune, heads
-from mdtrap_jax.run import loop
+from mdtrap_jax.run import loop, predictions
 from mdtrap_jax.run.lines import read_episodes
 from mdtrap_jax.run.programs import make_programs, task_mesh
 from mdtrap_jax.run.progress import Progress
@@ -115,38 +116,80 @@ def test_it_goes_on_in_other_batches_and_on_other_devices(
     assert abs(one["accuracy"] - other["accuracy"]) < 0.1
 
 
+NO_ROOM = "RESOURCE_EXHAUSTED: Out of memory while trying to allocate 12.27GiB"
+
+
+def fail_of_two(monkeypatch, name, turn):
+  """Has the programs `name` find no room for a batch of two at that call of them; lists calls."""
+  calls, make = [], loop.make_programs
+
+  def made(*arguments):
+    programs = make(*arguments)
+    called = programs.run[False] if name == "run" else getattr(programs, name)
+
+    def call(params, tasks, *rest):
+      calls.append(len(jax.tree.leaves(tasks)[0]))
+      if calls.count(2) == turn and calls[-1] == 2:
+        raise jax.errors.JaxRuntimeError(NO_ROOM)
+      return called(params, tasks, *rest)
+
+    return programs._replace(**{name: {False: call, True: call} if name == "run" else call})
+
+  monkeypatch.setattr(loop, "make_programs", made)
+  return calls
+
+
+@pytest.mark.parametrize(
+  ("program", "turn", "starts", "moved"),
+  [
+    ("run", 3, [0, 2, 2, 0, 0], -1.0),  # the first batch, which has taken two of its four steps
+    ("prepare", 2, [0, 0, 0], 0.0),  # the second, before its first
+    ("evaluate", 2, [0, 0, 3, 3], -1.5),  # the second, after its last
+  ],
+)
 def test_a_batch_that_does_not_fit_after_all_goes_on_in_halves(
-  features, undisturbed, tmp_path, monkeypatch, caplog
+  features, undisturbed, tmp_path, monkeypatch, caplog, program, turn, starts, moved
 ):
   """The memory of a second batch may not be free in one piece, as once on a GPU."""
-  adapt, batches = loop.adapt_batch, []
-
-  def fitting(programs, method, params, prepared, state, lengths, *, start, after, **options):
-    batches.append((len(state.status), start))
-
-    def and_fail(step, *arguments):
-      after(step, *arguments)
-      if len(state.status) > 1 and step == 3:
-        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory.")
-
-    options |= {"start": start, "after": and_fail}
-    return adapt(programs, method, params, prepared, state, lengths, **options)
-
-  monkeypatch.setattr(loop, "adapt_batch", fitting)
-  count_of = lambda self, tasks, share, note="": tasks * share
-  counted = record(monkeypatch, Progress, "stepped", count_of)
-  moved = record(monkeypatch, Progress, "_move", lambda self, tasks: tasks)
-  lines = run(features, tmp_path)
-  # Both tasks of the first batch go on where its last snapshot was.
-  assert batches == [(2, 0), (1, 3), (1, 3), (1, 0), (1, 0)]
-  assert sum(counted) == 1.5 + 0.5 + 2
-  assert sum(moved) == 4
-  assert -1.5 in moved  # the bar goes back
+  calls = fail_of_two(monkeypatch, program, turn)
+  started = record(monkeypatch, loop, "adapt_batch", lambda *_, start, **options: start)
+  moves = record(monkeypatch, Progress, "_move", lambda self, tasks: tasks)
+  lines = run(features, tmp_path, predictions=True)
+  assert calls.count(2) == turn
+  assert started == starts
+  assert min(moves) == moved
+  assert sum(moves) == 4
   assert "2 tasks at once did not fit" in caplog.text
   assert not (tmp_path / "snapshots").exists()
+  assert [line["episode"] for line in lines] == [0, 1, 2, 3]
+  assert len(predictions.gather(tmp_path)) == 4
   for one, other in zip(lines, undisturbed, strict=True):
     assert (one["support"], one["query"]) == (other["support"], other["query"])
     assert abs(one["accuracy"] - other["accuracy"]) < 0.1
+
+
+def test_images_that_do_not_fit_leave_nothing_of_their_batch(
+  features, undisturbed, tmp_path, monkeypatch
+):
+  """What a thread copies ahead fails when its turn comes; the batch before it is let go."""
+  spread, held = loop.spread, []
+
+  def full(tree, mesh):
+    rows = len(jax.tree.leaves(tree)[0])
+    held.append((rows, sorted({a.shape[0] for a in jax.live_arrays() if a.ndim and a.size})))
+    if [rows for rows, _ in held] == [2, 2]:
+      raise jax.errors.JaxRuntimeError(NO_ROOM)
+    return spread(tree, mesh)
+
+  monkeypatch.setattr(loop, "spread", full)
+  gc.disable()
+  try:
+    lines = run(features, tmp_path)
+  finally:
+    gc.enable()
+  assert [rows for rows, _ in held] == [2, 2, 1, 1]
+  assert 2 not in held[2][1]
+  assert [line["support"] for line in lines] == [line["support"] for line in undisturbed]
 
 
 def test_a_damaged_snapshot_costs_its_batch_only(
