@@ -24,7 +24,8 @@ from absl import logging
 from mdtrap_jax import buckets, files
 from mdtrap_jax.data import images
 from mdtrap_jax.data.names import is_printable, listed, nfc, shown
-from mdtrap_jax.data.tfds_source import TARGETS, open_builder
+from mdtrap_jax.data.targets import TARGETS
+from mdtrap_jax.data.tfds_source import open_builder
 
 
 class Release(NamedTuple):

@@ -18,7 +18,7 @@ from mdtrap_jax.data.folder_source import FolderSource
 from mdtrap_jax.data.images import decoding_of
 from mdtrap_jax.data.releases import ReleaseSource
 from mdtrap_jax.data.source import Source
-from mdtrap_jax.data.tfds_source import TARGETS, TfdsSource
+from mdtrap_jax.data.targets import TARGETS
 
 __all__ = [
   "SOURCES",
@@ -26,7 +26,6 @@ __all__ = [
   "ClassSubset",
   "FolderSource",
   "Source",
-  "TfdsSource",
   "check_feasible",
   "describe_changes",
   "describe_classes",
@@ -64,6 +63,8 @@ def _world(config: Any) -> Source:
 
 def _target(name: str) -> Callable[[Any], Source]:
   def make(config: Any) -> Source:
+    from mdtrap_jax.data.tfds_source import TfdsSource  # and TFDS, which no other source waits for
+
     target = TARGETS[name]
     return TfdsSource(
       target.builder,

@@ -4,7 +4,7 @@ import contextlib
 import functools
 import pathlib
 from collections.abc import Iterator, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
@@ -16,46 +16,7 @@ from mdtrap_jax.data.builders import chestx14 as _chestx14  # noqa: F401
 from mdtrap_jax.data.builders import isic2018 as _isic2018  # noqa: F401
 from mdtrap_jax.data.content import Content, digest_of, identity_of
 from mdtrap_jax.data.names import listed, nfc, shown
-
-EUROSAT_CLASSES = {
-  "AnnualCrop": "Annual Crop Land",
-  "Forest": "Forest",
-  "HerbaceousVegetation": "Herbaceous Vegetation Land",
-  "Highway": "Highway or Road",
-  "Industrial": "Industrial Buildings",
-  "Pasture": "Pasture Land",
-  "PermanentCrop": "Permanent Crop Land",
-  "Residential": "Residential Buildings",
-  "River": "River",
-  "SeaLake": "Sea or Lake",
-}
-
-# The reference's prompts have the folder names of the Kaggle copy; TFDS has Mendeley's.
-CROPDISEASE_CLASSES = {
-  "Cherry___Powdery_mildew": "Cherry_(including_sour)___Powdery_mildew",
-  "Cherry___healthy": "Cherry_(including_sour)___healthy",
-  "Corn___Cercospora_leaf_spot Gray_leaf_spot": (
-    "Corn_(maize)___Cercospora_leaf_spot Gray_leaf_spot"
-  ),
-  "Corn___Common_rust": "Corn_(maize)___Common_rust_",
-  "Corn___Northern_Leaf_Blight": "Corn_(maize)___Northern_Leaf_Blight",
-  "Corn___healthy": "Corn_(maize)___healthy",
-}
-
-
-class Target(NamedTuple):
-  """A target domain: its TFDS builder, and its labels' names in prompts where they differ."""
-
-  builder: str
-  class_names: Mapping[str, str] | None = None
-
-
-TARGETS = {
-  "eurosat": Target("eurosat/rgb", EUROSAT_CLASSES),
-  "cropdisease": Target("plant_village", CROPDISEASE_CLASSES),
-  "isic": Target("isic2018"),
-  "chestx": Target("chestx14"),
-}
+from mdtrap_jax.data.targets import TARGETS
 
 
 class TfdsSource:

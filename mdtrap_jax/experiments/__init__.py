@@ -12,7 +12,7 @@ from pathlib import Path
 import ml_collections
 
 from mdtrap_jax import config as configs
-from mdtrap_jax.experiments import all_way, all_way_heads, finetune, heads, pretrain, study
+from mdtrap_jax.experiments import all_way, all_way_heads, finetune, heads, study
 from mdtrap_jax.methods.heads import METHODS
 from mdtrap_jax.report import all_way as all_way_report
 from mdtrap_jax.report import comparison, summary
@@ -81,6 +81,8 @@ def run_pretrain(
   config: ml_collections.ConfigDict, store: Store, track: Track | None = None
 ) -> str:
   """Pretrains the miniature; `checkpoints.load` reads what is then in `DIR/model`."""
+  from mdtrap_jax.experiments import pretrain  # and the generated world, which few runs need
+
   finished = run_loop(pretrain.experiment(config, store.root), store, track=track)
   rate = summary.write(finished.directories[""], finished.rate)["episodes_per_second"]
   return pretrain.tabulate(config, store.root, rate) if hosts.index() == 0 else ""

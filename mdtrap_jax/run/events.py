@@ -10,18 +10,19 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-# tensorboardX would import torch where there is one, for annotations: seconds of every start.
-_hidden = "torch" not in sys.modules
-if _hidden:
-  sys.modules["torch"] = None
+# Where they are installed, tensorboardX would import torch, for annotations, and what reads and
+# writes buckets, which `run.store` does: seconds of every start.
+_UNUSED = ("torch", "boto3", "google.cloud.storage")
+_hidden = [name for name in _UNUSED if name not in sys.modules]
+sys.modules.update(dict.fromkeys(_hidden))
 try:
   from tensorboardX.event_file_writer import EventsWriter
   from tensorboardX.proto.event_pb2 import Event, SessionLog
   from tensorboardX.proto.summary_pb2 import Summary
   from tensorboardX.summary import scalar
 finally:
-  if _hidden:
-    del sys.modules["torch"]
+  for _name in _hidden:
+    del sys.modules[_name]
 
 
 class Scalars(NamedTuple):

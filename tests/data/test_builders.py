@@ -16,7 +16,8 @@ from PIL import Image
 
 from mdtrap_jax.data import images, prepare, sources
 from mdtrap_jax.data.builders import chestx14, isic2018
-from mdtrap_jax.data.tfds_source import CROPDISEASE_CLASSES, EUROSAT_CLASSES, TARGETS, TfdsSource
+from mdtrap_jax.data.targets import CROPDISEASE_CLASSES, EUROSAT_CLASSES, TARGETS
+from mdtrap_jax.data.tfds_source import TfdsSource
 
 TRUTH = "ISIC2018_Task3_Training_GroundTruth"
 INPUT = "ISIC2018_Task3_Training_Input"
@@ -395,9 +396,9 @@ def test_a_signal_ends_with_one_line_and_keeps_nothing(number, tmp_path, monkeyp
 def test_command_needs_no_tensorflow(isic, tmp_path):
   code = (
     "import sys\n"
-    "from mdtrap_jax.data import prepare, sources\n"
+    "from mdtrap_jax.data import prepare, tfds_source\n"
     "prepare.main(sys.argv[1:])\n"
-    f"source = sources.TfdsSource('isic2018', 'train', {str(tmp_path / 'tfds')!r})\n"
+    f"source = tfds_source.TfdsSource('isic2018', 'train', {str(tmp_path / 'tfds')!r})\n"
     "print(source.image(0).shape, 'tensorflow' in sys.modules)"
   )
   options = ["isic", f"--data_dir={tmp_path / 'tfds'}", f"--manual_dir={isic}"]

@@ -18,6 +18,10 @@ from mdtrap_jax.run import loop
 from mdtrap_jax.run.progress import Progress
 from tests.flags import flags_of_commands
 
+STARTED = set(sys.modules)  # of the server, before it imports what tests need
+NEEDLESS = {
+  "boto3", "google.cloud.storage", "matplotlib", "scipy.ndimage", "tensorflow_datasets", "torch",
+}  # fmt: skip
 EVERY = loop.Pace(segment=0.0, snapshot=0.0, share=math.inf)  # a snapshot after every step
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload([__name__, "sklearn.datasets"])
@@ -73,7 +77,7 @@ def there(log) -> Path:
 def _main(arguments, log, send, environment):
   for name, descriptor in (("out", 1), ("err", 2)):
     os.dup2(os.open(f"{log}.{name}", os.O_WRONLY | os.O_CREAT | os.O_TRUNC), descriptor)
-  assert "matplotlib" not in sys.modules, "a run starts without it"
+  assert not STARTED & NEEDLESS, "a run starts without them"
   os.environ |= {"XLA_FLAGS": flags_of_commands(devices=1), **environment}
   experiments.run_loop = functools.partial(loop.run, pace=EVERY)
   _report_starts()

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from mdtrap_jax.methods import finetune
+from mdtrap_jax.methods.heads import make_method
 from mdtrap_jax.methods.method import Work
 from mdtrap_jax.run import memory as in_memory
 from mdtrap_jax.run import needs
@@ -16,6 +17,7 @@ from mdtrap_jax.run import programs as batching
 from mdtrap_jax.run.needs import Need
 from tests.episodes import row
 from tests.methods.test_finetune import setup
+from tests.methods.test_heads import make_task
 
 
 def test_memory_decides_how_many_episodes_run_at_once(monkeypatch):
@@ -161,9 +163,9 @@ def test_half_of_what_did_not_fit(caplog):
 
 def test_in_memory_batches_that_do_not_fit_are_halved(monkeypatch):
   """Three tasks, of which one device is asked to take two at once; the second time it cannot."""
-  adaptation, params, _, episodes, _ = setup()
-  few = jax.tree.map(lambda leaf: leaf[:3], episodes)
-  adapt = functools.partial(in_memory.adapt, adaptation, params, few)
+  tasks = [make_task(seed=seed)._replace(number=seed) for seed in range(3)]
+  tasks = jax.tree.map(lambda *rows: np.stack(rows), *tasks)
+  adapt = functools.partial(in_memory.adapt, make_method("copa", ways=3, steps=4), None, tasks)
   placed = {"each": 2, "devices": jax.devices()[:1]}
   expected, reported, sizes = adapt(placing=placed), [], []
   one_batch = in_memory.adapt_batch
