@@ -90,7 +90,7 @@ def test_other_processes_take_up_what_one_had_begun(google, heads, tmp_path, cap
   assert read_episodes(url) == read_episodes(f"{url}/process-1") == wanted
   assert names(url, ".parts/") == names(url, ".snapshot") == names(url, ".lease") == []
   assert __main__.main(["compare", url]) == 0
-  assert capsys.readouterr().out.splitlines()[1].startswith("run     one         8")
+  assert capsys.readouterr().out.splitlines()[1].startswith("run        one         8")
 
 
 def test_two_processes_killed_at_random_end_with_the_same_lines(google, heads, tmp_path):
