@@ -17,6 +17,8 @@ CACHES = os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="mdtrap_jax-cach
 atexit.register(shutil.rmtree, CACHES, ignore_errors=True)
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 os.environ["HF_HUB_OFFLINE"] = "1"
+# Where in the code an operation is from, which programs need not say here, costs time.
+os.environ.setdefault("JAX_TRACEBACK_IN_LOCATIONS_LIMIT", "0")
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # torch's threads, which wait by spinning
 os.environ["XLA_FLAGS"] = flags_of_tests(os.environ.get("XLA_FLAGS", ""))
 
