@@ -36,7 +36,7 @@ def adapt(
   placing: Mapping[str, Any] | None = None,
   report: Callable[[float], None] = lambda done: None,
 ) -> Adapted:
-  """Adapts tasks of one shape, as many at once as `place` finds room for.
+  """Adapts tasks of one shape, as many at once as there is room for, halved if there is not.
 
   Args:
     method: that adapts.

@@ -48,9 +48,9 @@ def place(
   """How many devices should adapt how many tasks at once, and by which form of the method.
 
   On CPU cores, where larger batches gain nothing, that is what keeps a core busy, on as many
-  cores as the memory they share allows. Elsewhere it is what fits, on a GPU into half of the
-  memory, which the compiler says; see `most_that_fit`. Where not even one task fits into all of
-  it, the method's smaller forms are tried.
+  cores as the memory they share allows. Elsewhere it is what fits, which the compiler
+  says; see `most_that_fit`. On a GPU several tasks have half of the memory beside the weights
+  (`PIECE`), and one all of it. Where not even one fits, the method's smaller forms are tried.
 
   Args:
     method: what adapts.
@@ -92,8 +92,8 @@ def place(
   room, tasks = (limit // shards, 1) if cores else (limit, most)
   piece = room
   if devices[0].platform == "gpu":
-    kept = size_in_bytes(params) // shards
-    piece = kept + int(PIECE * max(room - kept, 0))
+    model = size_in_bytes(params) // shards
+    piece = model + int(PIECE * max(room - model, 0))
   guess = 1 if cores else _guess(method, params, task, variants, shards, piece)
   while True:
     needed = functools.cache(functools.partial(bytes_needed, method, params, task, weights, mesh))
